@@ -12,6 +12,7 @@ from rm_core.errors import ModelLoadError
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Attention: TypeAlias = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]
+Compile: TypeAlias = bool | Literal["auto"]
 
 TokenizerMode: TypeAlias = Literal["auto", "tokenizers"]
 Quantization: TypeAlias = Literal["none", "int8", "int8-weights", "fp8", "fp8-weights"]
@@ -41,8 +42,9 @@ class ModelConfig:
             order. Slower.
         quantization: quantization of the decoder's linear layers by torchao. Lossy, so never
             automatic.
-        compile: compile the decoder layers with `torch.compile`. The first batches wait for the
-            compilation.
+        compile: whether to compile the decoder layers with `torch.compile`. The first batch waits
+            for the compiler. `auto` compiles on one CUDA device, unless `deterministic` is on or
+            the compiler does not work.
         self_check: compare the engine with plain transformers at load time, and refuse a model
             whose rewards differ by more than rounding.
         tokenizer_mode: library that tokenizes; `auto` is fastokens where it gives the ids of
@@ -66,7 +68,7 @@ class ModelConfig:
     template_date: str | None = None
     deterministic: bool = False
     quantization: Quantization = "none"
-    compile: bool = False
+    compile: Compile = "auto"
     self_check: bool = True
     tokenizer_mode: TokenizerMode = "auto"
     tokenizer_check_interval: int = 1_000
@@ -79,12 +81,15 @@ class ModelConfig:
             ("attention", self.attention, get_args(Attention)),
             ("quantization", self.quantization, get_args(Quantization)),
             ("tokenizer_mode", self.tokenizer_mode, get_args(TokenizerMode)),
+            ("compile", self.compile, (True, False, "auto")),
         ):
             if value not in allowed:
-                raise ModelLoadError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
+                raise ModelLoadError(
+                    f"{field} is {value!r}; allowed: {', '.join(map(str, allowed))}"
+                )
         if self.num_devices < 1:
             raise ModelLoadError(f"num_devices is {self.num_devices}; give at least 1")
-        if self.num_devices > 1 and self.compile:
+        if self.num_devices > 1 and self.compile is True:
             raise ModelLoadError(
                 f"`compile` requires a model on one device, but num_devices is {self.num_devices}; "
                 "remove one of the two settings"

@@ -186,6 +186,7 @@ class ModelInfo:
         prefix_cache_reason: why this size was chosen.
         deterministic: whether a reward does not depend on its batch.
         compiled: whether the layers are compiled.
+        compiled_reason: why they are compiled, or not.
         self_check: whether rewards were compared with plain transformers at load time.
         tokenizer: name of the library that tokenizes.
         tokenizer_reason: why this library is used.
@@ -211,6 +212,7 @@ class ModelInfo:
     prefix_cache_reason: str
     deterministic: bool
     compiled: bool
+    compiled_reason: str
     self_check: bool
     tokenizer: str
     tokenizer_reason: str

@@ -36,6 +36,7 @@ INFO = ModelInfo(
     prefix_cache_reason="because",
     deterministic=False,
     compiled=False,
+    compiled_reason="because",
     self_check=True,
     tokenizer=_DEMO_ENCODER.text_tokenizer.choice.name,
     tokenizer_reason=_DEMO_ENCODER.text_tokenizer.choice.reason,

@@ -1,13 +1,21 @@
-"""Runs packed rows in transformers' own decoder, through its two public hooks.
+"""Runs packed rows in transformers' own decoder, through its public hook for attention.
 
 transformers calls the attention function registered here from every layer of the three families.
-The function calls the backend that is passed to the decoder. No mask is built, and no model code of
-transformers is changed or copied.
+The function calls the backend of the batch that runs in the current context. No mask function is
+registered, so that transformers builds no mask and does not look for one in the positions, for
+which it would wait for the device. No model code of transformers is changed or copied.
+
+To the compiler of the layers, attention is one operator whose contents it does not see, so that a
+compiled layer is one graph. The plan of a batch is therefore not an argument.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +31,7 @@ NAME = "skyreward_packed"
 
 @dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """Input of one batch's attention, in addition to queries, keys and values.
-
-    One opaque object, so that compiled layers do not trace its contents.
+    """Input of one batch's attention on a device, in addition to queries, keys and values.
 
     Attributes:
         backend: attention backend.
@@ -50,53 +56,142 @@ class PackedAttention:
     readouts: torch.Tensor | None = None
     readout_plan: Any = None
 
-    def select_readouts(self, keys: tuple[torch.Tensor, torch.Tensor]) -> PackedAttention:
-        """Return the attention of the readout tokens only, over these keys and values."""
-        assert self.readouts is not None
-        return PackedAttention(
-            self.backend, self.readout_plan, len(self.readouts), self.num_keys, self.cached, keys
-        )
+
+@dataclass(slots=True)
+class _RunningBatch:
+    """A batch on its way through the decoder.
+
+    Attributes:
+        stages: attention on each device.
+        next_layer: index of the layer that attends next. Counted, because a number that differs
+            from layer to layer would make the compiler compile each layer separately.
+    """
+
+    stages: Sequence[tuple[torch.device, PackedAttention]]
+    next_layer: int = 0
+
+    def get_attention(self, device: torch.device) -> PackedAttention:
+        """Return the attention on a layer's device."""
+        if len(self.stages) == 1:  # whose device may have no index, unlike that of a tensor
+            return self.stages[0][1]
+        return next(packed for stage, packed in self.stages if stage == device)
+
+
+_running: ContextVar[_RunningBatch] = ContextVar("skyreward_running_batch")
+
+
+@contextlib.contextmanager
+def run_packed_attention(
+    stages: Sequence[tuple[torch.device, PackedAttention]],
+) -> Iterator[None]:
+    """Let the decoder that is called in this context attend within the segments of a batch.
+
+    Args:
+        stages: each device of the model, with the attention of the batch on it.
+    """
+    token = _running.set(_RunningBatch(stages))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+@contextlib.contextmanager
+def run_readout_attention(
+    device: torch.device, keys: tuple[torch.Tensor, torch.Tensor]
+) -> Iterator[None]:
+    """Let the last layer, called in this context, attend from the readout tokens only.
+
+    Args:
+        device: device of the layer.
+        keys: see `PackedAttention`.
+    """
+    running = _running.get()
+    packed = running.get_attention(device)
+    assert packed.readouts is not None
+    readouts = replace(
+        packed, plan=packed.readout_plan, num_queries=len(packed.readouts), keys=keys
+    )
+    token = _running.set(_RunningBatch(((device, readouts),), running.next_layer))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def get_readouts(device: torch.device) -> torch.Tensor | None:
+    """Return the readout tokens for which the last layer runs; None if it runs for all tokens."""
+    running = _running.get(None)
+    return None if running is None else running.get_attention(device).readouts
 
 
 def install_packed_attention(model: PreTrainedModel) -> None:
-    """Make a model's layers use the `PackedAttention` passed to its decoder as `packed`."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make a model's layers attend to the segments of the batch of `run_packed_attention`."""
+    from transformers import AttentionInterface
 
-    # Not compiled, because loops over segments differ from batch to batch. Not a decorator, because
-    # a decorator would load the compiler, for seconds, wherever this package is imported.
-    AttentionInterface.register(NAME, torch.compiler.disable(_attend))
-    AttentionMaskInterface.register(NAME, _no_mask)
+    _register_operator()
+    AttentionInterface.register(NAME, _attend_in_layer)
     model.set_attn_implementation(NAME)
     assert model.config._attn_implementation == NAME
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
-def _attend(
+def _attend_in_layer(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: None,
     *,
-    packed: PackedAttention,
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`."""
+    # The operator costs time that only compiled layers have to spend.
+    attend = torch.ops.skyreward.attend if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, scaling, softcap, sliding_window), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`, contiguous."""
+    running = _running.get()
+    packed = running.get_attention(query.device)
     if packed.keys is not None:
         key, value = packed.keys
-    params = AttentionParams(scaling, softcap, sliding_window)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     num_queries, num_keys = packed.num_queries, packed.num_keys
     keys, values = keys[:num_keys], values[:num_keys]
     if packed.cached is not None:
-        keys, values = packed.cached.extend(module.layer_idx, keys, values)
+        keys, values = packed.cached.extend(running.next_layer, keys, values)
+    running.next_layer += 1
+    params = AttentionParams(scaling, softcap, window)
     out = packed.backend.attend(packed.plan, queries[:num_queries], keys, values, params)
     if num_queries < len(queries):
         out = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, len(queries) - num_queries))
-    return out.unsqueeze(0), None
+    return out.unsqueeze(0).contiguous()
+
+
+# Once, and only where layers are prepared: the import loads the compiler, which takes seconds.
+@functools.cache
+def _register_operator() -> None:
+    """Register attention as one operator, for compiled layers."""
+    schema = (
+        "(Tensor query, Tensor key, Tensor value, float scaling, float? softcap, int? window)"
+        " -> Tensor"
+    )
+    operator = torch.library.custom_op("skyreward::attend", _attend, mutates_args=(), schema=schema)
+    operator.register_fake(_make_output)
+
+
+def _make_output(query: torch.Tensor, *_: object) -> torch.Tensor:
+    """Return a tensor with the shape and strides of the operator's output."""
+    _, num_heads, num_tokens, head_dim = query.shape
+    return query.new_empty(1, num_tokens, num_heads, head_dim)

@@ -14,7 +14,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from rm_core.attention import PackedAttention, build_segments, build_token_segments
+from rm_core.attention import (
+    PackedAttention,
+    build_segments,
+    build_token_segments,
+    run_packed_attention,
+)
 from rm_core.compilation import compile_for_all_sizes
 from rm_core.model.loading import LoadedModel
 from rm_core.model.precision import use_ieee_products
@@ -45,7 +50,8 @@ def forward_batch(
     Returns:
         `[num_sequences]` logits; NaN and infinity are returned unchanged.
     """
-    with compile_for_all_sizes() if loaded_model.compiled else contextlib.nullcontext():
+    is_compiled = loaded_model.compilation.is_compiled
+    with compile_for_all_sizes() if is_compiled else contextlib.nullcontext():
         hidden = _compute_hidden_states(loaded_model, tree, -tree.num_tokens % row_multiple, cached)
     # One product per conversation: in a product of matrices the last bits of a row depend on the
     # number of other rows, and a reward must not depend on its neighbors.
@@ -67,22 +73,20 @@ def _compute_hidden_states(
     decoder: Any = loaded_model.model.get_submodule(loaded_model.model.base_model_prefix)
     device = loaded_model.device
     readout_indices = sorted(tree.ends)
-    packed = tuple(
-        _build_packed_attention(loaded_model, tree, readout_indices, stage_device, cached)
-        for stage_device in loaded_model.devices
-    )
-    hidden: torch.Tensor = decoder(
-        input_ids=_build_row(_iter_token_ids(tree), num_padding_tokens).to(
-            device, non_blocking=True
-        ),
-        position_ids=_build_row(_iter_positions(tree), num_padding_tokens).to(
-            device, non_blocking=True
-        ),
-        use_cache=False,
-        # With several devices, each layer takes the entry of its device:
-        # `rm_core.model.pipeline_parallel`.
-        packed=packed[0] if len(packed) == 1 else packed,
-    ).last_hidden_state[0]
+    stages = [
+        (stage, _build_packed_attention(loaded_model, tree, readout_indices, stage, cached))
+        for stage in loaded_model.devices
+    ]
+    with run_packed_attention(stages):
+        hidden: torch.Tensor = decoder(
+            input_ids=_build_row(_iter_token_ids(tree), num_padding_tokens).to(
+                device, non_blocking=True
+            ),
+            position_ids=_build_row(_iter_positions(tree), num_padding_tokens).to(
+                device, non_blocking=True
+            ),
+            use_cache=False,
+        ).last_hidden_state[0]
     if not loaded_model.deterministic:
         return hidden
     return hidden[torch.tensor(readout_indices).to(hidden.device)]

@@ -22,7 +22,7 @@ from rm_core.attention import (
     install_packed_attention,
     select_validated_backend,
 )
-from rm_core.compilation import recompile_options
+from rm_core.compilation import CompilationChoice, choose_compilation, recompile_options
 from rm_core.config import ModelConfig, read_date
 from rm_core.errors import ModelLoadError, RewardError
 from rm_core.inputs.encoder import ChatEncoder
@@ -66,7 +66,7 @@ class LoadedModel:
         backend: attention backend.
         deterministic: whether a reward must not depend on its batch, to the last bit.
         quantized: whether the linear layers are quantized.
-        compiled: whether the decoder layers are compiled, once for rows of any length.
+        compilation: whether the decoder layers are compiled, once for rows of any length.
         devices: devices of the model, in the order of its layers; usually one.
         fingerprint: fingerprint of the model's rewards.
         encoder: renders and tokenizes conversations for the model.
@@ -81,7 +81,7 @@ class LoadedModel:
     backend: AttentionBackend
     deterministic: bool
     quantized: bool
-    compiled: bool
+    compilation: CompilationChoice
     devices: tuple[torch.device, ...]
     fingerprint: Fingerprint
     encoder: ChatEncoder
@@ -156,6 +156,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     choice = choose_attention(
         _build_attention_target(config, checkpoint, device, dtype), config.attention
     )
+    compilation = choose_compilation(
+        config.compile,
+        device,
+        num_devices=config.num_devices,
+        deterministic=config.deterministic,
+    )
     check_quantization(config.quantization, device, dtype, deterministic=config.deterministic)
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
     attention, backend = select_validated_backend(
@@ -177,7 +183,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     prepare_layers(
         model,
         quantized=config.quantization != "none",
-        compiled=config.compile,
+        compiled=compilation.is_compiled,
         deterministic=config.deterministic,
     )
     check_precision(model, devices, checkpoint.max_positions - 1)
@@ -206,13 +212,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
             " ".join(encoder.omitted_tokens),
         )
     logger.info(
-        "loaded %s: revision %s, %s on %s, attention %s (%s), limit %d tokens",
+        "loaded %s: revision %s, %s on %s, attention %s (%s), %s (%s), limit %d tokens",
         config.name,
         checkpoint.revision,
         fingerprint.dtype,
         ", ".join(map(str, devices)),
         attention.name,
         attention.reason,
+        "compiled" if compilation.is_compiled else "not compiled",
+        compilation.reason,
         encoder.max_length,
     )
     return LoadedModel(
@@ -224,7 +232,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         backend=backend,
         deterministic=config.deterministic,
         quantized=quantized,
-        compiled=config.compile,
+        compilation=compilation,
         devices=devices,
         fingerprint=fingerprint,
         encoder=encoder,

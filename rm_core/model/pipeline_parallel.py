@@ -8,19 +8,14 @@ decoder runs unchanged; hooks before its layers transfer a layer's inputs to the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rm_core.attention import PackedAttention
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Stages: TypeAlias = tuple[PackedAttention, ...]
-"""The attention of one batch for each device, in the order of the devices."""
 
 
 def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
@@ -49,8 +44,7 @@ def install_transfer_hooks(
 ) -> list[RemovableHandle]:
     """Install hooks that transfer a layer's inputs to its device.
 
-    Install them last, after all other changes to the layers. The decoder may then be called with
-    `packed`, a `Stages`.
+    Install them last, after all other changes to the layers.
 
     Args:
         model: classifier on its devices.
@@ -62,7 +56,7 @@ def install_transfer_hooks(
     decoder = model.get_submodule(model.base_model_prefix)
     layers = decoder.get_submodule("layers")
     assert isinstance(layers, nn.ModuleList)
-    hooks = [_DeviceTransferHook(stage, device) for stage, device in enumerate(devices)]
+    hooks = [_DeviceTransferHook(device) for device in devices]
     return [
         layer.register_forward_pre_hook(
             hooks[get_stage(index, len(layers), len(devices))], with_kwargs=True
@@ -79,8 +73,7 @@ def get_stage(index: int, num_layers: int, num_stages: int) -> int:
 class _DeviceTransferHook:
     """Transfers a layer's arguments to its device; shared arguments once for all its layers."""
 
-    def __init__(self, stage: int, device: torch.device) -> None:
-        self._stage = stage
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         # The position embeddings of the last call, and their copy on this device.
         self._embeddings: tuple[Any, Any] = (None, None)
@@ -92,8 +85,6 @@ class _DeviceTransferHook:
         return tuple(self._transfer("", value) for value in args), moved
 
     def _transfer(self, name: str, value: Any) -> Any:
-        if name == "packed":
-            return value[self._stage]
         if name == "position_embeddings":
             if self._embeddings[0] is not value:
                 moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in value)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm_core.attention import PackedAttention
+from rm_core.attention import get_readouts, run_readout_attention
 
 
 class ReadoutLayer(nn.Module):
@@ -30,7 +30,6 @@ class ReadoutLayer(nn.Module):
         hidden_states: torch.Tensor,
         *args: Any,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        packed: PackedAttention | None = None,
         **options: Any,
     ) -> torch.Tensor:
         """Return the layer's output `[1, num_readouts, hidden_size]`; all rows if no readouts.
@@ -39,22 +38,24 @@ class ReadoutLayer(nn.Module):
             hidden_states: `[1, num_tokens, hidden_size]`.
             args: further positional arguments of the layer.
             position_embeddings: cosine and sine, `[1, num_tokens, head_dim]` each.
-            packed: attention of the batch, with the indices of the readout tokens.
             options: further keyword arguments of the layer.
         """
-        if packed is not None and packed.readouts is not None:
-            readouts = packed.readouts
-            packed = packed.select_readouts(
-                self._compute_keys_and_values(hidden_states, *position_embeddings)
+        device = hidden_states.device
+        readouts = get_readouts(device)
+        if readouts is None:
+            output: torch.Tensor = self.layer(
+                hidden_states, *args, position_embeddings=position_embeddings, **options
             )
-            hidden_states = hidden_states[:, readouts]
-            cos, sin = position_embeddings
-            position_embeddings = cos[:, readouts], sin[:, readouts]
-        if packed is not None:
-            options["packed"] = packed
-        output: torch.Tensor = self.layer(
-            hidden_states, *args, position_embeddings=position_embeddings, **options
-        )
+            return output
+        keys = self._compute_keys_and_values(hidden_states, *position_embeddings)
+        cos, sin = position_embeddings
+        with run_readout_attention(device, keys):
+            output = self.layer(
+                hidden_states[:, readouts],
+                *args,
+                position_embeddings=(cos[:, readouts], sin[:, readouts]),
+                **options,
+            )
         return output
 
     def _compute_keys_and_values(

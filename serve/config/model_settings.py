@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rm_core.config import (
     Attention,
     BatchConfig,
+    Compile,
     DType,
     ModelConfig,
     Quantization,
@@ -77,10 +78,12 @@ class ModelSettings(BaseModel):
         "Lossy, part of the fingerprint; measure it with `skyreward verify`. `fp8` needs dtype "
         "bfloat16.",
     )
-    compile: bool = Field(
-        default=False,
-        description="Run torch.compile on the decoder layers, once for rows of any length. The "
-        "first batch waits for the compiler.",
+    compile: Compile = Field(
+        default="auto",
+        description="Run torch.compile on the decoder layers, once for rows of any length; loading "
+        "waits for the compiler. `auto`: on CUDA, unless `deterministic` is on, the layers are on "
+        "several GPUs or the compiler does not work; the reason is in `/info`. Not measured on a "
+        "GPU.",
     )
     self_check: bool = Field(
         default=True,

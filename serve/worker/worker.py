@@ -174,7 +174,7 @@ class Worker:
 
     def __init__(self, scorer: RewardScorer, stuck_after_s: float | None = None) -> None:
         self.watchdog = BatchWatchdog(
-            is_compiled=scorer.loaded_model.compiled, stuck_after_s=stuck_after_s
+            is_compiled=scorer.loaded_model.compilation.is_compiled, stuck_after_s=stuck_after_s
         )
         self._scorer = scorer
         self._failure: str | None = None

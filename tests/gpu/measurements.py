@@ -29,6 +29,7 @@ from rm_core.attention import (
     select_validated_backend,
 )
 from rm_core.attention.select import is_flash_attn_installed
+from rm_core.compilation import CompilationChoice
 from rm_core.config import Quantization
 from rm_core.model.loading import LoadedModel
 from rm_core.packing import TokenIds
@@ -115,7 +116,9 @@ class ModelMeasurement:
             speed.needed_s(tree),
         )
         name = f"{way}, compiled"
-        compiled = dataclasses.replace(loaded, compiled=True)
+        compiled = dataclasses.replace(
+            loaded, compilation=CompilationChoice(True, "for comparison")
+        )
         self._attempt(
             name,
             "compile",

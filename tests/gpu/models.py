@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from rm_core.attention import AttentionBackend, AttentionChoice, install_packed_attention
+from rm_core.compilation import CompilationChoice
 from rm_core.model.loading import LoadedModel
 from rm_core.model.readout_layer import ReadoutLayer
 
@@ -162,7 +163,7 @@ def build_loaded_model(
         "attention": AttentionChoice(name, "requested by the check"),
         "backend": backend,
         "deterministic": deterministic,
-        "compiled": False,
+        "compilation": CompilationChoice(False, "for comparison"),
         "devices": (model.device,),
     }
     return LoadedModel(**{item.name: values.get(item.name) for item in fields(LoadedModel)})

@@ -62,7 +62,7 @@ def test_model_measurement_emits_every_row(part: str) -> None:
     assert not [row for row in others if "failed" in row or "skipped" in row]
     assert not any(map(is_bad, rows))
     (compiled,) = (row for row in rows if row["what"] == "compile")
-    assert compiled["graphs"] == 4
+    assert compiled["graphs"] == (2 if part == "Gemma-2-27B" else 1)  # one for each kind of layer
     assert compiled["lengths"] > 5
     (host,) = (row for row in rows if row["what"] == "host")
     assert 0 < host["gap_s"] < host["seconds"]

@@ -35,7 +35,8 @@ def test_two_stages_give_rewards_of_one_device(
     """Both stages are on the CPU, each with its own plan; rewards are equal to the last bit."""
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", deterministic=deterministic)
     budget = BatchConfig(max_batch_tokens=128)
-    plain, split = RewardScorer.load(config, budget), RewardScorer.load(config)
+    # Neither has the prompts of its self-check in its cache.
+    plain, split = (RewardScorer(RewardScorer.load(config).loaded_model, budget) for _ in range(2))
     install_transfer_hooks(split.loaded_model.model, (CPU, CPU))
     loaded = dataclasses.replace(split.loaded_model, devices=(CPU, CPU))
     assert RewardScorer(loaded, budget).score(TALKS) == plain.score(TALKS)

@@ -279,6 +279,7 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
         "prefix_cache_reason": "prompts of 64 full batches",
         "deterministic": False,
         "compiled": False,
+        "compiled_reason": "compiled layers were slower on CPUs",
         "self_check": True,
         "tokenizer": scorer.encoder.text_tokenizer.choice.name,
         "tokenizer_reason": scorer.encoder.text_tokenizer.choice.reason,
