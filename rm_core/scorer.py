@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ from rm_core.memory import (
     halve,
 )
 from rm_core.model.device_errors import convert_device_errors
-from rm_core.model.forward import ForwardPass, forward_batch
+from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, get_decoder_layers, load_model
 from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache
@@ -52,6 +53,26 @@ from rm_core.types import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Number of batches on a device at a time: on CUDA the next batch is prepared and launched while the
+# device computes. A CPU that prepares does not compute.
+_BATCHES_IN_FLIGHT = {"cuda": 2, "cpu": 1}
+
+
+class _RunningBatch(NamedTuple):
+    """A batch that was launched, or failed to.
+
+    Attributes:
+        tree: the batch.
+        row: the tree of the row that runs: without the tokens that are in the prefix cache.
+        logits: result of the forward pass; None if it failed.
+        failure: why it failed.
+    """
+
+    tree: PrefixTree
+    row: PrefixTree
+    logits: LaunchedBatch | list[float] | None
+    failure: ScoreError | None = None
 
 
 class _ScoredBatch(NamedTuple):
@@ -76,7 +97,7 @@ class RewardScorer:
         self,
         loaded_model: LoadedModel,
         batching: BatchConfig | None = None,
-        forward: ForwardPass = forward_batch,
+        forward: ForwardPass = launch_batch,
     ) -> None:
         self._loaded_model = loaded_model
         self._forward = forward
@@ -89,6 +110,7 @@ class RewardScorer:
             )
             for device in loaded_model.devices
         ]
+        self._batches_in_flight = _BATCHES_IN_FLIGHT[loaded_model.device.type]
         self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
         self._prefix_cache_size = choose_prefix_cache_size(
             batching.prefix_cache_bytes,
@@ -112,7 +134,7 @@ class RewardScorer:
         cls,
         config: ModelConfig,
         batching: BatchConfig | None = None,
-        forward: ForwardPass = forward_batch,
+        forward: ForwardPass = launch_batch,
     ) -> RewardScorer:
         """Load a checkpoint and run the self-check.
 
@@ -221,7 +243,7 @@ class RewardScorer:
         tree = build_full_batch(self._budget.max_batch_tokens, self.encoder.max_length)
         try:
             with convert_device_errors():
-                self._forward(self._loaded_model, tree, self._row_multiple, None)
+                _read(self._forward(self._loaded_model, tree, self._row_multiple, None))
         except torch.OutOfMemoryError:
             return False
         return True
@@ -303,60 +325,51 @@ class RewardScorer:
 
         Args:
             packing: result of `pack`.
-            on_batch_start: called with the number of tokens of each batch before the batch runs on
-                the device. Its exceptions propagate.
+            on_batch_start: called with the number of tokens of each batch before the batch is
+                launched; on CUDA, the batch before it may still run. Its exceptions propagate.
         """
-        rewards: list[float | ScoreError] = []
-        num_computed = num_cached = 0
+        scored: list[_ScoredBatch] = []
+        running: deque[_RunningBatch] = deque()
         started = time.perf_counter()
         for tree in packing.batches:
             if on_batch_start is not None:
                 on_batch_start(tree.num_tokens)
-            scored = self._score_batch(tree)
-            rewards += scored.rewards
-            num_computed += scored.num_computed_tokens
-            num_cached += scored.num_cached_tokens
+            running.append(self._launch(tree))
+            # A batch that failed is retried with nothing else in the device's memory.
+            while len(running) >= self._batches_in_flight or (running and running[-1].failure):
+                scored.append(self._finish(running.popleft()))
+        scored += [self._finish(batch) for batch in running]
+        rewards = [reward for batch in scored for reward in batch.rewards]
         return BatchResult(
             tuple(packing.restore(rewards)),
-            num_computed,
+            sum(batch.num_computed_tokens for batch in scored),
             time.perf_counter() - started,
             self.fingerprint,
-            num_prefix_tokens=num_cached,
+            num_prefix_tokens=sum(batch.num_cached_tokens for batch in scored),
             prefix_cache_bytes=self._prefix_cache.num_bytes if self._prefix_cache else 0,
         )
 
-    def _score_batch(self, tree: PrefixTree) -> _ScoredBatch:
-        """Score each sequence of a batch. A failed batch is retried in halves."""
+    def _launch(self, tree: PrefixTree) -> _RunningBatch:
+        """Start a batch on the device."""
         try:
             with convert_device_errors():
-                logits, row = self._run(tree)
+                return self._launch_row(tree)
         except DeviceFailedError:  # not specific to a conversation: every further batch fails too
+            self._clear_prefix_cache()
             raise
         # Any other exception of the forward pass is attributed to a conversation of the batch.
         except Exception as error:
-            logger.exception("a batch of %d conversations failed", len(tree.sequences))
-            failure = ScoreError.from_exception(_scoring_error(error, tree.num_tokens))
-        else:
-            assert len(logits) == len(tree.sequences)
-            return _ScoredBatch(
-                [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits],
-                row.num_tokens,
-                row.num_cached_tokens,
-            )
-        # Outside the handler, since its traceback keeps the batch's tensors on the device.
-        if len(tree.sequences) == 1:
-            return _ScoredBatch([failure], tree.num_tokens, 0)
-        left, right = (self._score_batch(half) for half in split_in_half(tree))
-        return _ScoredBatch(
-            left.rewards + right.rewards,
-            left.num_computed_tokens + right.num_computed_tokens,
-            left.num_cached_tokens + right.num_cached_tokens,
-        )
+            return _RunningBatch(tree, tree, None, _convert_failure(error, tree))
 
-    def _run(self, tree: PrefixTree) -> tuple[list[float], PrefixTree]:
-        """Run a batch through the model; return its logits, and the tree of the row that ran."""
+    def _launch_row(self, tree: PrefixTree) -> _RunningBatch:
+        """Start a batch without the tokens that are in the prefix cache, and keep its prompts.
+
+        What the cache keeps is there for every batch that is launched later, since a device works
+        in the order of the launches.
+        """
         if self._prefix_cache is None:
-            return self._forward(self._loaded_model, tree, self._row_multiple, None), tree
+            logits = self._forward(self._loaded_model, tree, self._row_multiple, None)
+            return _RunningBatch(tree, tree, logits)
         num_kept = [self.encoder.count_prompt_tokens(ids) for ids in tree.sequences]
         cached = self._prefix_cache.acquire(tree, num_kept)
         try:
@@ -365,7 +378,56 @@ class RewardScorer:
             self._prefix_cache.release(cached)
             raise
         self._prefix_cache.commit(cached)
-        return logits, cached.tree
+        return _RunningBatch(tree, cached.tree, logits)
+
+    def _finish(self, batch: _RunningBatch) -> _ScoredBatch:
+        """Wait for a batch and return its rewards. A failed batch is retried in halves."""
+        tree, row, logits, failure = batch
+        if logits is not None:
+            try:
+                with convert_device_errors():
+                    values = _read(logits)
+            except DeviceFailedError:
+                self._clear_prefix_cache()
+                raise
+            except Exception as error:
+                # The prompts of this batch, and of those launched since, may be wrong.
+                self._clear_prefix_cache()
+                failure = _convert_failure(error, tree)
+            else:
+                return _build_scored_batch(row, values)
+        assert failure is not None
+        # Outside the handlers, since their traceback keeps the batch's tensors on the device.
+        if len(tree.sequences) == 1:
+            return _ScoredBatch([failure], tree.num_tokens, 0)
+        left, right = (self._finish(self._launch(half)) for half in split_in_half(tree))
+        return _ScoredBatch(
+            left.rewards + right.rewards,
+            left.num_computed_tokens + right.num_computed_tokens,
+            left.num_cached_tokens + right.num_cached_tokens,
+        )
+
+    def _clear_prefix_cache(self) -> None:
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
+
+
+def _read(logits: LaunchedBatch | list[float]) -> list[float]:
+    return logits.read() if isinstance(logits, LaunchedBatch) else logits
+
+
+def _build_scored_batch(row: PrefixTree, logits: list[float]) -> _ScoredBatch:
+    assert len(logits) == len(row.sequences)
+    return _ScoredBatch(
+        [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits],
+        row.num_tokens,
+        row.num_cached_tokens,
+    )
+
+
+def _convert_failure(error: Exception, tree: PrefixTree) -> ScoreError:
+    logger.exception("a batch of %d conversations failed", len(tree.sequences))
+    return ScoreError.from_exception(_scoring_error(error, tree.num_tokens))
 
 
 def merge_results(

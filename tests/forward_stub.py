@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rm_core.model.forward import ForwardPass, forward_batch
+from rm_core.model.forward import ForwardPass, LaunchedBatch, forward_batch
 from rm_core.model.loading import LoadedModel
 from rm_core.packing import PrefixTree
 from rm_core.prefix_cache import CachedBatch
@@ -24,5 +24,5 @@ class ForwardStub:
         tree: PrefixTree,
         row_multiple: int = 1,
         cached: CachedBatch | None = None,
-    ) -> list[float]:
+    ) -> LaunchedBatch | list[float]:
         return self.run(loaded_model, tree, row_multiple, cached)

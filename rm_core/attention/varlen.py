@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from rm_core.attention.segments import Segment
+from rm_core.device_copy import copy_to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class VarlenBackend:
         # Gather the keys unless the slices are all keys, in their order.
         if not all(before[1] == after[0] for before, after in neighbors):
             indices = torch.cat([torch.arange(start, stop) for start, stop in slices])
-            gather_indices = indices.to(device, non_blocking=True)
+            gather_indices = copy_to_device(indices, device)
         return VarlenPlan(
             _build_cu_seqlens(queries, device),
             _build_cu_seqlens(keys, device),
@@ -71,4 +72,4 @@ class VarlenBackend:
 
 def _build_cu_seqlens(lengths: list[int], device: torch.device) -> torch.Tensor:
     starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    return starts.to(device, non_blocking=True)
+    return copy_to_device(starts, device)

@@ -8,8 +8,9 @@ conversation. The head is applied in float32.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -21,24 +22,68 @@ from rm_core.attention import (
     run_packed_attention,
 )
 from rm_core.compilation import compile_for_all_sizes
+from rm_core.device_copy import copy_to_device
 from rm_core.model.loading import LoadedModel
 from rm_core.model.precision import use_ieee_products
 from rm_core.packing import PrefixTree
 from rm_core.prefix_cache import CachedBatch
 
-ForwardPass: TypeAlias = Callable[[LoadedModel, PrefixTree, int, CachedBatch | None], list[float]]
-"""A function with the arguments and the result of `forward_batch`."""
+# The head is applied to so many conversations at once, also to fewer.
+_HEAD_ROWS = 64
 
 
-@use_ieee_products()
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class LaunchedBatch:
+    """A batch whose work is on the device, and whose logits arrive when the device has done it.
+
+    Attributes:
+        tree: the batch.
+        logits: float32 `[num_sequences]` on the CPU, in the order of the row; valid after the
+            event.
+        event: event after the copy of the logits; None if the device is the CPU.
+    """
+
+    tree: PrefixTree
+    logits: torch.Tensor
+    event: torch.cuda.Event | None
+
+    def read(self) -> list[float]:
+        """Wait for the device, once, and return the logits in the order of the sequences."""
+        if self.event is not None:
+            self.event.synchronize()
+        logit_at = dict(zip(sorted(self.tree.ends), self.logits.tolist(), strict=True))
+        return [logit_at[end] for end in self.tree.ends]
+
+
+ForwardPass: TypeAlias = Callable[
+    [LoadedModel, PrefixTree, int, CachedBatch | None], "LaunchedBatch | list[float]"
+]
+"""A function with the arguments of `launch_batch`, and its result or that of `forward_batch`."""
+
+
 def forward_batch(
     loaded_model: LoadedModel,
     tree: PrefixTree,
     row_multiple: int = 1,
     cached: CachedBatch | None = None,
 ) -> list[float]:
-    """Return the raw logits of a batch, in the order of its sequences.
+    """Return the raw logits of a batch, in the order of its sequences; see `launch_batch`.
+
+    Returns:
+        `[num_sequences]` logits; NaN and infinity are returned unchanged.
+    """
+    return launch_batch(loaded_model, tree, row_multiple, cached).read()
+
+
+@use_ieee_products()
+@torch.inference_mode()
+def launch_batch(
+    loaded_model: LoadedModel,
+    tree: PrefixTree,
+    row_multiple: int = 1,
+    cached: CachedBatch | None = None,
+) -> LaunchedBatch:
+    """Start a batch on the device, without waiting for CUDA devices.
 
     Args:
         loaded_model: the model.
@@ -46,18 +91,31 @@ def forward_batch(
         row_multiple: the row is padded to a multiple of this many tokens, for the mode that needs
             a fixed shape; the padding is not read.
         cached: the batch's part of the prefix cache, whose tree is `tree`; None without a cache.
-
-    Returns:
-        `[num_sequences]` logits; NaN and infinity are returned unchanged.
     """
     is_compiled = loaded_model.compilation.is_compiled
     with compile_for_all_sizes() if is_compiled else contextlib.nullcontext():
         hidden = _compute_hidden_states(loaded_model, tree, -tree.num_tokens % row_multiple, cached)
-    # One product per conversation: in a product of matrices the last bits of a row depend on the
-    # number of other rows, and a reward must not depend on its neighbors.
-    logits = torch.stack([row.float() @ loaded_model.head[0] for row in hidden]).tolist()
-    logit_at = dict(zip(sorted(tree.ends), logits, strict=True))
-    return [logit_at[end] for end in tree.ends]
+    logits = _apply_head(hidden, loaded_model.head)
+    if logits.device.type != "cuda":
+        return LaunchedBatch(tree, logits, None)
+    # Copied in the order of the device's work, before the batch that is launched next.
+    on_host = torch.empty_like(logits, device="cpu", pin_memory=True)
+    on_host.copy_(logits, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(logits.device))
+    return LaunchedBatch(tree, on_host, event)
+
+
+def _apply_head(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Map `[num_sequences, hidden_size]` to float32 logits `[num_sequences]`.
+
+    In blocks of one shape, padded, and as sums of each row: in a product of matrices the last bits
+    of a row depend on the number of rows, and a reward must not depend on its neighbors.
+    """
+    missing = -len(hidden) % _HEAD_ROWS
+    padded = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
+    blocks = [(block.float() * head).sum(1) for block in padded.split(_HEAD_ROWS)]
+    return torch.cat(blocks)[: len(hidden)]
 
 
 def _compute_hidden_states(
@@ -79,17 +137,13 @@ def _compute_hidden_states(
     ]
     with run_packed_attention(stages):
         hidden: torch.Tensor = decoder(
-            input_ids=_build_row(_iter_token_ids(tree), num_padding_tokens).to(
-                device, non_blocking=True
-            ),
-            position_ids=_build_row(_iter_positions(tree), num_padding_tokens).to(
-                device, non_blocking=True
-            ),
+            input_ids=copy_to_device(_build_token_ids(tree, num_padding_tokens), device),
+            position_ids=copy_to_device(_build_positions(tree, num_padding_tokens), device),
             use_cache=False,
         ).last_hidden_state[0]
     if not loaded_model.deterministic:
         return hidden
-    return hidden[torch.tensor(readout_indices).to(hidden.device)]
+    return hidden[copy_to_device(torch.tensor(readout_indices), hidden.device)]
 
 
 def _build_packed_attention(
@@ -106,21 +160,23 @@ def _build_packed_attention(
     plan = loaded_model.backend.plan(
         build_token_segments(tree, readout_indices), tree.num_keys, device
     )
-    readouts = torch.tensor(readout_indices).to(device, non_blocking=True)
+    readouts = copy_to_device(torch.tensor(readout_indices), device)
     return replace(packed, readouts=readouts, readout_plan=plan)
 
 
-def _build_row(values: Iterator[int], num_padding_tokens: int) -> torch.Tensor:
-    return torch.tensor([[*values, *[0] * num_padding_tokens]], dtype=torch.long)
+def _build_token_ids(tree: PrefixTree, num_padding_tokens: int) -> torch.Tensor:
+    """Return the ids of the row as int64 `[1, num_tokens]`, padded with zeros."""
+    row = array("q")
+    for segment in tree.row_segments:
+        row.extend(segment.token_ids)
+    row.extend([0] * num_padding_tokens)
+    return torch.frombuffer(row, dtype=torch.long).unsqueeze(0)
 
 
-def _iter_token_ids(tree: PrefixTree) -> Iterator[int]:
-    return (token for segment in tree.row_segments for token in segment.token_ids)
-
-
-def _iter_positions(tree: PrefixTree) -> Iterator[int]:
-    return (
-        segment.depth + index
+def _build_positions(tree: PrefixTree, num_padding_tokens: int) -> torch.Tensor:
+    """Return each token's position in its conversation, as `_build_token_ids`."""
+    runs = [
+        torch.arange(segment.depth, segment.depth + len(segment.token_ids))
         for segment in tree.row_segments
-        for index in range(len(segment.token_ids))
-    )
+    ]
+    return torch.cat([*runs, torch.zeros(num_padding_tokens, dtype=torch.long)]).unsqueeze(0)
