@@ -6,6 +6,7 @@ so that two numbers for each key, the first and the last query that see it, defi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from rm_core.attention.base import AttentionParams
 from rm_core.attention.segments import Segment
 from rm_core.compilation import compile_for_all_sizes, recompile_options
+from rm_core.device_copy import copy_to_device
 
 BLOCK = 128
 # Shorter rows are padded to two blocks: rows of one token and rows shorter than a block would each
@@ -59,27 +61,29 @@ class FlexBackend:
         """See `AttentionBackend`."""
         num_queries = segments[-1].stop
         queries, keys = max(num_queries, MIN_ROWS), max(num_keys, MIN_ROWS)
-        first = torch.full((keys,), queries, dtype=torch.int32)
-        stop = torch.zeros(keys, dtype=torch.int32)
         query_positions = torch.full((queries,), _FAR, dtype=torch.int32)
-        key_positions = torch.zeros(keys, dtype=torch.int32)
-        for segment in segments:
-            query_positions[segment.start : segment.stop] = torch.arange(
-                segment.position, segment.num_keys
-            )
-            position = 0
-            for start, end in segment.keys:
-                key_positions[start:end] = torch.arange(position, position + end - start)
-                # A key of the segment itself is visible from its own query on.
-                seen_from = segment.start + key_positions[start:end] - segment.position
-                first[start:end] = first[start:end].minimum(seen_from.clamp(min=segment.start))
-                stop[start:end] = segment.stop
-                position += end - start
+        query_positions[:num_queries] = torch.cat(
+            [torch.arange(s.position, s.num_keys, dtype=torch.int32) for s in segments]
+        )
+        ranges = torch.tensor(_find_key_ranges(segments))
+        start, end, position, seen_from, offset, seen_until = ranges.unbind(1)
+        lengths = end - start
+        # For each key of each range: the index of the range, and the index in the range.
+        which = torch.repeat_interleave(lengths)
+        index = torch.arange(len(which)) - (lengths.cumsum(0) - lengths)[which]
+        key = start[which] + index
+        at = position[which] + index
+        first = torch.full((keys,), queries)
+        first.scatter_reduce_(0, key, (offset[which] + at).maximum(seen_from[which]), "amin")
+        stop = torch.zeros(keys, dtype=torch.long)
+        stop.scatter_reduce_(0, key, seen_until[which], "amax")
+        key_positions = torch.zeros(keys, dtype=torch.long)
+        key_positions[key] = at
         return FlexPlan(
-            first.to(device),
-            stop.to(device),
-            query_positions.to(device),
-            key_positions.to(device),
+            *(
+                copy_to_device(values.int(), device)
+                for values in (first, stop, query_positions, key_positions)
+            ),
             num_queries,
         )
 
@@ -140,7 +144,28 @@ def compile_kernel() -> Callable[..., Any]:
     return kernel
 
 
+def _find_key_ranges(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+    """Return the distinct ranges of keys that segments see.
+
+    Returns:
+        For each range its start, stop and first position in the conversation, the first query that
+        sees it, what to add to the position of one of its keys for the first query that sees the
+        key, and the last query that sees the range, plus 1.
+    """
+    ranges: dict[tuple[int, int], tuple[int, ...]] = {}
+    for segment in segments:
+        position = 0
+        for keys in segment.keys:
+            # Of all segments that see a range, the first is the one that may begin within it.
+            own = (*keys, position, segment.start, segment.start - segment.position)
+            ranges[keys] = (*ranges.get(keys, own)[:5], segment.stop)
+            position += keys[1] - keys[0]
+    return list(ranges.values())
+
+
 def _pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    if len(tensor) == rows:  # `pad` would copy it
+        return tensor
     return torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, rows - len(tensor)))
 
 
@@ -148,7 +173,8 @@ def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
     """Build the blocks of queries and keys to compute, and the mask within them.
 
     A block is computed if the query range of its keys as a whole touches the block. This computes
-    a few blocks too many, but allocates nothing of size queries times keys.
+    a few blocks too many, but allocates nothing of size queries times keys. In a block whose
+    queries all see all of its keys, nothing is masked.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -163,20 +189,39 @@ def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
     num_queries, num_keys = len(query_positions), len(first)
     blocks = torch.arange(-(-num_queries // BLOCK), device=first.device).unsqueeze(1) * BLOCK
     lowest = _split_into_blocks(query_positions, _FAR).amin(1, keepdim=True)
+    highest = _split_into_blocks(query_positions, _FAR).amax(1, keepdim=True)
+    first_keys, stop_keys = _split_into_blocks(first, num_queries), _split_into_blocks(stop, 0)
+    limits = _split_into_blocks(limit, 0)
     touched = (
-        (blocks < _split_into_blocks(stop, 0).amax(1))
-        & (blocks + BLOCK > _split_into_blocks(first, num_queries).amin(1))
-        & (lowest < _split_into_blocks(limit, 0).amax(1))
+        (blocks < stop_keys.amax(1))
+        & (blocks + BLOCK > first_keys.amin(1))
+        & (lowest < limits.amax(1))
     )
-    # Touched blocks first, in order, as BlockMask requires.
-    indices = torch.argsort(touched.int(), dim=1, descending=True, stable=True)
+    # Never an incomplete block: the padding of queries has the highest position, and no query sees
+    # the padding of keys.
+    full = (
+        (blocks >= first_keys.amax(1))
+        & (blocks + BLOCK <= stop_keys.amin(1))
+        & (highest < limits.amin(1))
+    )
+    options = {"compute_q_blocks": False}  # for gradients; newer releases can leave them out
+    if "compute_q_blocks" not in inspect.signature(BlockMask.from_kv_blocks).parameters:
+        options = {}
     return BlockMask.from_kv_blocks(
-        touched.sum(1).int()[None, None],
-        indices.int()[None, None],
+        *_list_blocks(touched & ~full),
+        *_list_blocks(full),
         BLOCK_SIZE=BLOCK,
         mask_mod=mask,
         seq_lengths=(num_queries, num_keys),
+        **options,
     )
+
+
+def _list_blocks(selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of selected key blocks of each query block, and their indices in order."""
+    # The others follow, as BlockMask requires.
+    indices = torch.argsort(selected.int(), dim=1, descending=True, stable=True)
+    return selected.sum(1).int()[None, None], indices.int()[None, None]
 
 
 def _split_into_blocks(values: torch.Tensor, fill: int) -> torch.Tensor:

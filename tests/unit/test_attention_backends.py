@@ -26,7 +26,7 @@ from rm_core.attention import (
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.flash import FlashAttnBackend
-from rm_core.attention.flex import FlexBackend
+from rm_core.attention.flex import BLOCK, FlexBackend, _build_block_mask
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 from rm_core.packing import PrefixTree, TokenIds, pack
 
@@ -146,6 +146,67 @@ def test_flex_mask_covers_several_blocks() -> None:
         torch.testing.assert_close(
             output, expected(tree, query, key, value, params), atol=5e-6, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("window", [None, 40, 300])
+def test_flex_blocks_are_left_out_or_unmasked_only_where_that_is_right(
+    window: int | None,
+) -> None:
+    """Against the mask of every query and key; long ancestors, and readouts as queries."""
+    start = tuple(range(700))
+    tree = build_tree([(*start, 1, *range(500)), (*start, 2, *range(90)), start[:140], (9,) * 150])
+    for segments in (
+        build_segments(tree),
+        build_token_segments(tree, sorted(tree.ends)),
+        build_token_segments(tree, range(400, tree.num_tokens)),
+    ):
+        plan = FlexBackend(flex_kernel).plan(segments, tree.num_tokens, torch.device("cpu"))
+        visible = torch.zeros(len(plan.query_positions), len(plan.key_positions), dtype=torch.bool)
+        for segment in segments:
+            path = torch.tensor([key for keys in segment.keys for key in range(*keys)])
+            for query in range(segment.start, segment.stop):
+                position = segment.position + query - segment.start
+                low = 0 if window is None else max(0, position - window + 1)
+                visible[query, path[low : position + 1]] = True
+        mask = _build_block_mask(plan, window)
+        queries, keys = torch.meshgrid(*map(torch.arange, visible.shape), indexing="ij")
+        assert torch.equal(mask.mask_mod(0, 0, queries, keys), visible)
+        blocks = (
+            torch.nn.functional.pad(
+                visible, (0, -visible.shape[1] % BLOCK, 0, -visible.shape[0] % BLOCK)
+            )
+            .unflatten(1, (-1, BLOCK))
+            .unflatten(0, (-1, BLOCK))
+        )
+        full = read_blocks(mask.full_kv_num_blocks, mask.full_kv_indices)
+        partial = read_blocks(mask.kv_num_blocks, mask.kv_indices)
+        assert not (full & partial).any()
+        assert torch.equal(full, blocks.all(3).all(1))
+        assert not (blocks.any(3).any(1) & ~full & ~partial).any()
+        assert full.any() == (window != 40 and plan.num_queries > BLOCK)
+
+
+def read_blocks(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return which blocks of a BlockMask are listed, `[query blocks, key blocks]`."""
+    listed = torch.zeros(indices.shape[2:], dtype=torch.bool)
+    for query, count in enumerate(counts[0, 0].tolist()):
+        listed[query, indices[0, 0, query, :count]] = True
+    return listed
+
+
+def test_flex_copies_no_tensor_that_needs_no_padding() -> None:
+    tensors: list[int] = []
+
+    def kernel(query: torch.Tensor, *others: torch.Tensor, **_: object) -> torch.Tensor:
+        tensors.extend(tensor.data_ptr() for tensor in (query, *others))
+        return query
+
+    tree = build_tree([tuple(range(300))])
+    inputs = random_tensors(300)
+    backend = FlexBackend(kernel)
+    plan = backend.plan(build_segments(tree), 300, torch.device("cpu"))
+    backend.attend(plan, *inputs, PLAIN)
+    assert tensors == [tensor.data_ptr() for tensor in inputs]
 
 
 @given(SEQUENCES)

@@ -135,7 +135,7 @@ def fail_to_compile(kind: str) -> Callable[..., list[float]]:
     compiled_once: list[bool] = []
     compiled = torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
 
-    def forward(_loaded: object, tree: Any, _multiple: int) -> list[float]:
+    def forward(_loaded: object, tree: Any, *_: Any) -> list[float]:
         with torch._dynamo.config.patch(recompile_limit=1 if kind == "limit" else 8):
             compiled(torch.ones(tree.num_tokens))
         return [0.5] * len(tree.sequences)
