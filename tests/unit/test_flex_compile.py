@@ -18,7 +18,7 @@ import torch
 from forward_stub import ForwardStub
 from reference import CONVERSATIONS
 
-from rm_core import CompilerFailedError, ModelConfig, Reward, RewardScorer
+from rm_core import BatchConfig, CompilerFailedError, ModelConfig, Reward, RewardScorer
 from rm_core.attention import AttentionChoice
 from rm_core.compilation import RECOMPILE_LIMIT, recompile_options
 from rm_core.model.device_errors import convert_device_errors, is_compiler_error
@@ -164,7 +164,8 @@ def test_compiler_failure_raises_compiler_failed_error(
         calls.append(arguments[1].num_tokens)
         return forward(*arguments)
 
-    scorer = RewardScorer(scorer_of("qwen3").loaded_model, forward=counted)
+    batching = BatchConfig(prefix_cache_bytes=0)
+    scorer = RewardScorer(scorer_of("qwen3").loaded_model, batching, counted)
     assert scorer.score_ids([(3, 4, 5, 6, 7)]).rewards == (0.5,)
     with (
         caplog.at_level(logging.ERROR),
