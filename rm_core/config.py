@@ -11,7 +11,9 @@ from typing import Literal, TypeAlias, get_args
 from rm_core.errors import ModelLoadError
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-Attention: TypeAlias = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]
+Attention: TypeAlias = Literal[
+    "auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2", "flash_attention_4"
+]
 Compile: TypeAlias = bool | Literal["auto"]
 
 TokenizerMode: TypeAlias = Literal["auto", "tokenizers"]

@@ -79,13 +79,11 @@ class FlexBackend:
         stop.scatter_reduce_(0, key, seen_until[which], "amax")
         key_positions = torch.zeros(keys, dtype=torch.long)
         key_positions[key] = at
-        return FlexPlan(
-            *(
-                copy_to_device(values.int(), device)
-                for values in (first, stop, query_positions, key_positions)
-            ),
-            num_queries,
+        first, stop, query_positions, key_positions = (
+            copy_to_device(values.int(), device)
+            for values in (first, stop, query_positions, key_positions)
         )
+        return FlexPlan(first, stop, query_positions, key_positions, num_queries)
 
     def attend(
         self,
@@ -204,7 +202,9 @@ def _build_block_mask(plan: FlexPlan, window: int | None) -> Any:
         & (blocks + BLOCK <= stop_keys.amin(1))
         & (highest < limits.amin(1))
     )
-    options = {"compute_q_blocks": False}  # for gradients; newer releases can leave them out
+    options: dict[str, Any] = {
+        "compute_q_blocks": False
+    }  # for gradients; newer releases can leave them out
     if "compute_q_blocks" not in inspect.signature(BlockMask.from_kv_blocks).parameters:
         options = {}
     return BlockMask.from_kv_blocks(

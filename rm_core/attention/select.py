@@ -19,6 +19,7 @@ from rm_core.errors import ModelLoadError
 
 # The build of flash-attn imports torch, which pip hides from isolated builds.
 INSTALL_FLASH_ATTN = "pip install --no-build-isolation flash-attn, which needs nvcc"
+INSTALL_FLASH_ATTN_4 = "pip install --pre flash-attn-4"
 
 Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
 
@@ -36,6 +37,8 @@ class AttentionTarget:
         deterministic: whether a reward must not depend on its batch, to the last bit.
         is_old_gpu: whether the CUDA device is too old for FlashAttention-2 (compute capability
             below 8.0).
+        is_new_gpu: whether the CUDA device has kernels in FlashAttention-4 that are faster than
+            those of FlashAttention-2 (compute capability 9.0 and newer).
     """
 
     family: Family
@@ -45,6 +48,7 @@ class AttentionTarget:
     has_window: bool = False
     deterministic: bool = False
     is_old_gpu: bool = False
+    is_new_gpu: bool = False
 
     @property
     def has_flash_kernels(self) -> bool:
@@ -80,8 +84,21 @@ def is_flash_attn_installed() -> bool:
     return Version(version) >= Version("2.6")
 
 
+def is_flash_attn_4_installed() -> bool:
+    """Return whether FlashAttention-4 is installed, not whether it works on this device."""
+    try:
+        importlib.metadata.version("flash-attn-4")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def choose_attention(
-    target: AttentionTarget, requested: Attention = "auto", *, has_flash_attn: bool | None = None
+    target: AttentionTarget,
+    requested: Attention = "auto",
+    *,
+    has_flash_attn: bool | None = None,
+    has_flash_attn_4: bool | None = None,
 ) -> AttentionChoice:
     """Choose the attention backend.
 
@@ -89,14 +106,17 @@ def choose_attention(
         target: properties of the model and its device.
         requested: value of the setting `attention`; a name overrides the choice.
         has_flash_attn: whether flash-attn is installed; looked up if None.
+        has_flash_attn_4: whether flash-attn-4 is installed; looked up if None.
 
     Raises:
         ModelLoadError: the requested backend would score wrongly or cannot run.
     """
     if has_flash_attn is None:
         has_flash_attn = is_flash_attn_installed()
+    if has_flash_attn_4 is None:
+        has_flash_attn_4 = is_flash_attn_4_installed()
     if requested != "auto":
-        refusal = _refusal_reason(target, requested, has_flash_attn)
+        refusal = _refusal_reason(target, requested, has_flash_attn, has_flash_attn_4)
         if refusal:
             raise ModelLoadError(f"attention {requested!r} {refusal}")
         return AttentionChoice(requested, "requested by the setting `attention`")
@@ -110,16 +130,37 @@ def choose_attention(
         if target.has_softcap:
             return AttentionChoice("eager", "batch-invariant, and keeps Gemma-2's softcap")
         return AttentionChoice("varlen", "batch-invariant without splits of the keys")
-    capped = "; keeps Gemma-2's attention softcap" if target.has_softcap else ""
-    if has_flash_attn:
-        reason = "flash-attn is installed and the model runs on CUDA in half precision"
-        others = ("flex",) if target.has_softcap else ("varlen", "flex")
-        return AttentionChoice("flash_attention_2", reason + capped, others)
+    return _choose_kernel(target, has_flash_attn, has_flash_attn_4)
+
+
+def _choose_kernel(
+    target: AttentionTarget, has_flash_attn: bool, has_flash_attn_4: bool
+) -> AttentionChoice:
+    """Return the fastest of the kernels for half precision on CUDA, the others as fallbacks."""
     missing = f"flash-attn is not installed ({INSTALL_FLASH_ATTN})"
-    if target.has_softcap:
-        return AttentionChoice("flex", missing + capped)
-    reason = f"{missing}; torch has the kernel without the softcap"
-    return AttentionChoice("varlen", reason, ("flex",))
+    if target.is_new_gpu:
+        missing += f", nor flash-attn-4, which is faster on this GPU ({INSTALL_FLASH_ATTN_4})"
+    candidates = (
+        (
+            has_flash_attn_4 and target.is_new_gpu,
+            "flash_attention_4",
+            "flash-attn-4 is installed and the GPU is new enough for its kernels",
+        ),
+        (
+            has_flash_attn,
+            "flash_attention_2",
+            "flash-attn is installed and the model runs on CUDA in half precision",
+        ),
+        (
+            not target.has_softcap,
+            "varlen",
+            f"{missing}; torch has the kernel without the softcap",
+        ),
+        (True, "flex", missing),
+    )
+    (name, reason), *others = [(name, reason) for usable, name, reason in candidates if usable]
+    capped = "; keeps Gemma-2's attention softcap" if target.has_softcap else ""
+    return AttentionChoice(name, reason + capped, tuple(name for name, _ in others))
 
 
 def _choose_on_cpu(target: AttentionTarget) -> AttentionChoice:
@@ -141,7 +182,9 @@ def _choose_on_cpu(target: AttentionTarget) -> AttentionChoice:
     return AttentionChoice("sdpa", "the model runs on the CPU; its flash kernel needs no mask")
 
 
-def _refusal_reason(target: AttentionTarget, requested: str, has_flash_attn: bool) -> str | None:
+def _refusal_reason(
+    target: AttentionTarget, requested: str, has_flash_attn: bool, has_flash_attn_4: bool
+) -> str | None:
     """Return why a backend cannot be used, or None."""
     on_cuda = target.device_type == "cuda"
     if requested in ("sdpa", "varlen") and target.has_softcap:
@@ -153,11 +196,15 @@ def _refusal_reason(target: AttentionTarget, requested: str, has_flash_attn: boo
         return "is the backend for CPUs; on CUDA use 'auto', which chooses a CUDA kernel"
     if requested == "sdpa" and target.has_window:
         return "does not support a sliding window on CPUs; use 'eager' or 'auto'"
-    if requested in ("varlen", "flex", "flash_attention_2") and not on_cuda:
+    if requested not in ("eager", "sdpa") and not on_cuda:
         return "needs CUDA; use 'auto' on a CPU"
     if requested == "flash_attention_2" and not has_flash_attn:
         return f"needs flash-attn: {INSTALL_FLASH_ATTN}; or use 'auto'"
-    if requested in ("varlen", "flash_attention_2") and not target.has_flash_kernels:
+    if requested == "flash_attention_4" and not has_flash_attn_4:
+        return f"needs flash-attn-4: {INSTALL_FLASH_ATTN_4}; or use 'auto'"
+    if requested == "flash_attention_4" and not target.is_new_gpu:
+        return "needs a GPU of compute capability 9.0 or newer; use 'flash_attention_2' or 'auto'"
+    if requested not in ("eager", "sdpa", "flex") and not target.has_flash_kernels:
         if target.is_old_gpu:
             return "needs a GPU of compute capability 8.0 or newer; use 'auto' or 'eager'"
         return "has no float32 kernels; use dtype 'bfloat16' or attention 'auto'"
@@ -194,4 +241,8 @@ def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
             from rm_core.attention.flash import FlashAttnBackend
 
             return FlashAttnBackend()
+        case "flash_attention_4":
+            from rm_core.attention.flash_cute import FlashAttn4Backend
+
+            return FlashAttn4Backend()
     raise AssertionError(f"unknown backend {name!r}")

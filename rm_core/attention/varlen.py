@@ -60,12 +60,19 @@ class VarlenBackend:
             gather_indices,
         )
 
+    def gather_keys(
+        self, plan: VarlenPlan, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values in segment order."""
+        if plan.gather_indices is None:
+            return key, value
+        return key.index_select(0, plan.gather_indices), value.index_select(0, plan.gather_indices)
+
     def build_arguments(
         self, plan: VarlenPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[Any, ...]:
         """Return the kernel's positional arguments, with keys and values in segment order."""
-        if plan.gather_indices is not None:
-            key, value = (tensor.index_select(0, plan.gather_indices) for tensor in (key, value))
+        key, value = self.gather_keys(plan, key, value)
         boundaries = plan.cu_seqlens_q, plan.cu_seqlens_k
         return query, key, value, *boundaries, plan.max_seqlen_q, plan.max_seqlen_k
 

@@ -29,7 +29,7 @@ from rm_core.inputs.encoder import ChatEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
-from rm_core.model.placement import is_old_gpu, resolve_devices, resolve_dtype
+from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.model.precision import check_precision, use_ieee_products
 from rm_core.model.prepacked_linear import prepack_linears
 from rm_core.model.quantization import check_quantization, quantize
@@ -310,6 +310,7 @@ def _build_attention_target(
         has_window=_has_window(checkpoint.config),
         deterministic=config.deterministic,
         is_old_gpu=is_old_gpu(device),
+        is_new_gpu=is_new_gpu(device),
     )
 
 

@@ -66,6 +66,11 @@ def is_old_gpu(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
+def is_new_gpu(device: torch.device) -> bool:
+    """Return whether FlashAttention-4 has kernels for a GPU: compute capability 9.0 or newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def resolve_dtype(name: DType, device: torch.device, family: Family) -> torch.dtype:
     """Return the dtype of the decoder for a value of the setting `dtype`.
 

@@ -78,7 +78,17 @@ def loading_options(command: CommandT) -> CommandT:
             "--attention",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "eager", "sdpa", "varlen", "flex", "flash_attention_2"]),
+            type=click.Choice(
+                [
+                    "auto",
+                    "eager",
+                    "sdpa",
+                    "varlen",
+                    "flex",
+                    "flash_attention_2",
+                    "flash_attention_4",
+                ]
+            ),
         ),
         click.option(
             "--quantization",

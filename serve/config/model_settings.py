@@ -42,8 +42,8 @@ class ModelSettings(BaseModel):
     )
     attention: Attention = Field(
         default="auto",
-        description="Attention backend: `flash_attention_2`, `varlen`, `flex` (CUDA), `sdpa` "
-        "(CPU) or `eager`. `auto` chooses one and reports the reason.",
+        description="Attention backend: `flash_attention_4`, `flash_attention_2`, `varlen`, `flex` "
+        "(CUDA), `sdpa` (CPU) or `eager`. `auto` chooses one and reports the reason.",
     )
     device: str = Field(
         default="auto",

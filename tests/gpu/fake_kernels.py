@@ -15,6 +15,7 @@ import torch
 
 from rm_core.attention import AttentionBackend, make_backend
 from rm_core.attention.flash import FlashAttnBackend
+from rm_core.attention.flash_cute import FlashAttn4Backend
 from rm_core.attention.flex import FlexBackend
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 
@@ -26,6 +27,8 @@ def make_fake_backend(name: str, deterministic: bool) -> AttentionBackend:
             return TorchVarlenBackend(deterministic, torch_kernel)
         case "flash_attention_2":
             return FlashAttnBackend(flash_kernel)
+        case "flash_attention_4":
+            return FlashAttn4Backend(flash_4_kernel)
         case "flex":
             return FlexBackend(flex_kernel)
     return make_backend(name, deterministic)
@@ -75,6 +78,44 @@ def flash_kernel(
     starts = cu_seqlens_q, cu_seqlens_k
     _check_bounds((query, key), starts, (max_seqlen_q, max_seqlen_k))
     return _varlen((query, key, value), starts, softmax_scale, left, softcap)
+
+
+def flash_4_kernel(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qv: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    min_seqlen_k: int | None = None,
+    seqused_q: torch.Tensor | None = None,
+    seqused_k: torch.Tensor | None = None,
+    gather_kv_indices: torch.Tensor | None = None,
+    page_table: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] = (None, None),
+    learnable_sink: torch.Tensor | None = None,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+) -> tuple[torch.Tensor, None]:
+    """Compute the result of `flash_attn.cute.interface.flash_attn_varlen_func`."""
+    unused = (qv, min_seqlen_k, seqused_q, seqused_k, gather_kv_indices, page_table, learnable_sink)
+    assert all(argument is None for argument in unused)
+    assert causal
+    assert softmax_scale is not None
+    assert cu_seqlens_q is not None
+    assert cu_seqlens_k is not None
+    assert max_seqlen_q is not None
+    assert max_seqlen_k is not None
+    left, right = window_size
+    assert right == 0
+    assert left is None or left >= 0
+    starts = cu_seqlens_q, cu_seqlens_k
+    _check_bounds((q, k), starts, (max_seqlen_q, max_seqlen_k))
+    return _varlen((q, k, v), starts, softmax_scale, -1 if left is None else left, softcap), None
 
 
 def flex_kernel(*tensors: torch.Tensor, **options: Any) -> Any:

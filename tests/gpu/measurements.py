@@ -28,10 +28,11 @@ from rm_core.attention import (
     choose_attention,
     select_validated_backend,
 )
-from rm_core.attention.select import is_flash_attn_installed
+from rm_core.attention.select import is_flash_attn_4_installed, is_flash_attn_installed
 from rm_core.compilation import CompilationChoice
 from rm_core.config import Quantization
 from rm_core.model.loading import LoadedModel
+from rm_core.model.placement import is_new_gpu
 from rm_core.packing import TokenIds
 
 Emit = Callable[[dict[str, Any]], None]
@@ -149,15 +150,27 @@ class ModelMeasurement:
 
     def _ways(self) -> list[str]:
         """Return the backends of the family, the default backend first and eager last."""
+        device = self._meter.device
         default = choose_attention(
-            AttentionTarget(self._shape.family, "cuda", "bfloat16", self._softcap, self._softcap)
+            AttentionTarget(
+                self._shape.family,
+                "cuda",
+                "bfloat16",
+                self._softcap,
+                self._softcap,
+                is_new_gpu=is_new_gpu(device),
+            )
         ).name
         ways = [default]
-        for name in ("varlen", "flash_attention_2", "flex", "eager"):
+        installed = {
+            "flash_attention_2": is_flash_attn_installed(),
+            "flash_attention_4": is_flash_attn_4_installed() and is_new_gpu(device),
+        }
+        for name in ("varlen", *installed, "flex", "eager"):
             if name == "varlen" and self._softcap:
                 continue  # refused for Gemma-2: it would drop the softcap
-            if name == "flash_attention_2" and not (self._dry or is_flash_attn_installed()):
-                self._row(name, "parity", {"skipped": "flash-attn is not installed"})
+            if not (self._dry or installed.get(name, True)):
+                self._row(name, "parity", {"skipped": "not installed, or the GPU is too old"})
             elif name != default:
                 ways.append(name)
         return ways

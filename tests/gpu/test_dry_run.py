@@ -67,7 +67,7 @@ def test_model_measurement_emits_every_row(part: str) -> None:
     (host,) = (row for row in rows if row["what"] == "host")
     assert 0 < host["gap_s"] < host["seconds"]
     ways = {row["way"] for row in rows if row["what"] == "parity"}
-    expected = {"flash_attention_2", "flex", "eager"}
+    expected = {"flash_attention_2", "flash_attention_4", "flex", "eager"}
     assert ways == (expected if part == "Gemma-2-27B" else expected | {"varlen"})
     (bits,) = (row for row in rows if row["what"] == "bits")
     assert bits["same"] == bits["of"] == 16
@@ -126,7 +126,13 @@ def test_failed_measurement_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpu.measurements.score", lambda *_: 1 / 0)
     rows = measure("Qwen3-0.6B")
     failed = [row["way"] for row in rows if "failed" in row]
-    assert sorted(failed) == ["eager", "flash_attention_2", "flex", "varlen"]
+    assert sorted(failed) == [
+        "eager",
+        "flash_attention_2",
+        "flash_attention_4",
+        "flex",
+        "varlen",
+    ]
     assert any(map(is_bad, rows))
     assert "parity failed: ZeroDivisionError" in build_table(rows, DIVISOR)
 

@@ -24,7 +24,8 @@ from gpu.parity import compute_allowed_error
 from reference import CONVERSATIONS, Messages, Reference
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
-from rm_core.attention.select import is_flash_attn_installed
+from rm_core.attention.select import is_flash_attn_4_installed, is_flash_attn_installed
+from rm_core.model.placement import is_new_gpu
 from rm_core.tolerance import bfloat16_step
 
 pytestmark = [
@@ -33,11 +34,16 @@ pytestmark = [
 ]
 
 FAMILIES = ["llama-v0.2", "qwen3", "gemma2"]
+HAS_FLASH_4 = (
+    torch.cuda.is_available() and is_flash_attn_4_installed() and is_new_gpu(torch.device("cuda"))
+)
+FLASH_4 = pytest.mark.skipif(not HAS_FLASH_4, reason="flash-attn-4 is not installed")
 FLASH = pytest.mark.skipif(not is_flash_attn_installed(), reason="flash-attn is not installed")
 HALF_PRECISION = [
     *((name, way) for name in FAMILIES for way in ("auto", "flex")),
     *((name, "varlen") for name in FAMILIES if name != "gemma2"),
     *(pytest.param(name, "flash_attention_2", marks=FLASH) for name in FAMILIES),
+    *(pytest.param(name, "flash_attention_4", marks=FLASH_4) for name in FAMILIES),
 ]
 BUDGET = 16_384
 PathOf = Callable[[str], Path]
@@ -155,6 +161,8 @@ def test_defaults_on_cuda(name: str, checkpoint_of: PathOf) -> None:
     assert described.head_dtype == "float32"
     assert described.device.startswith("cuda")
     expected = "flash_attention_2" if is_flash_attn_installed() else without_flash
+    if HAS_FLASH_4:
+        expected = "flash_attention_4"
     assert described.attention == expected, described.attention_reason
     assert "flash-attn" in described.attention_reason
     deterministic = load(checkpoint_of(name), "auto", deterministic=True).describe()

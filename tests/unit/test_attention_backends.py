@@ -11,7 +11,7 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 import torch
-from gpu.fake_kernels import flash_kernel, flex_kernel, torch_kernel
+from gpu.fake_kernels import flash_4_kernel, flash_kernel, flex_kernel, torch_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +26,7 @@ from rm_core.attention import (
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.flash import FlashAttnBackend
+from rm_core.attention.flash_cute import FlashAttn4Backend
 from rm_core.attention.flex import BLOCK, FlexBackend, _build_block_mask
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 from rm_core.packing import PrefixTree, TokenIds, pack
@@ -63,6 +64,10 @@ BACKENDS: dict[str, tuple[Callable[[], AttentionBackend], list[AttentionParams]]
     "split": (CpuSdpaBackend, [PLAIN]),
     "torch's varlen": (lambda: TorchVarlenBackend(kernel=torch_kernel), [PLAIN, WINDOWED]),
     "flash-attn": (lambda: FlashAttnBackend(flash_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
+    "flash-attn-4": (
+        lambda: FlashAttn4Backend(flash_4_kernel),
+        [PLAIN, CAPPED, WINDOWED, BOTH],
+    ),
     "flex": (lambda: FlexBackend(flex_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),
 }
 CASES = [(name, params) for name, (_, all_params) in BACKENDS.items() for params in all_params]

@@ -138,3 +138,43 @@ def test_flash_attn_is_looked_up_by_default(monkeypatch: pytest.MonkeyPatch) -> 
             lambda installed=installed: installed,
         )
         assert choose_attention(target).name == expected
+
+
+FLASH_4 = "flash_attention_4"
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_new_gpu_prefers_flash_attention_4(family: Any, flash: bool) -> None:
+    """Then what an older GPU prefers; no kernel that drops the softcap."""
+    target = replace(build_target(family, "cuda", "bfloat16"), is_new_gpu=True)
+    choice = choose_attention(target, has_flash_attn=flash, has_flash_attn_4=True)
+    others = [FLASH] if flash else []
+    others += ["flex"] if family == "gemma2" else ["varlen", "flex"]
+    assert (choice.name, list(choice.fallbacks)) == (FLASH_4, others)
+    assert ("softcap" in choice.reason) == (family == "gemma2")
+    requested = choose_attention(target, FLASH_4, has_flash_attn_4=True)
+    assert requested.name == FLASH_4
+    missing = choose_attention(target, has_flash_attn=False, has_flash_attn_4=False)
+    assert "flash-attn-4, which is faster on this GPU" in missing.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "reason"),
+    [
+        ({"is_new_gpu": False}, "varlen", "capability 9.0 or newer.*'auto'"),
+        ({"dtype": "float32"}, "eager", "no float32 kernels"),
+        ({"deterministic": True}, "varlen", "not batch-invariant"),
+        ({"device_type": "cpu", "dtype": "float32", "is_new_gpu": False}, "sdpa", "needs CUDA"),
+    ],
+)
+def test_flash_attention_4_is_left_out_where_it_does_not_fit(
+    changes: dict[str, Any], name: str, reason: str
+) -> None:
+    target = replace(build_target("llama", "cuda", "bfloat16"), is_new_gpu=True)
+    target = replace(target, **changes)
+    choice = choose_attention(target, has_flash_attn=False, has_flash_attn_4=True)
+    assert choice.name == name
+    assert FLASH_4 not in choice.fallbacks
+    with pytest.raises(ModelLoadError, match=reason):
+        choose_attention(target, FLASH_4, has_flash_attn_4=True)

@@ -1,0 +1,54 @@
+"""Attention on newer GPUs with FlashAttention-4, written in CuTe: for all three families.
+
+The wheel contains no binaries: its kernels are compiled for the GPU when the backend is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rm_core.attention.base import AttentionParams
+from rm_core.attention.varlen import VarlenBackend, VarlenPlan
+
+
+class FlashAttn4Backend(VarlenBackend):
+    """Backend on `flash_attn.cute.interface.flash_attn_varlen_func`, half precision.
+
+    Args:
+        kernel: replacement for the kernel, for tests.
+    """
+
+    def __init__(self, kernel: Callable[..., tuple[torch.Tensor, ...]] | None = None) -> None:
+        if kernel is None:
+            from flash_attn.cute.interface import flash_attn_varlen_func
+
+            kernel = flash_attn_varlen_func
+        self._kernel = kernel
+
+    def attend(
+        self,
+        plan: VarlenPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        """See `AttentionBackend`."""
+        key, value = self.gather_keys(plan, key, value)
+        # By keyword: unlike in FlashAttention-2, other tensors come between these parameters.
+        output, *_ = self._kernel(
+            q=query,
+            k=key,
+            v=value,
+            cu_seqlens_q=plan.cu_seqlens_q,
+            cu_seqlens_k=plan.cu_seqlens_k,
+            max_seqlen_q=plan.max_seqlen_q,
+            max_seqlen_k=plan.max_seqlen_k,
+            softmax_scale=params.scaling,
+            causal=True,
+            window_size=(None if params.window is None else params.window - 1, 0),
+            softcap=params.softcap or 0.0,
+        )
+        return output
