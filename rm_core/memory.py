@@ -13,25 +13,23 @@ from typing import Any
 
 import torch
 
+from rm_core.attention.varlen import MAX_KEY_REPEATS
 from rm_core.packing import PrefixTree, pack
 
 # Batch sizes in tokens beyond which batches are not faster. CPU: measured on two cores, where 2,048
 # to 4,096 tokens were best for pairs and 4,096 for groups (larger rows exceed the CPU caches).
-# CUDA: not measured, chosen so that the overhead of kernel launches is negligible.
+# CUDA: enough to keep the device busy between batches of a small model.
 CPU_TOKENS = 4_096
-CUDA_TOKENS = 32_768
+CUDA_TOKENS = 65_536
 # In batch-invariant mode a row of one conversation costs as much as a full row.
 DETERMINISTIC_CPU_TOKENS = 1_024
 DETERMINISTIC_CUDA_TOKENS = 8_192
 FEWEST_TOKENS = 256
+# Operations of the linear layers in a batch on CUDA. A conversation that arrives alone waits for up
+# to two batches; an H200 takes about 0.4 s for so many (estimated from its data sheet).
+CUDA_OPERATIONS = 2.4e14
 # Share of the memory that is free after loading. The rest is for fragmentation and for kernels.
 _USABLE = 0.8
-# Keys and values are gathered once per layer, and those of a shared prefix are repeated for every
-# segment that continues it. Assumed size of the gathered keys, as a multiple of the row. A batch
-# that needs more memory is split in half.
-_REPEATS = 8
-
-
 # Size of an automatic prefix cache: a share of the memory that is left, and so many full batches,
 # since prompts recur within minutes or not at all.
 _PREFIX_CACHE_SHARE = {"cuda": 0.5, "cpu": 0.125}
@@ -89,8 +87,16 @@ def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     # The residual, its normalized copy, and two float32 copies inside the norm.
     residual = 2 * hidden * dtype.itemsize + 2 * hidden * 4
     in_mlp = 3 * mlp * dtype.itemsize
-    in_attention = (4 * queries + (4 + 2 * _REPEATS) * keys) * dtype.itemsize
+    in_attention = (4 * queries + (4 + 2 * MAX_KEY_REPEATS) * keys) * dtype.itemsize
     return int(residual + max(in_mlp, in_attention))
+
+
+def count_operations_per_token(config: Any) -> int:
+    """Count the operations of the decoder's linear layers for one token."""
+    head_dim = get_head_dim(config)
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    weights = config.hidden_size * (heads * head_dim + 3 * config.intermediate_size)
+    return int(2 * config.num_hidden_layers * weights)
 
 
 def compute_key_value_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -183,10 +189,16 @@ def fit_budget(
         deterministic: whether every row is padded to the budget.
     """
     max_tokens = DETERMINISTIC_CUDA_TOKENS if deterministic else CUDA_TOKENS
+    quick_tokens = int(CUDA_OPERATIONS / count_operations_per_token(config)) // 1024 * 1024
+    if quick_tokens < max_tokens:
+        max_tokens = max(1024, quick_tokens)
+        limit = "larger rows would make lone requests wait"
+    else:
+        limit = "larger rows are not faster"
     fitting = int(free_bytes * _USABLE) // estimate_bytes_per_token(config, dtype)
     reason = f"{free_bytes / 2**30:.1f} GiB free after loading hold {fitting} tokens"
     if fitting >= max_tokens:
-        return BatchBudget(max_tokens, f"{reason}; larger rows are not faster", is_automatic=True)
+        return BatchBudget(max_tokens, f"{reason}; {limit}", is_automatic=True)
     return BatchBudget(max(FEWEST_TOKENS, fitting // 256 * 256), reason, is_automatic=True)
 
 

@@ -44,15 +44,18 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-dev gcc libc6-dev wget tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin skyreward \
-    && install -d -o skyreward -g skyreward /models
+    && install -d -o skyreward -g skyreward /models /home/skyreward/.cache
 COPY --from=build /opt/skyreward /opt/skyreward
 ENV PATH=/opt/skyreward/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/models/hub \
+    PYTORCH_ALLOC_CONF=expandable_segments:True \
+    TORCHINDUCTOR_CACHE_DIR=/home/skyreward/.cache/torchinductor \
     RAY_USAGE_STATS_ENABLED=0
 USER 10001:10001
 WORKDIR /home/skyreward
-VOLUME /models
+# Compiled kernels: a start finds those of the last one, if the volume is kept.
+VOLUME ["/models", "/home/skyreward/.cache"]
 EXPOSE 8000
 # Ready once every model is loaded; the first start may fetch weights for a long time.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=6 \

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rm_core.attention.base import AttentionParams
-from rm_core.attention.varlen import VarlenBackend, VarlenPlan
+from rm_core.attention.varlen import VarlenBackend, VarlenChunk
 
 
 class FlashAttnBackend(VarlenBackend):
@@ -24,17 +24,23 @@ class FlashAttnBackend(VarlenBackend):
             kernel = flash_attn_varlen_func
         self._kernel = kernel
 
-    def attend(
+    def attend_chunk(
         self,
-        plan: VarlenPlan,
+        chunk: VarlenChunk,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `AttentionBackend`."""
+        """See `VarlenBackend`."""
         return self._kernel(
-            *self.build_arguments(plan, query, key, value),
+            query,
+            key,
+            value,
+            chunk.cu_seqlens_q,
+            chunk.cu_seqlens_k,
+            chunk.max_seqlen_q,
+            chunk.max_seqlen_k,
             softmax_scale=params.scaling,
             causal=True,
             window_size=(-1, -1) if params.window is None else (params.window - 1, 0),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from rm_core.attention.base import AttentionParams
-from rm_core.attention.varlen import VarlenBackend, VarlenPlan
+from rm_core.attention.varlen import VarlenBackend, VarlenChunk
 
 
 class FlashAttn4Backend(VarlenBackend):
@@ -27,25 +27,24 @@ class FlashAttn4Backend(VarlenBackend):
             kernel = flash_attn_varlen_func
         self._kernel = kernel
 
-    def attend(
+    def attend_chunk(
         self,
-        plan: VarlenPlan,
+        chunk: VarlenChunk,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `AttentionBackend`."""
-        key, value = self.gather_keys(plan, key, value)
+        """See `VarlenBackend`."""
         # By keyword: unlike in FlashAttention-2, other tensors come between these parameters.
         output, *_ = self._kernel(
             q=query,
             k=key,
             v=value,
-            cu_seqlens_q=plan.cu_seqlens_q,
-            cu_seqlens_k=plan.cu_seqlens_k,
-            max_seqlen_q=plan.max_seqlen_q,
-            max_seqlen_k=plan.max_seqlen_k,
+            cu_seqlens_q=chunk.cu_seqlens_q,
+            cu_seqlens_k=chunk.cu_seqlens_k,
+            max_seqlen_q=chunk.max_seqlen_q,
+            max_seqlen_k=chunk.max_seqlen_k,
             softmax_scale=params.scaling,
             causal=True,
             window_size=(None if params.window is None else params.window - 1, 0),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.attention
 
 from rm_core.attention.base import AttentionParams
-from rm_core.attention.varlen import VarlenBackend, VarlenPlan
+from rm_core.attention.varlen import VarlenBackend, VarlenChunk
 
 
 class TorchVarlenBackend(VarlenBackend):
@@ -40,18 +40,24 @@ class TorchVarlenBackend(VarlenBackend):
             options["num_splits"] = 1
         self._options = {name: value for name, value in options.items() if name in supported}
 
-    def attend(
+    def attend_chunk(
         self,
-        plan: VarlenPlan,
+        chunk: VarlenChunk,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """See `AttentionBackend`."""
+        """See `VarlenBackend`."""
         assert params.softcap is None
         out: torch.Tensor = self._kernel(
-            *self.build_arguments(plan, query, key, value),
+            query,
+            key,
+            value,
+            chunk.cu_seqlens_q,
+            chunk.cu_seqlens_k,
+            chunk.max_seqlen_q,
+            chunk.max_seqlen_k,
             scale=params.scaling,
             window_size=(-1 if params.window is None else params.window - 1, 0),
             **self._options,

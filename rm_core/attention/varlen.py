@@ -2,35 +2,43 @@
 
 Keys and values are gathered into the order of the conversations once per layer, so that each
 segment is a sequence with fewer queries than keys. The kernels then align their causal mask at the
-end, as a segment requires, and count the window in positions.
+end, as a segment requires, and count the window in positions. The keys of a prefix are repeated for
+each segment that continues it; where that would take much memory, some segments run after others.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
+from rm_core.attention.base import AttentionParams
 from rm_core.attention.segments import Segment
 from rm_core.device_copy import copy_to_device
 
+MAX_KEY_REPEATS = 8
+"""Maximum number of gathered keys, as a multiple of the keys of the batch."""
+
 
 @dataclass(frozen=True, slots=True)
-class VarlenPlan:
-    """Boundaries of the segments, and indices of their keys.
+class VarlenChunk:
+    """Segments that one call of the kernel computes.
 
     Attributes:
+        queries: slice of the batch's queries.
         cu_seqlens_q: int32 `[num_segments + 1]`, start of each segment's queries.
         cu_seqlens_k: int32 `[num_segments + 1]`, start of each segment's gathered keys.
         max_seqlen_q: largest number of queries in a segment.
         max_seqlen_k: largest number of keys in a segment.
         gather_indices: int64 `[num_gathered]`, indices of the keys of the batch; None if they
-            are in the right order.
+            are all keys in the right order.
     """
 
+    queries: slice
     cu_seqlens_q: torch.Tensor
     cu_seqlens_k: torch.Tensor
     max_seqlen_q: int
@@ -38,43 +46,95 @@ class VarlenPlan:
     gather_indices: torch.Tensor | None
 
 
-class VarlenBackend:
+VarlenPlan: TypeAlias = list[VarlenChunk]
+
+
+class VarlenBackend(abc.ABC):
     """Base class of the backends on variable-length kernels."""
+
+    @abc.abstractmethod
+    def attend_chunk(
+        self,
+        chunk: VarlenChunk,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        """Call the kernel.
+
+        Args:
+            chunk: boundaries of the segments.
+            query: `[num_queries, num_heads, head_dim]`.
+            key: `[num_keys, num_key_value_heads, head_dim]`, in the order of the segments.
+            value: same shape and order as `key`.
+            params: attention parameters of the layer.
+        """
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenPlan:
         """See `AttentionBackend`."""
-        queries = [segment.num_queries for segment in segments]
-        keys = [segment.num_keys for segment in segments]
-        slices = [key_slice for segment in segments for key_slice in segment.keys]
-        neighbors = itertools.pairwise([(0, 0), *slices, (num_keys, 0)])
-        gather_indices = None
-        # Gather the keys unless the slices are all keys, in their order.
-        if not all(before[1] == after[0] for before, after in neighbors):
-            indices = torch.cat([torch.arange(start, stop) for start, stop in slices])
-            gather_indices = copy_to_device(indices, device)
-        return VarlenPlan(
-            _build_cu_seqlens(queries, device),
-            _build_cu_seqlens(keys, device),
-            max(queries),
-            max(keys),
-            gather_indices,
-        )
+        return [
+            _build_chunk(chunk, num_keys, device)
+            for chunk in _split(segments, MAX_KEY_REPEATS * num_keys)
+        ]
 
-    def gather_keys(
-        self, plan: VarlenPlan, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values in segment order."""
-        if plan.gather_indices is None:
-            return key, value
-        return key.index_select(0, plan.gather_indices), value.index_select(0, plan.gather_indices)
+    def attend(
+        self,
+        plan: VarlenPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        """See `AttentionBackend`."""
+        outputs = [
+            self.attend_chunk(
+                chunk,
+                query[chunk.queries],
+                _gather(key, chunk.gather_indices),
+                _gather(value, chunk.gather_indices),
+                params,
+            )
+            for chunk in plan
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def build_arguments(
-        self, plan: VarlenPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[Any, ...]:
-        """Return the kernel's positional arguments, with keys and values in segment order."""
-        key, value = self.gather_keys(plan, key, value)
-        boundaries = plan.cu_seqlens_q, plan.cu_seqlens_k
-        return query, key, value, *boundaries, plan.max_seqlen_q, plan.max_seqlen_k
+
+def _split(segments: Sequence[Segment], max_keys: int) -> list[list[Segment]]:
+    """Divide segments, in order, into chunks of at most `max_keys` keys; no segment has more."""
+    chunks: list[list[Segment]] = [[]]
+    num_keys = 0
+    for segment in segments:
+        num_keys += segment.num_keys
+        if num_keys > max_keys and chunks[-1]:
+            chunks.append([])
+            num_keys = segment.num_keys
+        chunks[-1].append(segment)
+    return chunks
+
+
+def _build_chunk(segments: Sequence[Segment], num_keys: int, device: torch.device) -> VarlenChunk:
+    queries = [segment.num_queries for segment in segments]
+    keys = [segment.num_keys for segment in segments]
+    slices = [key_slice for segment in segments for key_slice in segment.keys]
+    neighbors = itertools.pairwise([(0, 0), *slices, (num_keys, 0)])
+    gather_indices = None
+    # Gather the keys unless the slices are all keys, in their order.
+    if not all(before[1] == after[0] for before, after in neighbors):
+        indices = torch.cat([torch.arange(start, stop) for start, stop in slices])
+        gather_indices = copy_to_device(indices, device)
+    return VarlenChunk(
+        slice(segments[0].start, segments[-1].stop),
+        _build_cu_seqlens(queries, device),
+        _build_cu_seqlens(keys, device),
+        max(queries),
+        max(keys),
+        gather_indices,
+    )
+
+
+def _gather(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    return tensor if indices is None else tensor.index_select(0, indices)
 
 
 def _build_cu_seqlens(lengths: list[int], device: torch.device) -> torch.Tensor:

@@ -239,11 +239,41 @@ def test_siblings_attend_to_ancestor_in_one_call() -> None:
 
 def test_single_conversation_is_not_gathered() -> None:
     backend = TorchVarlenBackend(kernel=torch_kernel)
-    one = backend.plan([Segment(0, 5, ((0, 5),))], 5, torch.device("cpu"))
+    (one,) = backend.plan([Segment(0, 5, ((0, 5),))], 5, torch.device("cpu"))
     assert one.gather_indices is None
-    two = backend.plan(build_segments(build_tree([(1, 2), (1, 3)])), 3, torch.device("cpu"))
+    (two,) = backend.plan(build_segments(build_tree([(1, 2), (1, 3)])), 3, torch.device("cpu"))
     assert two.gather_indices is not None
     assert two.gather_indices.tolist() == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize("name", ["torch's varlen", "flash-attn", "flash-attn-4"])
+def test_gathered_keys_are_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 answers to a long prompt need its keys 60 times; the kernel gets them in parts."""
+    tree = build_tree([(*range(50), *[60 + index] * (1 + index % 3)) for index in range(60)])
+    num_gathered: list[int] = []
+
+    def spy(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+        assert indices is not None
+        num_gathered.append(len(indices))
+        return tensor[indices]
+
+    monkeypatch.setattr("rm_core.attention.varlen._gather", spy)
+    query, key, value = random_tensors(tree.num_tokens)
+    backend = BACKENDS[name][0]()
+    indices = sorted(tree.ends)
+    for segments, queries in (
+        (build_segments(tree), query),
+        (build_token_segments(tree, indices), query[indices]),
+    ):
+        num_gathered.clear()
+        plan = backend.plan(segments, tree.num_tokens, query.device)
+        output = backend.attend(plan, queries, key, value, PLAIN)
+        rows = expected(tree, query, key, value, PLAIN)
+        rows = rows if len(queries) == len(query) else rows[indices]
+        torch.testing.assert_close(output, rows, atol=2e-6, rtol=1e-5)
+        assert len(num_gathered) > 2
+        assert max(num_gathered) <= 8 * tree.num_tokens
+        assert sum(num_gathered) == 2 * sum(segment.num_keys for segment in segments)
 
 
 @pytest.mark.parametrize(("activated", "splits"), [(None, None), ("FA3", 1)])
@@ -275,5 +305,5 @@ def test_deterministic_varlen_disables_splits(
         for deterministic in (False, True):
             backend = TorchVarlenBackend(deterministic, kernel)
             plan = backend.plan([Segment(0, 3, ((0, 3),))], 3, query.device)
-            assert backend.attend(plan, query, key, value, PLAIN) is query
+            assert torch.equal(backend.attend(plan, query, key, value, PLAIN), query)
     assert options == [(True, None), (True, splits)]

@@ -205,6 +205,21 @@ def test_compiler_out_of_memory_raises_out_of_memory() -> None:
         compiled(torch.ones(3))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+)
+def test_every_kind_of_out_of_memory_is_one(error: Exception) -> None:
+    """The batch is halved, and the replica lives on."""
+    with pytest.raises(torch.OutOfMemoryError) as caught, convert_device_errors():
+        raise error
+    assert caught.value.__cause__ is error
+
+
 def test_other_errors_are_not_converted() -> None:
     for error in (ValueError("x"), RuntimeError("shape"), IndexError(), torch.OutOfMemoryError()):
         assert not is_compiler_error(error)

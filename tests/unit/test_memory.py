@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from rm_core import BatchConfig, DeviceMemoryError, RewardScorer
-from rm_core.memory import CUDA_TOKENS, build_full_batch, choose_budget, estimate_bytes_per_token
+from rm_core.memory import build_full_batch, choose_budget, estimate_bytes_per_token, fit_budget
 from rm_core.packing import PrefixTree
+from serve.capacity.shape import find_model_shape
 
 ScorerOf = Callable[..., RewardScorer]
 LLAMA_8B = SimpleNamespace(
-    hidden_size=4_096, intermediate_size=14_336, num_attention_heads=32, num_key_value_heads=8
+    hidden_size=4_096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
 )
 CUDA = torch.device("cuda")
 
@@ -39,10 +44,29 @@ def test_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert chosen.is_automatic == (requested is None)
         return chosen.max_batch_tokens
 
-    assert budget(60 << 30) == CUDA_TOKENS
+    assert budget(60 << 30) == 16_384
     assert budget(1 << 30) == int(0.8 * 2**30) // 135_168 // 256 * 256 == 6_144
     assert budget(1 << 20) == 256
     assert budget(1 << 20, requested=9_999) == 9_999
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens"),
+    [
+        ("Skywork-Reward-V2-Qwen3-0.6B", 65_536),
+        ("Skywork-Reward-V2-Qwen3-8B", 16_384),
+        ("Skywork-Reward-V2-Llama-3.1-8B", 16_384),
+        ("Skywork-Reward-Gemma-2-27B-v0.2", 4_096),
+    ],
+)
+def test_budget_bounds_the_time_of_a_batch(name: str, num_tokens: int) -> None:
+    """About 0.4 s on a fast GPU, and no more than keeps the GPU busy."""
+    budget = fit_budget(100 << 30, find_model_shape(name), torch.bfloat16)
+    assert budget.max_batch_tokens == num_tokens
+    waits = "would make lone requests wait" in budget.reason
+    assert waits == (num_tokens < 65_536)
+    fixed = fit_budget(100 << 30, find_model_shape(name), torch.bfloat16, deterministic=True)
+    assert fixed.max_batch_tokens == min(8_192, num_tokens)
 
 
 def test_build_full_batch_fills_the_budget() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from rm_core.memory import CUDA_TOKENS, choose_budget
+from rm_core.memory import choose_budget
 from serve.capacity.devices import DEVICES
 from serve.capacity.replica import RUNTIME_BYTES, Load, Rate, estimate_memory, estimate_rate
 from serve.capacity.shape import find_model_shape
@@ -17,21 +19,22 @@ PAIRS = Load(10, 400, 400, 2)
 
 
 def test_memory_of_8b_on_one_h200() -> None:
-    """15.0 GB of weights in bfloat16, and 135,168 bytes for each of 32,768 tokens."""
+    """15.0 GB of weights in bfloat16, and 135,168 bytes for each of 16,384 tokens."""
     memory = estimate_memory(LLAMA, DEVICES["h200"], torch.bfloat16)
     assert memory.weights_bytes == 2 * LLAMA.num_parameters == pytest.approx(15.01e9, rel=1e-3)
-    assert memory.activation_bytes == 32_768 * 135_168
-    assert memory.max_batch_tokens == CUDA_TOKENS
+    assert memory.activation_bytes == 16_384 * 135_168
+    assert memory.max_batch_tokens == 16_384
     assert memory.peak_bytes == memory.weights_bytes + RUNTIME_BYTES + memory.activation_bytes
     assert memory.peak_bytes < memory.device_bytes
 
 
 def test_token_budget_equals_that_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = estimate_memory(GEMMA, DEVICES["l4"], torch.bfloat16, 3)
-    free = DEVICES["l4"].memory_bytes - memory.weights_bytes - RUNTIME_BYTES
+    device = dataclasses.replace(DEVICES["l4"], memory_bytes=21 << 30)
+    memory = estimate_memory(GEMMA, device, torch.bfloat16, 3)
+    free = device.memory_bytes - memory.weights_bytes - RUNTIME_BYTES
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 0))
     budget = choose_budget(None, GEMMA, torch.bfloat16, torch.device("cuda"))
-    assert memory.max_batch_tokens == budget.max_batch_tokens < CUDA_TOKENS
+    assert memory.max_batch_tokens == budget.max_batch_tokens < 4_096
     assert memory.peak_bytes < memory.device_bytes
 
 
