@@ -162,7 +162,13 @@ def load_model(config: ModelConfig) -> LoadedModel:
         num_devices=config.num_devices,
         deterministic=config.deterministic,
     )
-    check_quantization(config.quantization, device, dtype, deterministic=config.deterministic)
+    check_quantization(
+        config.quantization,
+        device,
+        dtype,
+        deterministic=config.deterministic,
+        compilation=compilation,
+    )
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
     attention, backend = select_validated_backend(
         choice, model, device, requested=config.attention, deterministic=config.deterministic

@@ -15,6 +15,7 @@ import torch
 from packaging.version import Version
 from torch import nn
 
+from rm_core.compilation import CompilationChoice
 from rm_core.config import Quantization
 from rm_core.errors import ModelLoadError
 
@@ -36,13 +37,19 @@ _OLDEST_TORCHAO = "0.18"
 
 
 def check_quantization(
-    quantization: Quantization, device: torch.device, dtype: torch.dtype, *, deterministic: bool
+    quantization: Quantization,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    deterministic: bool,
+    compilation: CompilationChoice,
 ) -> None:
     """Refuse a quantization that cannot work, before anything heavy is loaded.
 
     Raises:
-        ModelLoadError: torchao is missing or too old, the device or dtype is not supported, or the
-            setting `deterministic` is on.
+        ModelLoadError: torchao is missing or too old, the device or dtype is not supported, the
+            setting `deterministic` is on, or activations are quantized on CUDA in layers that are
+            not compiled.
     """
     if quantization == "none":
         return
@@ -69,6 +76,13 @@ def check_quantization(
         raise ModelLoadError(
             "quantization 'fp8' needs a CUDA device of compute capability 8.9 or newer; use "
             "'fp8-weights', 'int8' or 'int8-weights'"
+        )
+    if quantization in _DYNAMIC and device.type == "cuda" and not compilation.is_compiled:
+        raise ModelLoadError(
+            f"quantization {quantization!r} is slower than none on CUDA if the layers are not "
+            "compiled, since each linear layer then quantizes its inputs in many small kernels, "
+            f"and they are not compiled ({compilation.reason}); leave the setting `compile` at "
+            f"'auto' and use one GPU, or use '{quantization}-weights' to save memory, or 'none'"
         )
     if quantization == "fp8" and dtype != torch.bfloat16:
         raise ModelLoadError(

@@ -76,7 +76,7 @@ class ModelSettings(BaseModel):
         description="Quantization of the linear layers: `int8`, `fp8` (weights and activations, "
         "one scale for each token), `int8-weights` or `fp8-weights`, by torchao 0.18 or newer. "
         "Lossy, part of the fingerprint; measure it with `skyreward verify`. `fp8` needs dtype "
-        "bfloat16.",
+        "bfloat16; on CUDA `int8` and `fp8` need compiled layers.",
     )
     compile: Compile = Field(
         default="auto",

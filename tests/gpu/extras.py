@@ -14,7 +14,7 @@ import torch
 from gpu.memory_meter import Meter
 from torch import nn
 
-from rm_core.compilation import recompile_options
+from rm_core.compilation import CompilationChoice, recompile_options
 from rm_core.config import Quantization
 from rm_core.model.forward import forward_batch
 from rm_core.model.loading import LoadedModel
@@ -24,6 +24,12 @@ from rm_core.packing import PrefixTree, pack
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8", "fp8-weights")
 # Lengths of rows for which a compiler should not compile again; among them widths of models, heads.
 _LENGTHS = (2, 17, 32, 64, 100, 128, 129, 500, 1024, 1500, 2048, 3000, 4096)
+
+
+def get_compile_options(meter: Meter) -> dict[str, Any]:
+    """Return the loader's options of `torch.compile`; a dry run only traces."""
+    options = {"backend": "eager"} if meter.device.type == "cpu" else {}
+    return {"dynamic": True, **recompile_options(), **options}
 
 
 def has_torchao() -> bool:
@@ -36,18 +42,32 @@ def measure_quantized_linears(
 ) -> dict[str, Any]:
     """Time the linear layers of one decoder layer in bfloat16 and quantized, on a full row.
 
+    Both are compiled, as the loader does with quantized layers; traced in a dry run.
+
     `alone` is the largest difference between a token's outputs alone and with the other tokens,
     relative to the largest output; with one scale for all tokens it is about 0.1.
     """
     silence_torchao()
-    check_quantization(quantization, meter.device, torch.bfloat16, deterministic=False)
+    compilation = CompilationChoice(True, "for the check")
+    check_quantization(
+        quantization,
+        meter.device,
+        torch.bfloat16,
+        deterministic=False,
+        compilation=compilation,
+    )
     plain = nn.ModuleList(m for m in model.model.layers[0].modules() if isinstance(m, nn.Linear))
     layers = copy.deepcopy(plain)
     quantize(layers, quantization)
     rows = _draw_rows(plain, num_tokens)
+    options = get_compile_options(meter)
     before, after = (
         meter.seconds(
-            lambda linears=linears: [layer(rows[layer.in_features]) for layer in linears], most_s
+            torch.compile(
+                lambda linears=linears: [layer(rows[layer.in_features]) for layer in linears],
+                **options,
+            ),
+            most_s,
         )
         for linears in (plain, layers)
     )
@@ -89,9 +109,8 @@ def measure_compiled_layers(
     torch.compiler.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    options = {"backend": "eager"} if meter.device.type == "cpu" else {}
     for layer in list(model.model.layers)[:-1]:
-        layer.compile(dynamic=True, **recompile_options(), **options)
+        layer.compile(**get_compile_options(meter))
     start = time.monotonic()
     lengths = [max(2, length // divisor) for length in _LENGTHS]
     graphs = []

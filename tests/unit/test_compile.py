@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Iterator
@@ -56,6 +57,17 @@ def compare_all(compiled: RewardScorer, plain: RewardScorer) -> int:
     return count_graphs() - after_first
 
 
+def trace_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace what is compiled, and run the graphs as they are."""
+    compile_ = torch.compile
+
+    @functools.wraps(compile_)
+    def trace(function: Any, **options: Any) -> Any:
+        return compile_(function, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", trace)
+
+
 def count_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
@@ -75,13 +87,7 @@ def test_layers_are_traced_once_for_all_lengths(
 
     Rows of a single token are an exception, since torch always compiles them separately.
     """
-    compile_ = torch.compile
-
-    @functools.wraps(compile_)
-    def trace(function: Any, **options: Any) -> Any:
-        return compile_(function, **{**options, "backend": "eager"})
-
-    monkeypatch.setattr(torch, "compile", trace)
+    trace_only(monkeypatch)
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", compile=True)
     scorer = RewardScorer.load(config)
     assert scorer.describe().compiled is True
@@ -98,6 +104,18 @@ def test_layers_are_traced_once_for_all_lengths(
     expected = scorer_of(name).score_ids(batch).rewards
     assert list(scored.rewards) == pytest.approx(list(expected), abs=1e-4, rel=0)
     assert count_graphs() == num_kinds + more
+
+
+def test_quantized_layers_are_one_graph(
+    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace_only(monkeypatch)
+    config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", quantization="int8")
+    compare_all(
+        RewardScorer.load(dataclasses.replace(config, compile=True)), RewardScorer.load(config)
+    )
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert count_graphs() <= 2
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from checkpoints import refusal
 from reference import CONVERSATIONS
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
+from rm_core.compilation import CompilationChoice
 from rm_core.model.quantization import check_quantization, quantize, silence_torchao
 from rm_core.types import BatchResult
 from rm_core.verification import compare_rankings, verify
@@ -144,14 +145,39 @@ def test_torchao_failure_is_refused() -> None:
         quantize(layers, "fp8")
 
 
+COMPILED: dict[str, Any] = {
+    "deterministic": False,
+    "compilation": CompilationChoice(True, "requested by the setting `compile`"),
+}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "int8-weights", "fp8-weights"])
+def test_quantized_activations_need_compiled_layers_on_cuda(
+    quantization: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    for device in map(torch.device, ("cuda", "cpu")):
+        if quantization == "fp8" and device.type == "cpu":
+            continue
+        compilation = CompilationChoice(False, "layers on several devices are not compiled")
+        check_quantization(quantization, device, torch.bfloat16, **COMPILED)
+        options = {**COMPILED, "compilation": compilation}
+        if device.type == "cpu" or quantization.endswith("weights"):
+            check_quantization(quantization, device, torch.bfloat16, **options)
+            continue
+        with pytest.raises(ModelLoadError, match=r"not compiled \(layers on several devices") as why:
+            check_quantization(quantization, device, torch.bfloat16, **options)
+        assert f"use '{quantization}-weights'" in why.value.detail
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_fp8_requires_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     cuda = torch.device("cuda")
-    check_quantization("fp8", cuda, torch.bfloat16, deterministic=False)
+    check_quantization("fp8", cuda, torch.bfloat16, **COMPILED)
     with pytest.raises(ModelLoadError, match=f"not '{str(dtype)[6:]}'; use dtype 'bfloat16'"):
-        check_quantization("fp8", cuda, dtype, deterministic=False)
-    check_quantization("fp8-weights", cuda, dtype, deterministic=False)
+        check_quantization("fp8", cuda, dtype, **COMPILED)
+    check_quantization("fp8-weights", cuda, dtype, **COMPILED)
 
 
 def test_old_torchao_is_refused(checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch) -> None:
