@@ -1,4 +1,4 @@
-"""Measurements besides attention: quantized linear layers, compiled layers, time on the host.
+"""Measurements besides attention: quantization, compiled layers, the host, the prefix cache.
 
 Each function returns the values of one row of `make gpu-check`.
 """
@@ -8,22 +8,30 @@ from __future__ import annotations
 import copy
 import importlib.util
 import time
+from collections import deque
 from typing import Any
 
 import torch
 from gpu.memory_meter import Meter
+from gpu.sequences import Scale
 from torch import nn
 
+from rm_core.attention import AttentionParams, build_segments
+from rm_core.attention.flex import BLOCK, FlexBackend
 from rm_core.compilation import CompilationChoice, recompile_options
 from rm_core.config import Quantization
-from rm_core.model.forward import forward_batch
+from rm_core.model.forward import LaunchedBatch, forward_batch, launch_batch
 from rm_core.model.loading import LoadedModel
 from rm_core.model.quantization import check_quantization, quantize, silence_torchao
 from rm_core.packing import PrefixTree, pack
+from rm_core.prefix_cache import PrefixCache
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "fp8", "fp8-weights")
 # Lengths of rows for which a compiler should not compile again; among them widths of models, heads.
 _LENGTHS = (2, 17, 32, 64, 100, 128, 129, 500, 1024, 1500, 2048, 3000, 4096)
+
+# Batches of the measurement with two in flight.
+_IN_FLIGHT_RUNS = 4
 
 
 def get_compile_options(meter: Meter) -> dict[str, Any]:
@@ -132,7 +140,10 @@ def measure_compiled_layers(
 
 
 def measure_host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dict[str, Any]:
-    """Measure the time of a batch before the decoder's first kernel and after its last kernel."""
+    """Measure the time of a batch before the decoder's first kernel and after its last kernel.
+
+    For one batch at a time, and for two in flight as `RewardScorer` runs them on CUDA.
+    """
     decoder: nn.Module = loaded.model.get_submodule(loaded.model.base_model_prefix)
     marks: list[Any] = []
     hooks = [
@@ -150,7 +161,117 @@ def measure_host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dic
     finally:
         for hook in hooks:
             hook.remove()
-    return {"seconds": seconds, "gap_s": seconds - meter.between(*marks)}
+    decoder_s = meter.between(*marks)
+
+    def run_in_flight() -> None:
+        running: deque[LaunchedBatch] = deque()
+        for _ in range(_IN_FLIGHT_RUNS):
+            running.append(launch_batch(loaded, tree))
+            if len(running) == 2:
+                running.popleft().read()
+        running.popleft().read()
+
+    in_flight_s = meter.seconds(run_in_flight, 0.0) / _IN_FLIGHT_RUNS
+    return {
+        "seconds": seconds,
+        "gap_s": seconds - decoder_s,
+        "in_flight_s": in_flight_s,
+        "in_flight_gap_s": in_flight_s - decoder_s,
+    }
+
+
+def measure_prefix_cache(
+    loaded: LoadedModel, fixed: LoadedModel | None, tree: PrefixTree, meter: Meter, scale: Scale
+) -> dict[str, Any]:
+    """Time a batch whose first halves of conversations are in the prefix cache, and without it.
+
+    Args:
+        loaded: the model.
+        fixed: the model in its batch-invariant mode, whose rewards have to be equal to the last
+            bit without the cache, where it is empty and where it has the prompts; None: skipped.
+        tree: the batch to time. For the bits, as many of its sequences as a fixed row holds.
+        meter: meter of the device.
+        scale: scale of the lengths.
+    """
+    config, device = loaded.model.config, loaded.device
+    cache = PrefixCache(
+        tree.num_tokens,
+        config.num_key_value_heads,
+        config.head_dim,
+        loaded.model.dtype,
+        [device] * config.num_hidden_layers,
+    )
+
+    def score(model: LoadedModel, tree: PrefixTree, row_multiple: int) -> tuple[list[float], int]:
+        cached = cache.acquire(tree, [len(ids) // 2 for ids in tree.sequences])
+        rewards = forward_batch(model, cached.tree, row_multiple, cached)
+        cache.commit(cached)
+        return rewards, cached.tree.num_cached_tokens
+
+    before = meter.seconds(lambda: forward_batch(loaded, tree), scale.cell_s)
+    after = meter.seconds(lambda: score(loaded, tree, 1), scale.cell_s)
+    _, num_cached = score(loaded, tree, 1)
+    row = {"seconds": after, "uncached_s": before, "cached": num_cached, "tokens": tree.num_tokens}
+    if fixed is None:
+        return {**row, "ok": num_cached > 0}
+    cache.clear()
+    few = pack(tree.sequences, scale.fixed_row).batches[0]
+    expected = forward_batch(fixed, few, scale.fixed_row)
+    (missed, none), (hit, some) = (score(fixed, few, scale.fixed_row) for _ in range(2))
+    same = sum(a == b == c for a, b, c in zip(expected, missed, hit, strict=True))
+    ok = none == 0 < min(some, num_cached) and same == len(expected)
+    return {**row, "same": same, "of": len(expected), "ok": ok}
+
+
+@torch.inference_mode()
+def measure_full_blocks(
+    backend: FlexBackend, config: Any, tree: PrefixTree, meter: Meter, most_s: float
+) -> dict[str, Any]:
+    """Time FlexAttention of one layer with full blocks, and with a mask in each block."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    plan = backend.plan(build_segments(tree), tree.num_keys, meter.device)
+    query, key, value = (
+        torch.randn(
+            tree.num_tokens, heads, config.head_dim, device=meter.device, dtype=torch.bfloat16
+        )
+        for heads in (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.num_key_value_heads,
+        )
+    )
+    params = AttentionParams(config.head_dim**-0.5, config.attn_logit_softcapping)
+
+    def attend() -> torch.Tensor:
+        return backend.attend(plan, query, key, value, params)
+
+    output, full_s = attend(), meter.seconds(attend, most_s)
+    mask = plan.block_masks[None]
+    full = _read_blocks(mask.full_kv_num_blocks, mask.full_kv_indices)
+    listed = full | _read_blocks(mask.kv_num_blocks, mask.kv_indices)
+    plan.block_masks[None] = BlockMask.from_kv_blocks(
+        listed.sum(1).int()[None, None],
+        torch.argsort(listed.int(), dim=1, descending=True, stable=True).int()[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask.mask_mod,
+        seq_lengths=mask.seq_lengths,
+    )
+    difference = float((attend() - output).abs().max())
+    return {
+        "seconds": full_s,
+        "masked_s": meter.seconds(attend, most_s),
+        "full": int(full.sum()),
+        "blocks": int(listed.sum()),
+        "ok": difference < 0.05,
+    }
+
+
+def _read_blocks(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return which blocks of a BlockMask are listed, `[query blocks, key blocks]`."""
+    counts, indices = counts[0, 0], indices[0, 0].long()
+    is_listed = torch.arange(indices.shape[1], device=indices.device) < counts.unsqueeze(1)
+    return torch.zeros_like(is_listed).scatter(1, indices, is_listed)
 
 
 def _draw_rows(linears: Any, num_tokens: int) -> dict[int, torch.Tensor]:

@@ -102,7 +102,10 @@ class ModelMeasurement:
         """Measure quantization, the host and compiled layers; last, as layers stay compiled."""
         for quantization in extras.QUANTIZATIONS:
             self._attempt(
-                quantization, "quantized", lambda q=quantization: self._quantized(model, q)
+                quantization,
+                "quantized",
+                lambda q=quantization: self._quantized(model, q),
+                5.0 if self._dry else _COMPILING_S,
             )
         way = next((w for w in ways if (w, False) in self._backends), None)
         if way is None:
@@ -116,6 +119,37 @@ class ModelMeasurement:
             lambda: self._row(way, "host", extras.measure_host_gap(loaded, tree, self._meter)),
             speed.needed_s(tree),
         )
+        fixed = next((key for key in self._backends if key[1]), None)
+        self._attempt(
+            way,
+            "prefix cache",
+            lambda: self._row(
+                way,
+                "prefix cache",
+                extras.measure_prefix_cache(
+                    loaded,
+                    self._loaded(model, *fixed) if fixed else None,
+                    tree,
+                    self._meter,
+                    self._scale,
+                ),
+            ),
+            2 * speed.needed_s(tree),
+        )
+        flex = self._backends.get(("flex", False))
+        if self._softcap and flex is not None:
+            self._attempt(
+                "flex",
+                "full blocks",
+                lambda: self._row(
+                    "flex",
+                    "full blocks",
+                    extras.measure_full_blocks(
+                        flex, model.config, tree, self._meter, self._scale.cell_s
+                    ),
+                ),
+                5.0 if self._dry else _COMPILING_S,
+            )
         name = f"{way}, compiled"
         compiled = dataclasses.replace(
             loaded, compilation=CompilationChoice(True, "for comparison")

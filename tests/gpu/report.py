@@ -134,6 +134,10 @@ def _notes(rows: list[Row]) -> list[str]:
             notes.append(f"{where}: the difference EXCEEDS the allowed difference")
         if row.get("ok") is False and row["what"] == "quantized":
             notes.append(f"{where}: a token's result DEPENDS on its neighbors")
+        if row.get("ok") is False and row["what"] == "prefix cache":
+            notes.append(f"{where}: the prefix cache is NOT USED or CHANGES rewards")
+        if row.get("ok") is False and row["what"] == "full blocks":
+            notes.append(f"{where}: unmasked blocks give OTHER results")
         if row.get("ok") is False and row["what"] == "compile":
             notes.append(f"{where}: COMPILED AGAIN for rows of other lengths")
         for feature in ("softcap", "window"):
@@ -156,7 +160,18 @@ def _notes(rows: list[Row]) -> list[str]:
             notes.append(f"{where}: a batch {times}; {graphs}, {first}")
         if row["what"] == "host" and "seconds" in row:
             times = f"{row['gap_s']:.3g} s of {row['seconds']:.3g} s"
-            notes.append(f"{where}: a batch spends {times} outside the decoder")
+            two = f"{row['in_flight_gap_s']:.3g} s of {row['in_flight_s']:.3g} s"
+            notes.append(
+                f"{where}: a batch spends {times} outside the decoder, with two in flight {two}"
+            )
+        if row["what"] == "prefix cache" and "seconds" in row:
+            times = f"{row['seconds']:.3g} s, without the cache {row['uncached_s']:.3g} s"
+            bits = f"same bits: {row['same']} of {row['of']}" if "same" in row else "bits unknown"
+            tokens = f"{row['cached']} of {row['tokens']} tokens cached"
+            notes.append(f"{where}: a batch with {tokens} {times}; {bits}")
+        if row["what"] == "full blocks" and "seconds" in row:
+            times = f"{row['seconds']:.3g} s, masked {row['masked_s']:.3g} s"
+            notes.append(f"{where}: {row['full']} of {row['blocks']} blocks unmasked, {times}")
         if row["what"] == "test" and row["outcome"] != "passed":
             notes.append(f"test {row['way']}: {row['outcome']} {row['reason']}".rstrip())
     return [f"- {note}" for note in _distinct(notes)]

@@ -66,6 +66,12 @@ def test_model_measurement_emits_every_row(part: str) -> None:
     assert compiled["lengths"] > 5
     (host,) = (row for row in rows if row["what"] == "host")
     assert 0 < host["gap_s"] < host["seconds"]
+    assert host["in_flight_s"] > 0
+    (cache,) = (row for row in rows if row["what"] == "prefix cache")
+    assert cache["same"] == cache["of"] > 0
+    assert 0 < cache["cached"] < cache["tokens"]
+    blocks = [row for row in rows if row["what"] == "full blocks"]
+    assert len(blocks) == (part == "Gemma-2-27B")
     ways = {row["way"] for row in rows if row["what"] == "parity"}
     expected = {"flash_attention_2", "flash_attention_4", "flex", "eager"}
     assert ways == (expected if part == "Gemma-2-27B" else expected | {"varlen"})

@@ -165,7 +165,9 @@ def test_quantized_activations_need_compiled_layers_on_cuda(
         if device.type == "cpu" or quantization.endswith("weights"):
             check_quantization(quantization, device, torch.bfloat16, **options)
             continue
-        with pytest.raises(ModelLoadError, match=r"not compiled \(layers on several devices") as why:
+        with pytest.raises(
+            ModelLoadError, match=r"not compiled \(layers on several devices"
+        ) as why:
             check_quantization(quantization, device, torch.bfloat16, **options)
         assert f"use '{quantization}-weights'" in why.value.detail
 
