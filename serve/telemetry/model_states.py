@@ -109,7 +109,7 @@ class ModelStateCollector:
 
     def _count_tokenizer_differences(self, states: Mapping[str, ModelState]) -> Metric:
         counter = CounterMetricFamily(
-            f"{self._prefix}tokenizer_differences",
+            f"{PREFIX}tokenizer_differences",
             "Texts on which fastokens gave other token ids than tokenizers, or failed. They got "
             "the ids of tokenizers, which is used from the first one on.",
             labels=["model"],
