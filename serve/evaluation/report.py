@@ -36,6 +36,7 @@ _CURVE_HEIGHT = 250
 _LENGTH_BINS = 4  # on each side of 0
 _PROMPT_BINS = 8
 _MAX_MISTAKES = 20
+_NO_INTERVAL = "too few items for a 95% interval"
 # Metrics that are plotted instead of listed.
 _PLOT_KEYS = ("matrices", "best_of_n")
 
@@ -139,6 +140,7 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
         mistakes=[_find_worst_pairs(one) for one in pairs],
         max_mistakes=_MAX_MISTAKES,
         format_interval=_format_interval,
+        no_interval=_NO_INTERVAL,
         format_metric=_format_metric,
         format_value=_format_value,
         format_summary=format_summary,
@@ -214,8 +216,8 @@ def _build_bar(name: str, subset: SubsetScore, interval: Interval | None) -> Bar
     items = f"{subset.num_items:,} items"
     if subset.num_expected not in (None, subset.num_items):
         items = f"{subset.num_items:,} of {subset.num_expected:,} items"
-    interval_text = f", 95% interval {_format_interval(interval)}" if interval else ""
-    tooltip = f"{name}: {format_percent(subset.score)}{interval_text}, {items}"
+    about_interval = f"95% interval {_format_interval(interval)}" if interval else _NO_INTERVAL
+    tooltip = f"{name}: {format_percent(subset.score)}, {about_interval}, {items}"
     return Bar(subset.score, format_percent(subset.score, 1), interval, tooltip)
 
 
@@ -374,9 +376,9 @@ def _format_metric(metrics: Mapping[str, float], name: str) -> str:
     return format_number(value, ".4f")
 
 
-def _format_interval(interval: Interval | None) -> str:
+def _format_interval(interval: Interval) -> str:
     """Format an interval of fractions in percent, such as 93.1 to 95.2."""
-    return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
 def _format_range(low: float, high: float) -> str:

@@ -2,8 +2,9 @@
 
 Shares have Wilson's intervals, other scores bootstrap intervals. The bootstrap resamples items
 within their subsets, and complete clusters where items belong together, so that an interval
-describes the same benchmark with other items, not another mixture of subsets. Random draws are
-seeded, so equal input gives equal output.
+describes the same benchmark with other items, not another mixture of subsets. A subset with one
+item does not show how much its items differ, so scores that contain it have no bootstrap interval.
+Random draws are seeded, so equal input gives equal output.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -82,8 +83,8 @@ def bootstrap_resamples(
 
 
 def percentile_interval(scores: Sequence[float]) -> Interval | None:
-    """Return the central interval that contains 95% of the scores; None without scores."""
-    if not scores:
+    """Return the central interval that contains 95% of the scores; None if none differ."""
+    if len(set(scores)) < 2:
         return None
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(scores, (tail, 1 - tail))
@@ -94,8 +95,10 @@ def percentile_interval(scores: Sequence[float]) -> Interval | None:
 class Intervals:
     """Confidence intervals of the scores of a `BenchmarkResult`, under the same names.
 
+    A score has none if there are too few items: one in a subset, or several that are all equal.
+
     Attributes:
-        overall: interval of the overall score; None without an overall score.
+        overall: interval of the overall score; None without an overall score too.
         sections: interval of each section's score.
         subsets: interval of each subset's score.
     """
@@ -126,11 +129,13 @@ def compute_intervals(
         resampled = _bootstrap_sums(benchmark, scored, resamples, seed)
     else:
         resampled = _bootstrap_results(benchmark, scored, resamples, seed)
+    # All scores of which a subset with one item, or one cluster, is a part.
+    alone = benchmark.compute_result(_find_items_alone(scored))
     overall = percentile_interval([r.overall for r in resampled if r.overall is not None])
     return Intervals(
-        overall,
-        _compute_subset_intervals(result.sections, [r.sections for r in resampled]),
-        _compute_subset_intervals(result.subsets, [r.subsets for r in resampled]),
+        overall if alone.overall is None else None,
+        _compute_subset_intervals(result.sections, [r.sections for r in resampled], alone.sections),
+        _compute_subset_intervals(result.subsets, [r.subsets for r in resampled], alone.subsets),
     )
 
 
@@ -236,7 +241,9 @@ def quantile_edges(numbers: Sequence[float], num_bins: int = 10) -> list[float]:
 
 
 def _compute_subset_intervals(
-    scores: Mapping[str, SubsetScore], resampled: Sequence[Mapping[str, SubsetScore]]
+    scores: Mapping[str, SubsetScore],
+    resampled: Sequence[Mapping[str, SubsetScore]],
+    without_bootstrap: Container[str],
 ) -> dict[str, Interval]:
     intervals = {}
     for name, subset in scores.items():
@@ -244,9 +251,20 @@ def _compute_subset_intervals(
             intervals[name] = wilson(subset.num_correct or 0.0, subset.num_items)
             continue
         interval = percentile_interval([r[name].score for r in resampled if name in r])
-        if interval is not None:
+        if interval is not None and name not in without_bootstrap:
             intervals[name] = interval
     return intervals
+
+
+def _find_items_alone(scored: Sequence[ScoredItem]) -> list[ScoredItem]:
+    """Return the items of subsets that have one item, or one cluster."""
+    return [
+        scored_item
+        for clusters in _group_by_cluster(scored).values()
+        if len(clusters) == 1
+        for cluster in clusters.values()
+        for scored_item in cluster
+    ]
 
 
 def _bootstrap_sums(
@@ -274,13 +292,20 @@ def _bootstrap_results(
     benchmark: Benchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
 ) -> list[BenchmarkResult]:
     """Compute the complete result of each resample; clusters are kept together."""
-    strata: dict[str, dict[object, list[ScoredItem]]] = defaultdict(lambda: defaultdict(list))
-    for scored_item in sorted(scored, key=lambda scored_item: scored_item.item.key):
-        item = scored_item.item
-        strata[item.subset][item.metadata.get("cluster", item.key)].append(scored_item)
-    clusters = [list(group.values()) for _, group in sorted(strata.items())]
+    clusters = [list(group.values()) for _, group in sorted(_group_by_cluster(scored).items())]
     drawn = bootstrap_resamples(clusters, resamples=resamples, seed=seed)
     return [benchmark.compute_result(_relabel_clusters(resample)) for resample in drawn]
+
+
+def _group_by_cluster(
+    scored: Iterable[ScoredItem],
+) -> dict[str, dict[object, list[ScoredItem]]]:
+    """Group items by subset and cluster, in an order that does not depend on theirs."""
+    groups: dict[str, dict[object, list[ScoredItem]]] = defaultdict(lambda: defaultdict(list))
+    for scored_item in sorted(scored, key=lambda scored_item: scored_item.item.key):
+        item = scored_item.item
+        groups[item.subset][item.metadata.get("cluster", item.key)].append(scored_item)
+    return groups
 
 
 def _relabel_clusters(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredItem]:

@@ -9,7 +9,7 @@ from published_rows import read, rewardbench2_row, rm_bench_row, scored, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
-from serve.evaluation.statistics import compute_intervals, is_proportion, wilson
+from serve.evaluation.statistics import Intervals, compute_intervals, is_proportion, wilson
 
 
 def noisy_rewards(item: Item, gain: float = 1.0) -> list[float]:
@@ -85,6 +85,51 @@ def test_empty_result_has_no_intervals() -> None:
     benchmark = BENCHMARKS["rmb"]
     intervals = compute_intervals(benchmark, [], benchmark.compute_result([]))
     assert (intervals.overall, intervals.sections, intervals.subsets) == (None, {}, {})
+
+
+def rewardbench_items(**rights: str) -> list[ScoredItem]:
+    """Items of each subset, whose name has `_` for `-`: 1 is right, 0 is wrong."""
+    benchmark, items = BENCHMARKS["rewardbench"], []
+    for name, flags in rights.items():
+        for number, flag in enumerate(flags):
+            row = {"id": number, "subset": name.replace("_", "-"), "prompt": "p"}
+            item = benchmark.read(row | {"chosen": "c", "rejected": "r"}, "x")
+            items.append(ScoredItem(item, [float(flag), 0.5]))
+    return items
+
+
+def test_scores_of_a_subset_with_one_item_have_no_bootstrap_interval() -> None:
+    benchmark = BENCHMARKS["rewardbench"]
+    items = rewardbench_items(alpacaeval_easy="1", math_prm="0101", hep_cpp="0", hep_go="0011")
+    result = benchmark.compute_result(items)
+    intervals = compute_intervals(benchmark, items, result)
+    assert intervals.overall is None
+    # Half of Reasoning's weight varies, so its interval would be too narrow.
+    assert intervals.sections == {"Chat": wilson(1, 1)}
+    assert intervals.subsets["hep-go"] == wilson(2, 4)
+    # With a second item, all scores have intervals.
+    items = rewardbench_items(alpacaeval_easy="10", math_prm="0101", hep_cpp="00", hep_go="0011")
+    intervals = compute_intervals(benchmark, items, benchmark.compute_result(items))
+    assert intervals.overall is not None
+    assert intervals.sections.keys() == {"Chat", "Reasoning"}
+
+
+def test_one_cluster_alone_has_no_interval() -> None:
+    benchmark = BENCHMARKS["rewardbench2"]
+    ref = benchmark.read(rewardbench2_row("ref:0", "Ties", 1, 1), "")
+    tied = benchmark.read(rewardbench2_row("tied:0", "Ties", 2, 1), "")
+    items = [ScoredItem(ref, [3.0, 0.0]), ScoredItem(tied, [3.0, 2.0, 0.0])]
+    result = benchmark.compute_result(items)
+    assert result.overall is not None
+    assert compute_intervals(benchmark, items, result) == Intervals(None, {}, {})
+
+
+def test_equal_items_have_no_bootstrap_interval() -> None:
+    benchmark = BENCHMARKS["rewardbench"]
+    items = rewardbench_items(alpacaeval_easy="11", math_prm="000")
+    intervals = compute_intervals(benchmark, items, benchmark.compute_result(items))
+    assert intervals.overall is None
+    assert intervals.subsets == {"alpacaeval-easy": wilson(2, 2), "math-prm": wilson(0, 3)}
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,18 @@ def test_report_without_scored_items(tmp_path: Path) -> None:
     assert "\N{EM DASH} overall" in text_of(page)
 
 
+def test_report_says_that_items_are_too_few_for_intervals(tmp_path: Path) -> None:
+    one = evaluation("rewardbench", size=1)
+    tile = re.search(r"<b>[^<]*</b>[^<]*95% interval", page := render(tmp_path, one))
+    assert tile is not None
+    assert tile[0] == "<b>\N{EM DASH}</b>too few items for a 95% interval"
+    assert "%, too few items for a 95% interval, 5 of " in page  # the section Chat
+    (tmp_path / "report.html").unlink()
+    text = text_of(render(tmp_path, one, evaluation("rewardbench", model="large")))
+    assert f"demo {one.result.overall:.2%} too few items" in text
+    assert re.search(r"large [\d.]+% [\d.]+ to [\d.]+ ", text)
+
+
 def test_perfect_complete_result_has_no_warning(tmp_path: Path) -> None:
     one = evaluation("rewardbench", size=2)
     scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored_items)
