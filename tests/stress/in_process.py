@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from load import Post
 
-from rm_core import BatchResult, ModelInfo, load_encoder
+from rm_core import BatchResult, ModelInfo
 from rm_core.packing import TokenIds
 from serve.api.app import create_app
-from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fakes import INFO
 
 _RUNS = 20
 
@@ -28,33 +33,10 @@ _RUNS = 20
 class _AtOnce:
     """A backend whose model takes no time."""
 
-    def __init__(self, settings: ModelSettings) -> None:
-        self.num_replicas = 1
-        self._info = ModelInfo(
-            catalogue_id=None,
-            family="none",
-            revision="none",
-            template_sha256="none",
-            encoding_sha256=load_encoder(settings.to_model_config()).encoding_sha256,
-            template_depends_on_date=False,
-            template_date=None,
-            dtype="float32",
-            head_dtype="float32",
-            device="none",
-            attention="none",
-            attention_reason="none",
-            max_length=4_096,
-            max_batch_tokens=4_096,
-            max_batch_tokens_reason="none",
-            prefix_cache_tokens=0,
-            prefix_cache_bytes=0,
-            prefix_cache_reason="none",
-            deterministic=False,
-            compiled=False,
-            self_check=False,
-            tokenizer="none",
-            tokenizer_reason="none",
-        )
+    num_replicas = 1
+
+    def __init__(self) -> None:
+        self._info = replace(INFO, max_length=4_096, max_batch_tokens=4_096)
         self._fingerprint = self._info.fingerprint
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
@@ -109,7 +91,7 @@ async def _post(app: Any, post: Post) -> None:
 async def _runs(posts: list[Post], clients: int) -> list[float]:
     """Milliseconds a post, of each run."""
     settings = Settings.model_validate({"models": [{"name": "demo", "cache_bytes": 0}]})
-    service = ScoringService([(settings.models[0], _AtOnce(settings.models[0]))], settings)
+    service = ScoringService([(settings.models[0], _AtOnce())], settings)
     app = create_app(service, settings)
     watcher = asyncio.create_task(service.watch())
     while not service.is_ready:

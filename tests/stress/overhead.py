@@ -4,11 +4,12 @@ What is measured, on Ray and without, with one torch thread and no score cache:
 
 - CPU of all processes of the service for a post of 4 KB with one conversation, under 16 and 64
   clients, without the CPU of the thread that runs the model, and without what the service takes
-  when it is idle; with a model so small (`tiny.py`) that it is not the model that decides how many
-  posts share a batch. That thread is found by its work: of the scorer's threads, the one that takes
-  most more CPU for scoring a big post than for rendering it. What else it does (laying out a
-  batch, reading the rewards) counts as the model's. Beside it the machine's own limits (`floor.py`,
-  on Ray `floor_on_ray.py`), and our code without server and model (`in_process.py`).
+  when it is idle; with a model so small (`tiny_model.py`) that it is not the model that decides how
+  many posts share a batch. That thread is found by its work: of the scorer's threads, the one that
+  takes most more CPU for scoring a big post than for rendering it. What else it does (laying out a
+  batch, reading the rewards) counts as the model's. Beside it the machine's own limits
+  (`baseline.py`, on Ray `baseline_ray.py`), and our code without server and model
+  (`in_process.py`).
 - The share of a lone post of 256 conversations that is not forward pass.
 - The time of a lone small post beyond its forward pass.
 
