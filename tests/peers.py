@@ -17,18 +17,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
-# `make test` fills the first one; what is on no package index may be put into either.
-PLACES = (Path(sys.prefix) / "peers", ROOT.parent / "shared" / "peers")
+# Filled by `make test`; what is on no package index may be put there too.
+PEERS = Path(sys.prefix) / "peers"
 
 
 def peer_path(name: str) -> Path:
     """A file or folder of a peer; skips where there is none."""
-    for place in PLACES:
-        if (place / name).exists():
-            return place / name
-    pytest.skip(f"there is no {name} in {' or '.join(map(str, PLACES))}")
+    if not (PEERS / name).exists():
+        pytest.skip(f"there is no {name} in {PEERS}")
+    return PEERS / name
 
 
 @contextlib.contextmanager

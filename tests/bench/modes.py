@@ -3,7 +3,7 @@
 Pairs and groups of 16 in process, the modes taking turns, median of the rounds; `compile` compiles
 before it is timed. Then 10,000 conversations of 1,000 tokens, four to a prompt, through `pack`.
 
-    python tests/bench/modes.py [--data FOLDER] [--rounds 3]
+    python tests/bench/modes.py --data FOLDER [--rounds 3]
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from workloads import build_model, groups_of_16, rm_bench_pairs
 
 from rm_core import BatchConfig, Encoded, ModelConfig, RewardScorer, pack
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 MODES = {"default": {}, "deterministic": {"deterministic": True}, "compile": {"compile": True}}
 
 
@@ -35,7 +34,7 @@ def packing_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     workloads = {

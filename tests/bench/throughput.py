@@ -51,15 +51,13 @@ from rm_core import Encoded, ModelConfig, RewardScorer
 from rm_core.packing import TokenIds
 from rm_core.verification import sample_conversations
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, default=DATA, help="folder of published benchmark files")
+    add("--data", type=Path, help="folder of published benchmark files; default: sample pairs")
     add("--file", type=Path, action="append", default=[], help="a job file to measure as well")
     add("--workloads", default="", help="parts of the names of those wanted, with commas")
     add("--model", help="a folder or hub id in place of the benchmark's own model")
@@ -118,8 +116,8 @@ def main() -> None:
 def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Conversations], str]:
     """The workloads, and the model to score them with."""
     files = {file.name: job_file(file) for file in options.file}
-    if not options.data.is_dir():
-        print(f"{options.data} is not there: the sample pairs instead, and the demo model")
+    if options.data is None:
+        print("no --data: the sample pairs and the demo model")
         samples = [messages for _, messages in sample_conversations()]
         return {"sample pairs": samples} | files, options.model or "demo"
     every = {name: draw_from(options.data) for name, draw_from in WORKLOADS.items()}

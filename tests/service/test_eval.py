@@ -13,12 +13,12 @@ from typing import Any
 import benchmark_files
 import pytest
 from command_line import SKYREWARD, invoke
-from conftest import SHARED_DATA
+from conftest import BENCHMARK_DATA
 from job_runs import count_chunks
 from peer_service import TINY_MAX_LENGTH, Served
 from waiting import PATIENCE_S
 
-RM_BENCH, RMB = SHARED_DATA / "rm-bench", SHARED_DATA / "rmb"
+RM_BENCH, RMB = BENCHMARK_DATA / "rm-bench", BENCHMARK_DATA / "rmb"
 NEEDS_ROWS = pytest.mark.skipif(
     not (RM_BENCH.is_dir() and RMB.is_dir()), reason="the published files are missing"
 )

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT, SHARED_DATA
+from conftest import BENCHMARK_DATA, ROOT
 
 from rm_core import seeds_dir
 
-DATA = SHARED_DATA / "rm-bench" / "chat_filtered.json"
+DATA = BENCHMARK_DATA / "rm-bench" / "chat_filtered.json"
 
 
 def load_bench() -> ModuleType:

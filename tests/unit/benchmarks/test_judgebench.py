@@ -6,7 +6,7 @@ import csv
 import json
 
 import pytest
-from conftest import SHARED_DATA
+from conftest import BENCHMARK_DATA
 from published_rows import judgebench_row, read, scored, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem
@@ -14,7 +14,7 @@ from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["judgebench"]
-DATA = SHARED_DATA / "judgebench"
+DATA = BENCHMARK_DATA / "judgebench"
 PAIRS = DATA / "dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl"
 SCORES = DATA / "skywork_v01_scores_gpt4o_pairs.csv"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SHARED_DATA
+from conftest import BENCHMARK_DATA
 from published_rows import REWARDBENCH, RIGHT, WRONG, read, rewardbench_row, scored, whole
 
 from rm_core.benchmarks.base import BenchmarkResult, Item
@@ -15,7 +15,7 @@ from rm_core.catalog.entries import load_catalog, load_not_served
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["rewardbench"]
-LLMBAR = SHARED_DATA / "llmbar" / "rewardbench_style_llmbar.jsonl"
+LLMBAR = BENCHMARK_DATA / "llmbar" / "rewardbench_style_llmbar.jsonl"
 
 
 def compute_result(right: dict[str, int], **options: str) -> BenchmarkResult:

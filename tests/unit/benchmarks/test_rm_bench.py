@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SHARED_DATA
+from conftest import BENCHMARK_DATA
 from published_rows import read, rm_bench_row, scored, whole
 
 from rm_core.benchmarks.base import ScoredItem
@@ -13,7 +13,7 @@ from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["rm-bench"]
-DATA = SHARED_DATA / "rm-bench"
+DATA = BENCHMARK_DATA / "rm-bench"
 # Number of right items, of 20, in each cell: M of the worked example.
 CELLS = [[16, 12, 8], [18, 16, 12], [19, 18, 16]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SHARED_DATA
+from conftest import BENCHMARK_DATA
 from published_rows import read, rmb_group, rmb_pair, scored, whole
 
 from rm_core.benchmarks.base import Item
@@ -13,7 +13,7 @@ from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["rmb"]
-DATA = SHARED_DATA / "rmb"
+DATA = BENCHMARK_DATA / "rmb"
 PATH = "Pairwise_set/Helpfulness/Code/Documentation"
 
 

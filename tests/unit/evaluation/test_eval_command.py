@@ -10,14 +10,14 @@ from pathlib import Path
 import benchmark_files
 import pytest
 from click.testing import CliRunner, Result
-from conftest import SHARED_DATA
+from conftest import BENCHMARK_DATA
 
 from rm_core.benchmarks.registry import BENCHMARKS
 from serve.cli.eval import BENCHMARK_NAMES
 from serve.cli.main import main
 from serve.evaluation.result import Evaluation
 
-JUDGEBENCH = SHARED_DATA / "judgebench"
+JUDGEBENCH = BENCHMARK_DATA / "judgebench"
 GEMMA, LLAMA = "Skywork-Reward-Gemma-2-27B", "Skywork-Reward-Llama-3.1-8B"
 
 
