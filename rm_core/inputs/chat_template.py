@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from packaging.version import Version
+
 from rm_core.errors import ModelLoadError, TemplateError
 
 if TYPE_CHECKING:
@@ -164,9 +166,10 @@ class ChatTemplate:
         # The same steps as transformers' `apply_chat_template` and `render_jinja_template`.
         plain = getattr(chat_template_utils, "_plain_template_data", _identity)
         alias = getattr(chat_template_utils, "_alias_reasoning_fields", _identity)
-        present = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        if _drops_nulls():
+            messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
         text = self._compiled[name].render(
-            messages=alias(plain(present)),
+            messages=alias(plain(messages)),
             tools=plain(None if tools is None else list(tools)),
             documents=None,
             add_generation_prompt=False,
@@ -287,6 +290,14 @@ def _format_reason(error: BaseException) -> str:
 
 def _identity(value: T) -> T:
     return value
+
+
+@functools.cache
+def _drops_nulls() -> bool:
+    """Return whether transformers leaves fields of a message that are null out: since 5.23."""
+    from transformers import __version__
+
+    return Version(__version__) >= Version("5.23")
 
 
 def _size(value: Any) -> int:

@@ -163,12 +163,18 @@ def _locate(config: ModelConfig, weights: bool) -> Path:
 
 
 def _download(config: ModelConfig, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     patterns = [*TEXT_PATTERNS, "*.safetensors"] if weights else list(TEXT_PATTERNS)
     try:
         return Path(
-            snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
+            snapshot_download(
+                config.name,
+                revision=config.revision,
+                allow_patterns=patterns,
+                # huggingface-hub 1.33 asks the hub for the files of a commit even when offline.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
         )
     # The hub's client raises errors of several libraries; all mean that the download failed.
     except Exception as error:

@@ -263,7 +263,7 @@ def test_hub_model_is_fetched_at_its_revision_without_pickles(
     shutil.copytree(checkpoint_of("qwen3"), cached)
     calls: list[tuple[str, str | None, list[str]]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
         calls.append((name, revision, allow_patterns))
         return str(cached)
 

@@ -268,11 +268,18 @@ def fetch_dataset(address: str, split: str | None) -> tuple[str, list[str]]:
 
 
 def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     try:
         return Path(
-            snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns)
+            snapshot_download(
+                repo,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=patterns,
+                # huggingface-hub 1.33 asks the hub for the files of a commit even when offline.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
         )
     # The hub's client raises errors of several libraries; all mean that the download failed.
     except Exception as error:
