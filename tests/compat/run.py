@@ -24,8 +24,10 @@ ENVIRONMENTS = ROOT / "build" / "compat"
 # Packages whose version a package fixes, so that their own pins cannot hold.
 MOVE_ALONG = {
     "transformers": ("tokenizers", "huggingface-hub", "hf-xet"),
-    "torch": ("torchao", "triton", "setuptools"),
-}
+    "torch": (
+        "torchao", "triton", "setuptools", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit",
+    ),
+}  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,7 +74,7 @@ def create_environment(package: str, version: str) -> Path:
     constraints = folder / "constraints.txt"
     constraints.write_text(build_constraints(package, version))
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--editable", ".[dev]"],
+        [python, "-m", "pip", "install", "--quiet", "--no-compile", "--editable", ".[dev]"],
         cwd=ROOT,
         env={**os.environ, "PIP_CONSTRAINT": str(constraints)},
         check=True,
