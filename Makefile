@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Modules are compiled when they are imported first: most never are.
+INSTALL := $(BIN)/pip install --quiet --no-compile
 # Also applies to build requirements, unlike `pip install -c`.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Packages whose code the tests run: clients, axe-core, a benchmark. They are installed without their
@@ -11,6 +13,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Suppresses a message of Material for MkDocs about its successor.
 export NO_MKDOCS_2_WARNING := 1
+
+# Of make itself, for targets that take one core each.
+PARALLEL := --no-print-directory --jobs=2 --output-sync=target
 
 .PHONY: help demo serve test test-slow check format docs lock bench stress hold compat gpu-check real-weights demo-model clean
 help: ## show this help
@@ -22,18 +27,27 @@ demo: $(VENV)/base ## start the service on the demo model, score the sample pair
 serve: $(VENV)/base ## run the service in the foreground on the demo model
 	$(BIN)/skyreward serve
 
-test: check $(VENV)/peers/.installed ## run the linters, the type checker and the tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
+test: $(VENV)/dev ## run the linters, the type checker and the tests
+	@$(MAKE) $(PARALLEL) types style site $(VENV)/peers/.installed
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow' --site build/site
 
 test-slow: $(VENV)/dev $(VENV)/peers/.installed ## run the tests that take long and go deeper
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or hypothesis' --hypothesis-profile full
 
 check: $(VENV)/dev ## run the linters and the type checker, build the documentation site
+	@$(MAKE) $(PARALLEL) types style site
+
+.PHONY: types style site
+types:
+	$(BIN)/mypy
+
+style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/architecture/test_prose.py
+
+site:
 	$(BIN)/python -m mkdocs build --config-file .mkdocs.yml
 
 format: $(VENV)/dev ## fix lint errors and format the code with ruff
@@ -88,20 +102,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --editable '.[reports]'
+	$(INSTALL) --editable '.[reports]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/base
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
-$(VENV)/dev: $(VENV)/base
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	@touch $@
+# Has everything that the other two have.
+$(VENV)/dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/base $(VENV)/docs $@
 
 # pip says why a package cannot be installed; the tests that run its code are then skipped.
 $(VENV)/peers/.installed: $(VENV)/bin/python constraints.txt
 	for peer in $(PEERS); do \
-	  $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers $$peer \
+	  $(INSTALL) --no-deps --upgrade --target $(VENV)/peers $$peer \
 	    || echo "$$peer cannot be installed here: tests with its own code are skipped"; done
 	@mkdir -p $(@D) && touch $@

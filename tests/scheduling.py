@@ -33,9 +33,10 @@ def find_group(path: str) -> str:
 
 
 class GroupScheduling(LoadScopeScheduling):
-    """Sends the tests of a group to one process, and the largest groups first.
+    """Sends the tests of a group to one process.
 
-    Other tests than those of services are a group a function.
+    Other tests than those of services are a group a function. They come last (`testpaths` in
+    pyproject.toml), so that all processes end at about the same time.
     """
 
     def _split_scope(self, nodeid: str) -> str:

@@ -273,8 +273,10 @@ def test_fields_of_the_log_are_documented() -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site: what is strict about `.mkdocs.yml` ends the build."""
+    if request.config.option.site:
+        return ROOT / request.config.option.site
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "-f", ".mkdocs.yml", "--site-dir", folder],
