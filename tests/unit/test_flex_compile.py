@@ -19,8 +19,9 @@ from forward_stub import ForwardStub
 from reference import CONVERSATIONS
 
 from rm_core import BatchConfig, CompilerFailedError, ModelConfig, Reward, RewardScorer
-from rm_core.attention import AttentionChoice
+from rm_core.attention import AttentionChoice, AttentionTarget, choose_attention
 from rm_core.compilation import RECOMPILE_LIMIT, recompile_options
+from rm_core.config import Attention
 from rm_core.model.device_errors import convert_device_errors, is_compiler_error
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.worker.worker import Worker
@@ -52,9 +53,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return compile_(function, **{**options, "backend": backend})
 
     monkeypatch.setattr(torch, "compile", traced_compile)
-    monkeypatch.setattr(
-        "rm_core.model.loading.choose_attention", lambda *_: AttentionChoice("flex", "for the test")
-    )
+
+    def choose(target: AttentionTarget, requested: Attention) -> AttentionChoice:
+        # The scorers that tests share keep theirs.
+        if requested == "flex":
+            return AttentionChoice("flex", "for the test")
+        return choose_attention(target, requested)
+
+    monkeypatch.setattr("rm_core.model.loading.choose_attention", choose)
     return traced
 
 
