@@ -192,10 +192,10 @@ def test_self_check_refuses_wrong_positions_of_shared_segments(
     checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "rm_core.model.forward._iter_positions",
-        lambda tree: (
-            index for segment in tree.segments for index in range(len(segment.token_ids))
-        ),
+        "rm_core.model.forward._build_positions",
+        lambda tree, _: torch.cat(
+            [torch.arange(len(segment.token_ids)) for segment in tree.row_segments]
+        ).unsqueeze(0),
     )
     numbers_in_refusal(checkpoint_of("qwen3"))
 
