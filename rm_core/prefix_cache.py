@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rm_core.device_copy import copy_to_device
 from rm_core.packing import PrefixTree, TokenIds, common_prefix_length
 
 # All prompts of a template begin with the same few tokens: to compute them is as fast as to read
@@ -87,7 +88,7 @@ class CachedBatch:
     def _get_indices(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         if device not in self._indices:
             self._indices[device] = tuple(
-                indices.to(device, non_blocking=True)
+                copy_to_device(indices, device)
                 for indices in (self.read_slots, self.write_rows, self.write_slots)
             )
         return self._indices[device]

@@ -163,12 +163,7 @@ class ChatEncoder:
         self._check_cancelled: Callable[[], None] = _do_nothing
         probe = self._render_probe()
         self.prerendered_reader = PrerenderedReader(tokenizer, probe, self._strips_bos)
-        before, _, after = probe.rpartition(PROBE[-1]["content"])
-        self._last_turn_finder = LastTurnFinder(
-            self._tokenize_range(before, 0, len(before)),
-            self._tokenize_range(after, 0, len(after)),
-            frozenset(tokenizer.get_added_vocab().values()),
-        )
+        self._last_turn_finder = self._create_last_turn_finder(probe)
         self._warning_finder = WarningFinder(
             self.prerendered_reader.special_markers, warn_on_system_prompt
         )
@@ -358,6 +353,18 @@ class ChatEncoder:
             f"with a system prompt ({refusals[0].detail}); fix it, or give another template with "
             "--chat-template (setting `chat_template`)"
         )
+
+    def _create_last_turn_finder(self, probe: str) -> LastTurnFinder:
+        before, _, after = probe.rpartition(PROBE[-1]["content"])
+        special_ids = frozenset(self._tokenizer.get_added_vocab().values())
+        try:
+            return LastTurnFinder(
+                self._tokenize_range(before, 0, len(before)),
+                self._tokenize_range(after, 0, len(after)),
+                special_ids,
+            )
+        except InvalidConversationError:  # the tokenizer fails on what the template writes
+            return LastTurnFinder([], [], special_ids)
 
     def _render(self, chat: Chat) -> str:
         text = self._apply_template(chat)

@@ -81,7 +81,7 @@ class SimulatedDevice:
 
     def run(self, sequences: Sequence[TokenIds]) -> Run:
         """Take a batch as the engine does."""
-        count_cached = (lambda _: 0) if self._cache is None else self._cache.count
+        count_cached = (lambda *_: 0) if self._cache is None else self._cache.count
         num_computed = num_cached = 0
         flops = 0.0
         for tree in pack(sequences, self.max_batch_tokens, count_cached).batches:

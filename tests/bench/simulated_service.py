@@ -60,13 +60,14 @@ def main() -> None:
     settings = Settings.load(
         models=[model], host="127.0.0.1", port=options.port, log_level="WARNING"
     )
-    with mock.patch.multiple(
-        local,
-        load_scorer=lambda settings: settings,
-        Worker=make_backend,
-        LocalBackend=lambda backend: backend,
-        create_app=create_app_with_usage,
-    ):
+    stand_ins: dict[str, Any] = {
+        "load_scorer": lambda settings: settings,
+        "Worker": make_backend,
+        "create_app": create_app_with_usage,
+    }
+    if hasattr(local, "LocalBackend"):  # of an older source tree
+        stand_ins["LocalBackend"] = lambda backend: backend
+    with mock.patch.multiple(local, **stand_ins):
         local.run(settings, partial(print, file=sys.stderr))
 
 

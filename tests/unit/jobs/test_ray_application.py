@@ -85,7 +85,8 @@ def job(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     job = SimpleNamespace(is_alive=True, removed=[])
     monkeypatch.setattr(ray_application, "is_actor_alive", lambda *_: job.is_alive)
     monkeypatch.setattr(ray_application, "remove_application", job.removed.append)
-    context = SimpleNamespace(app_name="skyreward-job-1")
+    replica_id = SimpleNamespace(unique_id="replica-1")
+    context = SimpleNamespace(app_name="skyreward-job-1", replica_id=replica_id)
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
     return job
 
