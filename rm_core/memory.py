@@ -34,6 +34,8 @@ _USABLE = 0.8
 # since prompts recur within minutes or not at all.
 _PREFIX_CACHE_SHARE = {"cuda": 0.5, "cpu": 0.125}
 _PREFIX_CACHE_BATCHES = 64
+# A container may have less memory than its machine has free.
+_MAX_CPU_PREFIX_CACHE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +136,17 @@ def choose_prefix_cache_size(
         in_batch = max_batch_tokens * estimate_bytes_per_token(config, dtype)
         share = _PREFIX_CACHE_SHARE[devices[0].type]
         free = min(_get_free_bytes(device) for device in devices) - in_batch
-        fitting = max(0, int(free * share * len(devices))) // per_token
-        num_tokens = min(fitting, _PREFIX_CACHE_BATCHES * max_batch_tokens)
-        reason = (
-            f"{share:.1%} of the {free / 2**30:.1f} GiB that weights and a batch leave free"
-            if num_tokens == fitting
-            else f"prompts of {_PREFIX_CACHE_BATCHES} full batches"
-        )
+        limits = {
+            f"{share:.1%} of the {free / 2**30:.1f} GiB that weights and a batch leave free": max(
+                0, int(free * share * len(devices)) // per_token
+            ),
+            f"prompts of {_PREFIX_CACHE_BATCHES} full batches": (
+                _PREFIX_CACHE_BATCHES * max_batch_tokens
+            ),
+        }
+        if devices[0].type == "cpu":
+            limits["2 GiB, the maximum on a CPU"] = _MAX_CPU_PREFIX_CACHE_BYTES // per_token
+        reason, num_tokens = min(limits.items(), key=lambda limit: limit[1])
     return PrefixCacheSize(num_tokens, num_tokens * per_token, reason)
 
 

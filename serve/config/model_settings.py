@@ -113,7 +113,7 @@ class ModelSettings(BaseModel):
         description="Memory in bytes for keys and values of prompts, which each replica keeps "
         "between batches, so that a prompt which recurs is not computed again; 0 turns the cache "
         "off. `auto`: half of the GPU memory that weights and a batch leave free, or an eighth of "
-        "the CPU's, and at most the prompts of 64 batches.",
+        "the CPU's and at most 2 GiB; in any case at most the prompts of 64 batches.",
     )
     cache_bytes: int = Field(
         default=256 * 2**20,

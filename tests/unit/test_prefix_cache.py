@@ -373,11 +373,12 @@ def test_an_automatic_size_is_bounded_by_memory_and_by_batches(
 ) -> None:
     config = scorer_of("qwen3").loaded_model.model.config
     per_token = compute_key_value_bytes(config, torch.bfloat16)
-    for free, tokens, reason in (
-        (80 << 30, 64 * 4096, "prompts of 64 full batches"),
-        (0, 0, "12.5% of"),
+    for free, budget, tokens, reason in (
+        (80 << 30, 4096, 64 * 4096, "prompts of 64 full batches"),
+        (80 << 30, 1 << 20, (2 << 30) // per_token, "2 GiB"),
+        (0, 4096, 0, "12.5% of"),
     ):
         monkeypatch.setattr("rm_core.memory._get_free_bytes", lambda _, free=free: free)
-        size = choose_prefix_cache_size(None, config, torch.bfloat16, [CPU], 4096)
+        size = choose_prefix_cache_size(None, config, torch.bfloat16, [CPU], budget)
         assert (size.num_tokens, size.num_bytes) == (tokens, tokens * per_token)
         assert size.reason.startswith(reason)
