@@ -24,10 +24,10 @@ from serve.errors import PlanError
 
 _DTYPE = torch.bfloat16
 # CPU of a gateway without Ray, with the vocabulary of Qwen. Printed by
-# `python tests/bench/gateway.py --simulate-device h200 --tokenizer FOLDER`.
-_REQUEST_CPU_S = 1.62e-3
-_CONVERSATION_CPU_S = 0.03e-3
-_TOKEN_CPU_S = 1.88e-6
+# `python tests/bench/gateway.py --simulate-device h200 --sizes 0.6b --mfu 0.68 --tokenizer FOLDER`.
+_REQUEST_CPU_S = 1.03e-3
+_CONVERSATION_CPU_S = 0.14e-3
+_TOKEN_CPU_S = 0.4e-6
 # What all of Ray's processes add to a request: 3.2 to 6.4 ms by `python tests/stress/overhead.py`.
 _RAY_CPU_S = 6.4e-3
 # A gateway is one Python process. Above this share of a core, requests wait longer for the gateway
