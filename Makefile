@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Modules are compiled when they are imported first: most never are.
-INSTALL := $(BIN)/pip install --quiet --no-compile
+INSTALL := $(BIN)/pip install --quiet
 # Also applies to build requirements, unlike `pip install -c`.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Packages whose code the tests run: clients, axe-core, a benchmark. They are installed without their

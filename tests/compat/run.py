@@ -74,7 +74,7 @@ def create_environment(package: str, version: str) -> Path:
     constraints = folder / "constraints.txt"
     constraints.write_text(build_constraints(package, version))
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-compile", "--editable", ".[dev]"],
+        [python, "-m", "pip", "install", "--quiet", "--editable", ".[dev]"],
         cwd=ROOT,
         env={**os.environ, "PIP_CONSTRAINT": str(constraints)},
         check=True,
