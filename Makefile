@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are imported first: most never are.
 INSTALL := $(BIN)/pip install --quiet
 # Also applies to build requirements, unlike `pip install -c`.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
