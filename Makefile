@@ -28,7 +28,7 @@ serve: $(VENV)/base ## run the service in the foreground on the demo model
 
 test: $(VENV)/dev ## run the linters, the type checker and the tests
 	@$(MAKE) $(PARALLEL) types style site $(VENV)/peers/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow' --site build/site
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow' --site=build/site
 
 test-slow: $(VENV)/dev $(VENV)/peers/.installed ## run the tests that take long and go deeper
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'slow or hypothesis' --hypothesis-profile full
