@@ -88,7 +88,8 @@ def write_ray_config(folder: Path) -> str:
         has_received_servers=True,
     )
     api = rays.HAProxyApi(cfg=config, config_file_path=str(file))
-    server = rays.ServerConfig(name="gateway", host="127.0.0.1", port=30000)
+    # Nothing listens on port 1; gateways of another test's cluster begin at 30000.
+    server = rays.ServerConfig(name="gateway", host="127.0.0.1", port=1)
     backend = rays.BackendConfig(
         name="http-skyreward", path_prefix="/", app_name="skyreward", servers=[server]
     )
