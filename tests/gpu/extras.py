@@ -200,6 +200,7 @@ def measure_prefix_cache(
         config.head_dim,
         loaded.model.dtype,
         [device] * config.num_hidden_layers,
+        min_tokens=1,  # the dry run has few
     )
 
     def score(model: LoadedModel, tree: PrefixTree, row_multiple: int) -> tuple[list[float], int]:
