@@ -207,7 +207,7 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(sequences, _get_salts(sequences))
+            return await self._run(sequences, get_salts(sequences))
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -232,7 +232,7 @@ class Worker:
         async with self._entrance:
             await self._is_idle.wait()
             yield None
-            salts = _get_salts(sequences) or ("",) * len(sequences)
+            salts = get_salts(sequences) or ("",) * len(sequences)
             for sequence, salt in zip(sequences, salts, strict=True):
                 await asyncio.sleep(_DELIVERY_S)
                 yield await self._run([sequence], [salt])
@@ -337,7 +337,7 @@ class Worker:
         return reason and f"the replica cannot score any more: {reason}"
 
 
-def _get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
+def get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
     """Return the salt of each sequence of a batch, or nothing if no two differ."""
     return sequences.salts if isinstance(sequences, SequenceBatch) else ()
 

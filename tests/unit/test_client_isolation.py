@@ -19,6 +19,7 @@ from serve.errors import RequestTooLargeError
 from serve.scheduler.batching import compute_tree_size
 from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.tokenization import RequestOptions
+from serve.worker.worker import get_salts
 
 CONVERSATIONS = [conversation("4"), conversation("five")]
 
@@ -166,3 +167,17 @@ def test_too_large_request_gets_413(monkeypatch: pytest.MonkeyPatch) -> None:
         assert refused.status_code == 413
         assert refused.json()["error"]["code"] == "request_too_large"
         assert http.post("/v1/rank", json={**body, "responses": ["yes"]}).status_code == 200
+
+
+@pytest.mark.parametrize("shares_rewards", [True, False])
+def test_prompts_of_clients_are_salted_if_they_share_nothing(shares_rewards: bool) -> None:
+    backend = FakeBackend()
+
+    async def run() -> None:
+        model = build_model(backend, shares_rewards)
+        for name in ("a", "b"):
+            await score(model, name)
+
+    asyncio.run(run())
+    salts = [get_salts(batch) for batch in backend.batches]
+    assert salts == ([()] if shares_rewards else [("a", "a"), ("b", "b")])
