@@ -13,6 +13,7 @@ import gc
 gc.disable()  # until everything is imported and collected, see below
 
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def _one_thread() -> Iterator[None]:
     """
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_loggers() -> Iterator[None]:
+    """A service in this process sends its loggers to standard error, past pytest's handler."""
+    yield
+    for name in ("serve", "rm_core", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

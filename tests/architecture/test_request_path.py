@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -54,15 +53,9 @@ class FileRecorder:
 
 
 @pytest.fixture
-def _service_logging() -> Iterator[None]:
+def _service_logging() -> None:
     """Log as `skyreward serve` does."""
-    loggers = [logging.getLogger(name) for name in ("serve", "rm_core", "uvicorn")]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     configure_logging("INFO")
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def list_documented_files() -> set[str]:

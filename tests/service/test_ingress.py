@@ -3,77 +3,59 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
+from waiting import until
 
-LISTEN = "0A"
+# A process without /proc/PID/fd is another user's, or has ended.
+_GONE = (psutil.AccessDenied, psutil.NoSuchProcess)
 
 
-def find_listeners(pid: int) -> set[tuple[str, int]]:
+def find_listeners(process: psutil.Process) -> set[tuple[str, int]]:
     """Return the addresses and ports on which a process listens."""
-    links = (Path(f"/proc/{pid}/fd") / fd.name for fd in Path(f"/proc/{pid}/fd").iterdir())
-    inodes = {str(link.readlink()) for link in links if link.is_symlink()}
-    listeners = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, *rest = line.split()
-            if state == LISTEN and f"socket:[{rest[5]}]" in inodes:
-                address, port = local.split(":")
-                listeners.add((format_address(address), int(port, 16)))
-    return listeners
-
-
-def format_address(address: str) -> str:
-    words = [address[i : i + 8] for i in range(0, len(address), 8)]
-    packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
-    return str(ipaddress.ip_address(packed))
-
-
-def find_parent(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError:  # the process has ended
-        return 0
+        connections = process.net_connections("tcp")
+    except _GONE:
+        return set()
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
 
 
-def list_processes() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-
-
-def find_listening_process(port: int) -> int:
-    """Return the process that listens on a port of 127.0.0.1."""
-    for pid in list_processes():
-        try:
-            if ("127.0.0.1", port) in find_listeners(pid):
-                return pid
-        except OSError:  # ended, or of another user
-            continue
-    raise AssertionError(f"no process listens on {port}")
+def find_listening_process(port: int) -> psutil.Process | None:
+    """Return the process that listens on a port of 127.0.0.1; None while there is none."""
+    return next(
+        (p for p in psutil.process_iter() if ("127.0.0.1", port) in find_listeners(p)), None
+    )
 
 
 @pytest.fixture
-def haproxy(service: str) -> int:
-    pid = find_listening_process(urlsplit(service).port or 0)
-    if "haproxy" not in Path(f"/proc/{pid}/cmdline").read_text():
+def haproxy(service: str) -> psutil.Process:
+    found: list[psutil.Process] = []
+
+    def find() -> bool:  # HAProxy may be replacing its worker process
+        process = find_listening_process(urlsplit(service).port or 0)
+        found.extend([process] if process else [])
+        return process is not None
+
+    until(find, f"no process listens at {service}")
+    if "haproxy" not in " ".join(found[0].cmdline()):
         pytest.skip("HAProxy does not run on this machine")
-    return pid
+    return found[0]
 
 
-def test_service_listens_only_on_its_address(service: str, haproxy: int) -> None:
+def test_service_listens_only_on_its_address(service: str, haproxy: psutil.Process) -> None:
     """Ray's own ports do not serve the HTTP application."""
     assert find_listeners(haproxy) == {("127.0.0.1", urlsplit(service).port)}
-    raylet = find_parent(find_parent(haproxy))
-    children = [pid for pid in list_processes() if find_parent(pid) == raylet]
+    actor = haproxy.parent()
+    assert actor is not None
+    raylet = actor.parent()
+    assert raylet is not None
     listeners = {
         (address, port)
-        for pid in children
-        for address, port in find_listeners(pid)
+        for child in raylet.children()
+        for address, port in find_listeners(child)
         if serves_health(port)
     }
     assert len(listeners) >= 2  # the gateway, and Serve's proxy behind HAProxy

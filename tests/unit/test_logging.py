@@ -11,18 +11,6 @@ import pytest
 
 from serve.telemetry.logging import CURRENT_REQUEST, RequestContext, configure_logging
 
-LOGGERS = ("serve", "rm_core", "uvicorn")
-
-
-@pytest.fixture(autouse=True)
-def _restore_loggers() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-
 
 @pytest.fixture
 def _in_request() -> Iterator[None]:
