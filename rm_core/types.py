@@ -54,7 +54,8 @@ class Encoded:
     Attributes:
         text: exactly the text that was tokenized, without the BOS that the tokenizer adds.
         input_ids: token ids, including BOS where the tokenizer adds it.
-        readout: index into `input_ids` of the token whose hidden state gives the reward.
+        readouts: indices into `input_ids` of the tokens whose hidden states are read, ascending:
+            one for a chat, one per step for a step model.
         truncated: whether any part of the conversation was cut off.
         warnings: problems that do not prevent scoring, for the caller.
         input_format: how `PrerenderedText` or `PrerenderedTokens` were interpreted, such as
@@ -64,10 +65,15 @@ class Encoded:
 
     text: str
     input_ids: tuple[int, ...]
-    readout: int
+    readouts: tuple[int, ...]
     truncated: bool = False
     warnings: tuple[str, ...] = ()
     input_format: str = ""
+
+    @property
+    def readout(self) -> int:
+        """Index of the last token that is read."""
+        return self.readouts[-1]
 
     @property
     def num_tokens(self) -> int:

@@ -219,7 +219,7 @@ class ChatEncoder:
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
-            readout=find_readout_position(input_ids, self._pad_token_id),
+            readouts=(find_readout_position(input_ids, self._pad_token_id),),
             truncated=truncated,
             warnings=warnings,
         )
@@ -327,7 +327,7 @@ class ChatEncoder:
         return Encoded(
             text=self._decode(input_ids) if text is None or truncated else text,
             input_ids=tuple(input_ids),
-            readout=find_readout_position(input_ids, self._pad_token_id),
+            readouts=(find_readout_position(input_ids, self._pad_token_id),),
             truncated=truncated,
             input_format=prerendered.input_format,
         )
