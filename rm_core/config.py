@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -18,6 +19,10 @@ Compile: TypeAlias = bool | Literal["auto"]
 
 TokenizerMode: TypeAlias = Literal["auto", "tokenizers"]
 Quantization: TypeAlias = Literal["none", "int8", "int8-weights", "fp8", "fp8-weights"]
+Kind: TypeAlias = Literal["classifier", "step", "judge"]
+"""One reward at the last token, a value at every step, or the probability of a verdict."""
+StepFormat: TypeAlias = Literal["skywork", "qwen-math", "math-shepherd", "rlhflow"]
+"""How a process reward model's authors divide a solution into steps and mark them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,19 @@ class ModelConfig:
             `tokenizers`.
         tokenizer_check_interval: number of texts of which one is tokenized by `tokenizers` as well
             if fastokens is in use; 0 for none. After a difference, `tokenizers` is used.
+        kind: what the model is served as; `auto` takes it from the catalog and config.json, see
+            `rm_core.kinds`.
+        step_format: how a step model's solutions are divided into steps; `auto` as for `kind`.
+        label: index of the label that is the reward, for a classifier with several labels.
+        label_weights: weight of each label in the reward, for a classifier with several labels.
+        allow_bin: read weights from pickle files (`pytorch_model*.bin`), also of checkpoints that
+            the catalog does not list as published in this form. Only tensors are read; no code of
+            the file runs.
+        lm_head_tokens: ids of one or two rows of the language model's head that are the reward's
+            head: the logit of the first token, minus the logit of the second if there is one.
+        judge_template: path of a file that replaces the prompt of a judge.
+        verdict_prefix: text at the start of a judge's reply, before the label.
+        verdict_labels: labels with which a judge names the first and the second answer.
 
     Raises:
         ModelLoadError: a value is not allowed.
@@ -74,6 +92,15 @@ class ModelConfig:
     self_check: bool = True
     tokenizer_mode: TokenizerMode = "auto"
     tokenizer_check_interval: int = 1_000
+    kind: Kind | Literal["auto"] = "auto"
+    step_format: StepFormat | Literal["auto"] = "auto"
+    label: int | None = None
+    label_weights: tuple[float, ...] | None = None
+    allow_bin: bool = False
+    lm_head_tokens: tuple[int, ...] | None = None
+    judge_template: str | None = None
+    verdict_prefix: str = "[["
+    verdict_labels: tuple[str, str] = ("A", "B")
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -84,6 +111,8 @@ class ModelConfig:
             ("quantization", self.quantization, get_args(Quantization)),
             ("tokenizer_mode", self.tokenizer_mode, get_args(TokenizerMode)),
             ("compile", self.compile, (True, False, "auto")),
+            ("kind", self.kind, ("auto", *get_args(Kind))),
+            ("step_format", self.step_format, ("auto", *get_args(StepFormat))),
         ):
             if value not in allowed:
                 raise ModelLoadError(
@@ -107,6 +136,50 @@ class ModelConfig:
             )
         if self.template_date is not None:
             read_date(self.template_date)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        if self.step_format != "auto" and self.kind not in ("auto", "step"):
+            raise ModelLoadError(
+                f"step_format is {self.step_format!r}, but kind is {self.kind!r}; only a step "
+                "model has steps: remove one of the two settings"
+            )
+        heads = {
+            "label": self.label,
+            "label_weights": self.label_weights,
+            "lm_head_tokens": self.lm_head_tokens,
+        }
+        given = [name for name, value in heads.items() if value is not None]
+        if len(given) > 1:
+            raise ModelLoadError(
+                f"{' and '.join(given)} are set; they select different heads: keep one of them"
+            )
+        if given and self.kind not in ("auto", "classifier"):
+            raise ModelLoadError(
+                f"{given[0]} is set, but kind is {self.kind!r}; only a classifier has a choice of "
+                "heads: remove one of the two settings"
+            )
+        if self.label is not None and self.label < 0:
+            raise ModelLoadError(f"label is {self.label}; give the index of a label, from 0")
+        if self.label_weights is not None and not (
+            any(self.label_weights) and all(map(math.isfinite, self.label_weights))
+        ):
+            raise ModelLoadError(
+                f"label_weights is {list(self.label_weights)}; give one finite number for each "
+                "label, not all 0"
+            )
+        tokens = self.lm_head_tokens
+        if tokens is not None and not (
+            len(set(tokens)) == len(tokens) in (1, 2) and min(tokens) >= 0
+        ):
+            raise ModelLoadError(
+                f"lm_head_tokens is {list(tokens)}; give the id of one token, or of two tokens "
+                "whose logits are subtracted"
+            )
+        if len(set(self.verdict_labels)) != 2 or not all(map(str.strip, self.verdict_labels)):
+            raise ModelLoadError(
+                f"verdict_labels is {list(self.verdict_labels)}; give two different texts"
+            )
 
 
 def read_date(text: str) -> datetime.date:

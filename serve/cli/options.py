@@ -54,6 +54,24 @@ def handle_errors(command: CommandT) -> CommandT:
     return wrapper  # type: ignore[return-value]
 
 
+class _NumberList(click.ParamType[tuple[float, ...]]):
+    """Numbers, separated by commas, as a tuple."""
+
+    name = "N,..."
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self._number = number
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Parse the text of the command line."""
+        try:
+            return tuple(self._number(text) for text in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
+
+
 def model_options(command: CommandT) -> CommandT:
     """Add the options that select one model and how to load it."""
     return click.option(
@@ -127,6 +145,48 @@ def loading_options(command: CommandT) -> CommandT:
             metavar="YYYY-MM-DD",
             help="Date for chat templates that print today's date.  [default: today]",
         ),
+        click.option(
+            "--kind",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "classifier", "step", "judge"]),
+            help="Read the model as a classifier, a process reward model or a judge. auto: as the "
+            "catalogue or config.json says.",
+        ),
+        click.option(
+            "--step-format",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "skywork", "qwen-math", "math-shepherd", "rlhflow"]),
+            help="How a process reward model's authors divide a solution into steps.",
+        ),
+        click.option(
+            "--label",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Label that is the reward, for classifiers with several.",
+        ),
+        click.option(
+            "--label-weights",
+            type=_NumberList(float),
+            help="Weights of the labels in the reward, for classifiers with several.",
+        ),
+        click.option(
+            "--lm-head-tokens",
+            type=_NumberList(int),
+            help="Token whose logit is the reward, for causal models; with two, their difference.",
+        ),
+        click.option(
+            "--allow-bin",
+            is_flag=True,
+            help="Read weights from pytorch_model*.bin; only tensors are read, no code.",
+        ),
+        click.option(
+            "--judge-template",
+            type=click.Path(exists=True, dir_okay=False),
+            metavar="FILE",
+            help="Jinja file that replaces the prompt of a judge.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -197,6 +257,13 @@ LOADING_OPTIONS = (
     "chat_template",
     "self_check",
     "template_date",
+    "kind",
+    "step_format",
+    "label",
+    "label_weights",
+    "lm_head_tokens",
+    "allow_bin",
+    "judge_template",
 )
 """Parameter names of `loading_options`."""
 

@@ -12,8 +12,10 @@ from rm_core.config import (
     BatchConfig,
     Compile,
     DType,
+    Kind,
     ModelConfig,
     Quantization,
+    StepFormat,
     TokenizerMode,
     read_date,
 )
@@ -101,6 +103,48 @@ class ModelSettings(BaseModel):
         description="Number of texts of which one is tokenized by `tokenizers` as well, where "
         "fastokens is in use; 0 turns the check off. After a difference, `tokenizers` is used.",
     )
+    kind: Kind | Literal["auto"] = Field(
+        default="auto",
+        description="What the model is served as: `classifier` (one reward at the last token), "
+        "`step` (process reward model, a value at every step) or `judge` (generative judge of two "
+        "answers). `auto`: as the catalogue or the architecture in config.json says.",
+    )
+    step_format: StepFormat | Literal["auto"] = Field(
+        default="auto",
+        description="How a step model's authors divide a solution into steps: `skywork`, "
+        "`qwen-math`, `math-shepherd` or `rlhflow`. `auto`: as for `kind`.",
+    )
+    label: int | None = Field(
+        default=None,
+        ge=0,
+        description="Index of the label that is the reward, for a classifier with several labels.",
+    )
+    label_weights: tuple[float, ...] | None = Field(
+        default=None,
+        description="Weight of each label in the reward, for a classifier with several labels.",
+    )
+    lm_head_tokens: tuple[int, ...] | None = Field(
+        default=None,
+        description="Token ids of one or two rows of the language model's head, for causal models "
+        "whose reward is a logit: that of the first token, minus that of the second if there is "
+        "one.",
+    )
+    allow_bin: bool = Field(
+        default=False,
+        description="Read weights from `pytorch_model*.bin` also where the catalogue does not "
+        "know the checkpoint as published in this form. Only tensors are read; code in the file "
+        "is never run. `skyreward convert` writes safetensors instead.",
+    )
+    judge_template: str | None = Field(
+        default=None, description="Jinja file that replaces the prompt of a judge."
+    )
+    verdict_prefix: str = Field(
+        default="[[", description="Text at the start of a judge's reply, before the label."
+    )
+    verdict_labels: tuple[str, str] = Field(
+        default=("A", "B"),
+        description="Labels with which a judge names the first and the second answer.",
+    )
     max_batch_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -169,7 +213,7 @@ class ModelSettings(BaseModel):
             name = folder.name
         return {**value, "alias": value.get("alias") or name}
 
-    @field_validator("chat_template")
+    @field_validator("chat_template", "judge_template")
     @classmethod
     def _resolve_path(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
@@ -193,6 +237,10 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> ModelSettings:
+        try:
+            self.to_model_config()
+        except ModelLoadError as error:
+            raise ValueError(error.detail) from None
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(
                 f"max_replicas {self.max_replicas} is less than num_replicas {self.num_replicas}"
@@ -237,6 +285,15 @@ class ModelSettings(BaseModel):
             self_check=self.self_check,
             tokenizer_mode=self.tokenizer_mode,
             tokenizer_check_interval=self.tokenizer_check_interval,
+            kind=self.kind,
+            step_format=self.step_format,
+            label=self.label,
+            label_weights=self.label_weights,
+            lm_head_tokens=self.lm_head_tokens,
+            allow_bin=self.allow_bin,
+            judge_template=self.judge_template,
+            verdict_prefix=self.verdict_prefix,
+            verdict_labels=self.verdict_labels,
         )
 
     def to_batch_config(self) -> BatchConfig:
