@@ -50,6 +50,14 @@ from rm_core.inputs.conversations import (
     parse_tools,
 )
 from rm_core.packing import Packing, pack
+from rm_core.results import (
+    AGGREGATIONS,
+    NUM_OUTPUTS,
+    Aggregation,
+    aggregate,
+    list_readouts,
+    merge_results,
+)
 from rm_core.types import (
     BatchResult,
     Encoded,
@@ -68,9 +76,12 @@ if TYPE_CHECKING:
     from rm_core.inputs.prerendered import PrerenderedReader
     from rm_core.model.checkpoint import Checkpoint, open_checkpoint
     from rm_core.model.loading import load_encoder
-    from rm_core.scorer import RewardScorer, merge_results
+    from rm_core.scorer import RewardScorer
 
 __all__ = [
+    "AGGREGATIONS",
+    "NUM_OUTPUTS",
+    "Aggregation",
     "BatchConfig",
     "BatchResult",
     "BenchmarkDataError",
@@ -108,6 +119,7 @@ __all__ = [
     "TemplateError",
     "Truncation",
     "add_tools",
+    "aggregate",
     "cache_keys",
     "drop_nulls",
     "find_entry",
@@ -115,6 +127,7 @@ __all__ = [
     "join",
     "join_chat",
     "join_parsed",
+    "list_readouts",
     "load_catalog",
     "load_encoder",
     "load_not_served",
@@ -142,7 +155,6 @@ _LAZY = {
     "PrerenderedReader": "rm_core.inputs.prerendered",
     "Checkpoint": "rm_core.model.checkpoint",
     "RewardScorer": "rm_core.scorer",
-    "merge_results": "rm_core.scorer",
     "load_encoder": "rm_core.model.loading",
     "open_checkpoint": "rm_core.model.checkpoint",
 }

@@ -18,12 +18,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeAlias, TypeVar
 
 TokenIds: TypeAlias = tuple[int, ...]
+Readouts: TypeAlias = tuple[int, ...]
+"""Ascending indices of the tokens of a sequence at which it is read; empty: at its last token."""
 Sequential = TypeVar("Sequential", TokenIds, str)
 T = TypeVar("T")
+_Input: TypeAlias = tuple[str, TokenIds, Readouts]  # salt, token ids, readouts
 
 # An underfull batch costs little, but a shared prefix that two batches encode costs its tokens. A
 # batch ends where the cost is lowest: one token encoded twice costs as much as this many unused
@@ -65,23 +68,35 @@ class PrefixTree:
     Attributes:
         sequences: distinct, non-empty sequences in the order of the row.
         segments: cached segments, then those of the row, each in the order of the tree.
-        ends: index of each sequence's last token in the row.
+        read_rows: for each sequence, the indices in the row of the tokens at which it is read.
         num_tokens: length of the row.
         num_cached_tokens: number of tokens that are not in the row but in the prefix cache.
         salts: salt of each sequence; see `pack`.
+        readouts: readouts of each sequence; see `pack`.
     """
 
     sequences: tuple[TokenIds, ...]
     segments: tuple[TreeSegment, ...]
-    ends: tuple[int, ...]
+    read_rows: tuple[tuple[int, ...], ...]
     num_tokens: int
     num_cached_tokens: int = 0
     salts: tuple[str, ...] = ()
+    readouts: tuple[Readouts, ...] = ()
 
     @property
     def num_keys(self) -> int:
         """Number of keys: cached tokens and tokens of the row."""
         return self.num_cached_tokens + self.num_tokens
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Index of each sequence's last token in the row."""
+        return tuple(rows[-1] for rows in self.read_rows)
+
+    @property
+    def all_read_rows(self) -> list[int]:
+        """Ascending indices in the row of the tokens at which any sequence is read."""
+        return sorted({row for rows in self.read_rows for row in rows})
 
     @property
     def cached_segments(self) -> tuple[TreeSegment, ...]:
@@ -118,8 +133,8 @@ class PrefixTree:
 
         Args:
             num_cached: for each segment of this tree, which has no cached ones, the number of its
-                first tokens that are cached. No last token of a sequence may be among them, and a
-                segment may have any only if its whole path before it is cached.
+                first tokens that are cached. No token at which a sequence is read may be among
+                them, and a segment may have any only if its whole path before it is cached.
         """
         assert not self.num_cached_tokens
         if not any(num_cached):
@@ -152,16 +167,17 @@ class PrefixTree:
                 row_start = row[-1].stop
             parts.append((cached_part, row_part))
         starts = [segment.start for segment in self.segments]
-        ends = []
-        for end in self.ends:
-            index = bisect.bisect(starts, end) - 1
-            offset = end - starts[index] - num_cached[index]
-            assert offset >= 0, "the last token of a sequence is always computed"
-            ends.append(row_starts[index] + offset - key_start)
+
+        def find_in_row(readout: int) -> int:
+            index = bisect.bisect(starts, readout) - 1
+            offset = readout - starts[index] - num_cached[index]
+            assert offset >= 0, "a token at which a sequence is read is always computed"
+            return row_starts[index] + offset - key_start
+
         return replace(
             self,
             segments=(*cached, *row),
-            ends=tuple(ends),
+            read_rows=tuple(tuple(map(find_in_row, rows)) for rows in self.read_rows),
             num_tokens=row_start - key_start,
             num_cached_tokens=key_start,
         )
@@ -180,6 +196,12 @@ class Packing:
     indices: tuple[int, ...]
 
     @property
+    def num_readouts(self) -> int:
+        """Number of readouts of all inputs."""
+        counts = [len(rows) for batch in self.batches for rows in batch.read_rows]
+        return sum(counts[index] for index in self.indices)
+
+    @property
     def num_tokens(self) -> int:
         """Number of tokens in all rows, which is the number of tokens that the model computes."""
         return sum(batch.num_tokens for batch in self.batches)
@@ -188,10 +210,21 @@ class Packing:
         """Return results in the order of the inputs.
 
         Args:
-            results: one result for each sequence of each batch, in order.
+            results: the same number of results for each readout of each sequence of each batch, in
+                order.
         """
-        assert len(results) == sum(len(batch.sequences) for batch in self.batches)
-        return [results[index] for index in self.indices]
+        counts = [len(rows) for batch in self.batches for rows in batch.read_rows]
+        bounds = list(accumulate(counts, initial=0))
+        num_outputs, rest = divmod(len(results), bounds[-1] or 1)
+        assert not rest
+        assert num_outputs or not counts
+        if num_outputs == 1 and bounds[-1] == len(counts):
+            return [results[index] for index in self.indices]
+        return [
+            result
+            for index in self.indices
+            for result in results[num_outputs * bounds[index] : num_outputs * bounds[index + 1]]
+        ]
 
 
 def pack(
@@ -199,38 +232,50 @@ def pack(
     max_batch_tokens: int,
     count_cached: Callable[[TokenIds, str], int] = lambda *_: 0,
     salts: Sequence[str] = (),
+    readouts: Sequence[Readouts] = (),
 ) -> Packing:
     """Merge duplicates, sort sequences by shared prefix, and divide them into batches.
 
     Args:
-        sequences: token ids of each sequence, none empty.
+        sequences: token ids of each sequence, none empty; of several readouts, the last one is the
+            last token.
         max_batch_tokens: maximum number of tokens in a row, at least 1.
         count_cached: estimates how many of the first tokens of a sequence with a salt are in the
-            prefix cache and will not be in the row.
+            prefix cache and will not be in the row; never its last token.
         salts: salt of each sequence; sequences with different salts share nothing, neither in a
             batch nor through the prefix cache. By default all have an empty salt.
+        readouts: readouts of each sequence; by default all are read at their last token.
     """
     # In reverse order, a sequence follows those of which it is a prefix, and adds no tokens. Not a
     # set: a batch of the scheduler comes sorted, and sorting it again takes no time.
-    salted = list(zip(salts or [""] * len(sequences), sequences, strict=True))
-    ordered = sorted(dict.fromkeys(salted), reverse=True)
+    inputs = list(
+        zip(
+            salts or [""] * len(sequences),
+            sequences,
+            readouts or [()] * len(sequences),
+            strict=True,
+        )
+    )
+    ordered = sorted(dict.fromkeys(inputs), reverse=True)
     indices = {sequence: index for index, sequence in enumerate(ordered)}
     shared = _count_shared(ordered)
-    cached = [count_cached(sequence, salt) for salt, sequence in ordered]
-    lengths = [len(sequence) for _, sequence in ordered]
+    cached = [
+        count_cached(ids[: read[0] + 1] if read else ids, salt) for salt, ids, read in ordered
+    ]
+    lengths = [len(sequence) for _, sequence, _ in ordered]
     batches = tuple(
         _build_tree(ordered[start:stop], shared[start:stop])
         for start, stop in _find_cuts(lengths, shared, cached, max_batch_tokens)
     )
-    return Packing(batches, tuple(indices[sequence] for sequence in salted))
+    return Packing(batches, tuple(indices[sequence] for sequence in inputs))
 
 
 def split_in_half(tree: PrefixTree) -> tuple[PrefixTree, PrefixTree]:
     """Split a batch of several sequences into two batches, in the same order."""
     middle = len(tree.sequences) // 2
-    salted = list(zip(tree.salts, tree.sequences, strict=True))
+    inputs = list(zip(tree.salts, tree.sequences, tree.readouts, strict=True))
     left, right = (
-        _build_tree(half, _count_shared(half)) for half in (salted[:middle], salted[middle:])
+        _build_tree(half, _count_shared(half)) for half in (inputs[:middle], inputs[middle:])
     )
     return left, right
 
@@ -249,13 +294,13 @@ def common_prefix_length(left: Sequential, right: Sequential) -> int:
     return low
 
 
-def _count_shared(ordered: list[tuple[str, TokenIds]]) -> list[int]:
+def _count_shared(ordered: list[_Input]) -> list[int]:
     """Return the length of the prefix that each sequence shares with the one before it."""
     return [
         0,
         *(
             common_prefix_length(left, right) if salt == other else 0
-            for (salt, left), (other, right) in pairwise(ordered)
+            for (salt, left, _), (other, right, _) in pairwise(ordered)
         ),
     ][: len(ordered)]
 
@@ -297,13 +342,13 @@ def _find_cuts(
         start = stop
 
 
-def _build_tree(salted: list[tuple[str, TokenIds]], shared: list[int]) -> PrefixTree:
-    """Build the tree of consecutive sequences, each with its salt. `shared[0]` is ignored."""
+def _build_tree(inputs: list[_Input], shared: list[int]) -> PrefixTree:
+    """Build the tree of consecutive sequences. `shared[0]` is ignored."""
     segments: list[TreeSegment] = []
-    ends: list[int] = []
+    read_rows: list[tuple[int, ...]] = []
     path: list[int] = []  # indices of the segments that form the previous sequence
     num_tokens = 0
-    for index, (_, sequence) in enumerate(salted):
+    for index, (_, sequence, positions) in enumerate(inputs):
         depth = shared[index] if index else 0
         while path and segments[path[-1]].depth >= depth:
             path.pop()
@@ -312,7 +357,14 @@ def _build_tree(salted: list[tuple[str, TokenIds]], shared: list[int]) -> Prefix
             path.append(len(segments))
             segments.append(TreeSegment(num_tokens, depth, parent, index, sequence[depth:]))
             num_tokens = segments[-1].stop
-        last = segments[path[-1]]
-        ends.append(last.start + len(sequence) - 1 - last.depth)
-    salts, sequences = zip(*salted, strict=True)
-    return PrefixTree(sequences, tuple(segments), tuple(ends), num_tokens, salts=salts)
+        if positions:
+            depths = [segments[i].depth for i in path]
+            shifts = [segments[i].start - segments[i].depth for i in path]
+            read_rows.append(tuple(p + shifts[bisect.bisect(depths, p) - 1] for p in positions))
+        else:
+            last = segments[path[-1]]
+            read_rows.append((last.start + len(sequence) - 1 - last.depth,))
+    salts, sequences, readouts = zip(*inputs, strict=True)
+    return PrefixTree(
+        sequences, tuple(segments), tuple(read_rows), num_tokens, salts=salts, readouts=readouts
+    )

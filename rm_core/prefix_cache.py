@@ -249,10 +249,12 @@ class PrefixCache:
 
     def _find_cached(self, tree: PrefixTree) -> tuple[list[int], list[torch.Tensor]]:
         """Return the number of cached tokens of each segment, and the slots of all of them."""
-        # The last token of a sequence is computed, because its hidden state is read.
+        # A token at which a sequence is read is computed, because its hidden state is needed.
         limits = [len(segment.token_ids) for segment in tree.segments]
-        for index, end in _locate_ends(tree):
-            limits[index] = min(limits[index], end - tree.segments[index].start)
+        starts = [segment.start for segment in tree.segments]
+        for row in tree.all_read_rows:
+            index = bisect.bisect(starts, row) - 1
+            limits[index] = min(limits[index], row - starts[index])
         num_cached: list[int] = []
         read_slots: list[torch.Tensor] = []
         for segment, limit in zip(tree.segments, limits, strict=True):
@@ -357,16 +359,12 @@ class PrefixCache:
         return upper
 
 
-def _locate_ends(tree: PrefixTree) -> list[tuple[int, int]]:
-    """Return the segment of each sequence's last token, and the index of the token in the row."""
-    starts = [segment.start for segment in tree.segments]
-    return [(bisect.bisect(starts, end) - 1, end) for end in tree.ends]
-
-
 def _count_kept(tree: PrefixTree, num_kept: Sequence[int]) -> list[int]:
     """Return for each segment the number of its first tokens that some sequence wants to keep."""
     counts = [0] * len(tree.segments)
-    for (index, _), stop in zip(_locate_ends(tree), num_kept, strict=True):
+    starts = [segment.start for segment in tree.segments]
+    for end, stop in zip(tree.ends, num_kept, strict=True):
+        index = bisect.bisect(starts, end) - 1
         while index >= 0:
             segment = tree.segments[index]
             count = min(stop - segment.depth, len(segment.token_ids))

@@ -40,8 +40,9 @@ from rm_core.memory import (
 from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, get_decoder_layers, load_model
-from rm_core.packing import Packing, PrefixTree, TokenIds, pack, split_in_half
+from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache
+from rm_core.results import NUM_OUTPUTS, Aggregation, list_readouts, merge_results
 from rm_core.types import (
     BatchResult,
     Encoded,
@@ -76,9 +77,9 @@ class _RunningBatch(NamedTuple):
 
 
 class _ScoredBatch(NamedTuple):
-    """Results of a batch: rewards in the order of its sequences, and its tokens."""
+    """Results of a batch: outputs in the order of its readouts, and its tokens."""
 
-    rewards: list[float | ScoreError]
+    outputs: list[float | ScoreError]
     num_computed_tokens: int
     num_cached_tokens: int
 
@@ -101,6 +102,7 @@ class RewardScorer:
     ) -> None:
         self._loaded_model = loaded_model
         self._forward = forward
+        self._num_outputs = NUM_OUTPUTS[loaded_model.kind.kind]
         batching = batching or BatchConfig()
         model = loaded_model.model
         config, dtype = model.config, model.dtype
@@ -150,7 +152,7 @@ class RewardScorer:
         if check is None:
             logger.warning("the self-check is disabled: rewards are not compared at load time")
             return
-        difference = check.compare(self.score_ids(check.sequences).rewards)
+        difference = check.compare(self.score_ids(check.sequences).outputs)
         if self._prefix_cache is not None:
             self._prefix_cache.clear()
         logger.info("self-check: largest difference from plain transformers %.2g", difference)
@@ -175,6 +177,8 @@ class RewardScorer:
         loaded = self._loaded_model
         entry = loaded.checkpoint.entry
         return ModelInfo(
+            kind=loaded.kind.kind,
+            kind_reason=loaded.kind.reason,
             catalogue_id=entry.id if entry else None,
             family=loaded.checkpoint.family,
             revision=loaded.fingerprint.revision,
@@ -233,7 +237,7 @@ class RewardScorer:
         """
         conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
         encoded = self.encoder.encode(conversation)
-        (reward,) = self.score_ids([encoded.input_ids]).rewards
+        (reward,) = self.score_ids([encoded.input_ids]).outputs
         if isinstance(reward, ScoreError):
             raise ScoringError(f"the warm-up conversation could not be scored: {reward.message}")
         return Reward(reward, encoded.num_tokens)
@@ -254,39 +258,63 @@ class RewardScorer:
         return self._budget.max_batch_tokens if self._loaded_model.deterministic else 1
 
     def score(
-        self, conversations: Iterable[object], truncation: Truncation = "error"
+        self,
+        conversations: Iterable[object],
+        truncation: Truncation = "error",
+        aggregation: Aggregation = "last",
     ) -> list[Reward | ScoreError]:
         """Score conversations; result i belongs to conversation i.
 
         Args:
             conversations: each a list of messages (`role`, `content`) that ends with the
                 assistant's, or a mapping of `messages` and `tools` (JSON schemas that the template
-                renders).
+                renders). For a step model also `StepItem`s; for a judge, `JudgePair`s.
             truncation: how to treat conversations over the limit; see `ChatEncoder.encode`.
+            aggregation: how a step model's rewards of steps become the reward.
 
         Returns:
             A `Reward` for each conversation, or a `ScoreError` if it cannot be scored.
         """
         encoded = self.encoder.encode_all(conversations, truncation)
-        scored = self.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
-        return merge_results(encoded, scored.rewards)
+        kind = self._loaded_model.kind.kind
+        items = [item for item in encoded if isinstance(item, Encoded)]
+        scored = self.score_ids([item.input_ids for item in items], list_readouts(items, kind))
+        return merge_results(encoded, scored.outputs, kind, aggregation)
 
-    def score_ids(self, sequences: Sequence[TokenIds]) -> BatchResult:
-        """Score token ids without changing them; reward i belongs to sequence i.
+    def score_ids(
+        self, sequences: Sequence[TokenIds], readouts: Sequence[Readouts] = ()
+    ) -> BatchResult:
+        """Score token ids without changing them.
 
         Args:
             sequences: token ids of each sequence, none empty and none longer than the model's
                 positions. A sequence with an id outside the embedding gets a `ScoreError`.
+            readouts: see `pack`.
 
         Raises:
             DeviceFailedError: the device failed; this process cannot score again.
         """
         # On CUDA, an unknown id triggers an assertion on the device, which ends the process.
         errors = [self._validate_ids(ids) for ids in sequences]
-        valid = [ids for ids, error in zip(sequences, errors, strict=True) if error is None]
-        scored = self.score_packing(self.pack(valid))
-        rewards = iter(scored.rewards)
-        return replace(scored, rewards=tuple(error or next(rewards) for error in errors))
+        readouts = readouts or [()] * len(sequences)
+        valid = [
+            (ids, positions)
+            for ids, positions, error in zip(sequences, readouts, errors, strict=True)
+            if error is None
+        ]
+        scored = self.score_packing(
+            self.pack([ids for ids, _ in valid], readouts=[positions for _, positions in valid])
+        )
+        outputs = iter(scored.outputs)
+        num_outputs = self._num_outputs
+        return replace(
+            scored,
+            outputs=tuple(
+                error or next(outputs)
+                for positions, error in zip(readouts, errors, strict=True)
+                for _ in range(num_outputs * (len(positions) or 1))
+            ),
+        )
 
     def _validate_ids(self, ids: TokenIds) -> ScoreError | None:
         embedding: Any = self._loaded_model.model.get_input_embeddings()
@@ -301,22 +329,31 @@ class RewardScorer:
             )
         )
 
-    def pack(self, sequences: Sequence[TokenIds], salts: Sequence[str] = ()) -> Packing:
-        """Pack sequences up to their readout into batches.
+    def pack(
+        self,
+        sequences: Sequence[TokenIds],
+        salts: Sequence[str] = (),
+        readouts: Sequence[Readouts] = (),
+    ) -> Packing:
+        """Pack sequences up to their last readout into batches.
 
         The first half of `score_ids`, without the model. May run on another thread.
 
         Args:
             sequences: see `score_ids`.
             salts: see `rm_core.packing.pack`.
+            readouts: indices of the tokens at which each sequence is read; where empty, the last
+                token that is not the pad token.
         """
         up_to_readout = [
-            ids[: find_readout_position(ids, self._loaded_model.pad_token_id) + 1]
-            for ids in sequences
+            ids[: (positions[-1] if positions else self._find_readout(ids)) + 1]
+            for ids, positions in zip(sequences, readouts or [()] * len(sequences), strict=True)
         ]
-        if self._prefix_cache is None:
-            return pack(up_to_readout, self._budget.max_batch_tokens, salts=salts)
-        return pack(up_to_readout, self._budget.max_batch_tokens, self._prefix_cache.count, salts)
+        count_cached = self._prefix_cache.count if self._prefix_cache else lambda *_: 0
+        return pack(up_to_readout, self._budget.max_batch_tokens, count_cached, salts, readouts)
+
+    def _find_readout(self, ids: TokenIds) -> int:
+        return find_readout_position(ids, self._loaded_model.pad_token_id)
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None
@@ -339,9 +376,9 @@ class RewardScorer:
             while len(running) >= self._batches_in_flight or (running and running[-1].failure):
                 scored.append(self._finish(running.popleft()))
         scored += [self._finish(batch) for batch in running]
-        rewards = [reward for batch in scored for reward in batch.rewards]
+        outputs = [output for batch in scored for output in batch.outputs]
         return BatchResult(
-            tuple(packing.restore(rewards)),
+            tuple(packing.restore(outputs)),
             sum(batch.num_computed_tokens for batch in scored),
             time.perf_counter() - started,
             self.fingerprint,
@@ -381,7 +418,7 @@ class RewardScorer:
         return _RunningBatch(tree, cached.tree, logits)
 
     def _finish(self, batch: _RunningBatch) -> _ScoredBatch:
-        """Wait for a batch and return its rewards. A failed batch is retried in halves."""
+        """Wait for a batch and return its outputs. A failed batch is retried in halves."""
         tree, row, logits, failure = batch
         if logits is not None:
             try:
@@ -395,16 +432,25 @@ class RewardScorer:
                 self._clear_prefix_cache()
                 failure = _convert_failure(error, tree)
             else:
-                return _build_scored_batch(row, values)
+                return self._build_scored_batch(row, values)
         assert failure is not None
         # Outside the handlers, since their traceback keeps the batch's tensors on the device.
         if len(tree.sequences) == 1:
-            return _ScoredBatch([failure], tree.num_tokens, 0)
+            num_failures = self._num_outputs * len(tree.read_rows[0])
+            return _ScoredBatch([failure] * num_failures, tree.num_tokens, 0)
         left, right = (self._finish(self._launch(half)) for half in split_in_half(tree))
         return _ScoredBatch(
-            left.rewards + right.rewards,
+            left.outputs + right.outputs,
             left.num_computed_tokens + right.num_computed_tokens,
             left.num_cached_tokens + right.num_cached_tokens,
+        )
+
+    def _build_scored_batch(self, row: PrefixTree, outputs: list[float]) -> _ScoredBatch:
+        assert len(outputs) == self._num_outputs * sum(map(len, row.read_rows))
+        return _ScoredBatch(
+            [output if math.isfinite(output) else _non_finite(output) for output in outputs],
+            row.num_tokens,
+            row.num_cached_tokens,
         )
 
     def _clear_prefix_cache(self) -> None:
@@ -416,43 +462,9 @@ def _read(logits: LaunchedBatch | list[float]) -> list[float]:
     return logits.read() if isinstance(logits, LaunchedBatch) else logits
 
 
-def _build_scored_batch(row: PrefixTree, logits: list[float]) -> _ScoredBatch:
-    assert len(logits) == len(row.sequences)
-    return _ScoredBatch(
-        [logit if math.isfinite(logit) else _non_finite(logit) for logit in logits],
-        row.num_tokens,
-        row.num_cached_tokens,
-    )
-
-
 def _convert_failure(error: Exception, tree: PrefixTree) -> ScoreError:
     logger.exception("a batch of %d conversations failed", len(tree.sequences))
     return ScoreError.from_exception(_scoring_error(error, tree.num_tokens))
-
-
-def merge_results(
-    encoded: Sequence[Encoded | ScoreError], rewards: Sequence[float | ScoreError]
-) -> list[Reward | ScoreError]:
-    """Merge rewards with encoding errors into one result per conversation.
-
-    Args:
-        encoded: `[num_conversations]`, encoded conversations and errors.
-        rewards: rewards of the encoded conversations, in order.
-    """
-    remaining = iter(rewards)
-    results: list[Reward | ScoreError] = []
-    for item in encoded:
-        if isinstance(item, ScoreError):
-            results.append(item)
-            continue
-        reward = next(remaining)
-        results.append(
-            reward
-            if isinstance(reward, ScoreError)
-            else Reward(reward, item.num_tokens, item.truncated, item.warnings, item.input_format)
-        )
-    assert next(remaining, None) is None
-    return results
 
 
 def _non_finite(logit: float) -> ScoreError:

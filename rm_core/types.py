@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
+from rm_core.config import Kind
 from rm_core.errors import RewardError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -86,11 +87,14 @@ class Reward:
     """The reward of one conversation.
 
     Attributes:
-        reward: the raw float32 logit, never squashed; always finite.
+        reward: the raw float32 logit, never squashed; always finite. Of a step model, the aggregate
+            of `step_rewards`; of a judge, the log-odds that the first answer is better.
         num_tokens: number of tokens that were scored.
         truncated: whether any part of the conversation was cut off.
         warnings: problems that did not prevent scoring, for the caller.
         input_format: see `Encoded`.
+        step_rewards: of a step model, the reward of each step, between 0 and 1; else empty.
+        label_mass: of a judge, the probability of its two labels together.
     """
 
     reward: float
@@ -98,6 +102,8 @@ class Reward:
     truncated: bool = False
     warnings: tuple[str, ...] = ()
     input_format: str = ""
+    step_rewards: tuple[float, ...] = ()
+    label_mass: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +150,11 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """The rewards of a list of token sequences. Is sent between processes.
+    """The outputs for a list of token sequences. Is sent between processes.
 
     Attributes:
-        rewards: `[num_sequences]`, in the order of the input: a raw logit or an error each.
+        outputs: the head's outputs, or an error for each, at each readout of each sequence, in the
+            order of the input: a classifier's rewards, one for each sequence.
         num_computed_tokens: number of tokens that the model computed (duplicates and shared
             prefixes are computed once).
         num_prefix_tokens: number of further tokens whose keys and values came from the prefix
@@ -158,7 +165,7 @@ class BatchResult:
         fingerprint: fingerprint of the model that computed the rewards.
     """
 
-    rewards: tuple[float | ScoreError, ...]
+    outputs: tuple[float | ScoreError, ...]
     num_computed_tokens: int
     inference_s: float = field(compare=False)
     fingerprint: Fingerprint
@@ -172,6 +179,8 @@ class ModelInfo:
     """Effective settings of a loaded model. Is sent between processes.
 
     Attributes:
+        kind: `classifier`, `step` or `judge`; see `rm_core.kinds`.
+        kind_reason: why the model is served as this kind.
         catalogue_id: id of the checkpoint in the catalogue; None if it has no entry.
         family: architecture of the decoder.
         revision: see `Fingerprint`.
@@ -198,6 +207,8 @@ class ModelInfo:
         tokenizer_reason: why this library is used.
     """
 
+    kind: Kind
+    kind_reason: str
     catalogue_id: str | None
     family: str
     revision: str

@@ -86,6 +86,7 @@ class RecordingMetrics(Metrics):
         model: str,
         result: BatchResult,
         *,
+        num_conversations: int,
         max_batch_tokens: int,
         queue_durations_s: Iterable[float],
         elapsed_s: float,
@@ -120,7 +121,7 @@ class DispatcherHarness:
 
     async def _submit(self, sequences: Sequence[Ids], client: str, priority: int) -> Scored:
         with self.dispatcher.open_flow(client, priority) as flow:
-            return Scored(await self.dispatcher.compute_rewards(flow, sequences), flow)
+            return Scored(await self.dispatcher.compute_outputs(flow, sequences), flow)
 
     async def hold(self) -> asyncio.Task[Scored]:
         """Hold a batch of one sequence on the replica, so that later requests queue together."""

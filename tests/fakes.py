@@ -20,6 +20,8 @@ FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "att
 _DEMO_ENCODER = load_encoder(ModelConfig("demo"))
 INFO = ModelInfo(
     **FINGERPRINT,
+    kind="classifier",
+    kind_reason="because",
     catalogue_id=None,
     family="qwen3",
     encoding_sha256=_DEMO_ENCODER.encoding_sha256,

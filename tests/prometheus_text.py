@@ -30,6 +30,7 @@ def record_batch(metrics: Metrics, *, queue_durations_s: tuple[float, ...] = (0.
             num_prefix_tokens=25,
             prefix_cache_bytes=4096,
         ),
+        num_conversations=3,
         max_batch_tokens=100,
         queue_durations_s=queue_durations_s,
         elapsed_s=0.21,

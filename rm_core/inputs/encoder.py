@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rm_core.config import TokenizerMode
+from rm_core.config import Kind, TokenizerMode
 from rm_core.errors import (
     ConversationTooLongError,
     InputError,
@@ -107,6 +107,7 @@ class ChatEncoder:
         tokenizer_check_interval: see `ModelConfig`.
 
     Attributes:
+        kind: kind of the models that read what it encodes.
         max_length: maximum number of tokens of one conversation.
         max_unbroken_characters: maximum length of a text without a boundary, which is tokenized at
             once because no position is proven to be safe for a cut. May be changed to any number
@@ -125,6 +126,8 @@ class ChatEncoder:
     Raises:
         ModelLoadError: the chat template is missing or cannot be rendered.
     """
+
+    kind: Kind = "classifier"
 
     def __init__(
         self,

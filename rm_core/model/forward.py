@@ -1,4 +1,4 @@
-"""Runs a packed row through the model: one batch in, one raw float32 logit per sequence out.
+"""Runs a packed row through the model: one batch in, one raw float32 logit per readout out.
 
 Nothing is padded, and a shared prefix is encoded once: transformers' decoder runs on the tree's row
 as it is, with each token's position in its conversation, and attention limits each token to its own
@@ -38,8 +38,8 @@ class LaunchedBatch:
 
     Attributes:
         tree: the batch.
-        logits: float32 `[num_sequences]` on the CPU, in the order of the row; valid after the
-            event.
+        logits: float32 `[num_read_rows, num_outputs]` on the CPU, in the order of the row; valid
+            after the event.
         event: event after the copy of the logits; None if the device is the CPU.
     """
 
@@ -48,11 +48,13 @@ class LaunchedBatch:
     event: torch.cuda.Event | None
 
     def read(self) -> list[float]:
-        """Wait for the device, once, and return the logits in the order of the sequences."""
+        """Wait for the device, once, and return the outputs of each sequence's readouts."""
         if self.event is not None:
             self.event.synchronize()
-        logit_at = dict(zip(sorted(self.tree.ends), self.logits.tolist(), strict=True))
-        return [logit_at[end] for end in self.tree.ends]
+        outputs_at = dict(zip(self.tree.all_read_rows, self.logits.tolist(), strict=True))
+        return [
+            output for rows in self.tree.read_rows for row in rows for output in outputs_at[row]
+        ]
 
 
 ForwardPass: TypeAlias = Callable[
@@ -67,10 +69,10 @@ def forward_batch(
     row_multiple: int = 1,
     cached: CachedBatch | None = None,
 ) -> list[float]:
-    """Return the raw logits of a batch, in the order of its sequences; see `launch_batch`.
+    """Return the raw outputs of a batch, in the order of its sequences; see `launch_batch`.
 
     Returns:
-        `[num_sequences]` logits; NaN and infinity are returned unchanged.
+        The head's outputs at each readout of each sequence; NaN and infinity are unchanged.
     """
     return launch_batch(loaded_model, tree, row_multiple, cached).read()
 
@@ -87,7 +89,7 @@ def launch_batch(
 
     Args:
         loaded_model: the model.
-        tree: the batch; each sequence is read at its last token.
+        tree: the batch.
         row_multiple: the row is padded to a multiple of this many tokens, for the mode that needs
             a fixed shape; the padding is not read.
         cached: the batch's part of the prefix cache, whose tree is `tree`; None without a cache.
@@ -107,7 +109,7 @@ def launch_batch(
 
 
 def _apply_head(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Map `[num_sequences, hidden_size]` to float32 logits `[num_sequences]`.
+    """Map `[num_read_rows, hidden_size]` to float32 logits `[num_read_rows, 1]`.
 
     In blocks of one shape, padded, and as sums of each row: in a product of matrices the last bits
     of a row depend on the number of rows, and a reward must not depend on its neighbors.
@@ -115,7 +117,7 @@ def _apply_head(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     missing = -len(hidden) % _HEAD_ROWS
     padded = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
     blocks = [(block.float() * head).sum(1) for block in padded.split(_HEAD_ROWS)]
-    return torch.cat(blocks)[: len(hidden)]
+    return torch.cat(blocks)[: len(hidden), None]
 
 
 def _compute_hidden_states(
@@ -124,13 +126,13 @@ def _compute_hidden_states(
     num_padding_tokens: int,
     cached: CachedBatch | None,
 ) -> torch.Tensor:
-    """Return hidden states `[num_sequences, hidden_size]` after the final norm, in row order.
+    """Return hidden states `[num_read_rows, hidden_size]` after the final norm, in row order.
 
     Attention is planned once, without the padding tokens.
     """
     decoder: Any = loaded_model.model.get_submodule(loaded_model.model.base_model_prefix)
     device = loaded_model.device
-    readout_indices = sorted(tree.ends)
+    readout_indices = tree.all_read_rows
     stages = [
         (stage, _build_packed_attention(loaded_model, tree, readout_indices, stage, cached))
         for stage in loaded_model.devices

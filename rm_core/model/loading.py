@@ -26,6 +26,7 @@ from rm_core.compilation import CompilationChoice, choose_compilation, recompile
 from rm_core.config import ModelConfig, read_date
 from rm_core.errors import ModelLoadError, RewardError
 from rm_core.inputs.encoder import ChatEncoder
+from rm_core.kinds import KindChoice, choose_kind
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
@@ -59,6 +60,7 @@ class LoadedModel:
     Attributes:
         model: transformers' sequence classifier, in eval mode, with packed attention in its layers
             and a last layer that runs on the readout tokens only.
+        kind: what the model is served as.
         head: `score.weight` as float32 `[1, hidden_size]`, on the model's device.
         pad_token_id: padding id of the config; determines the readout token.
         checkpoint: the checkpoint that was loaded.
@@ -74,6 +76,7 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
+    kind: KindChoice
     head: torch.Tensor
     pad_token_id: int | None
     checkpoint: Checkpoint
@@ -231,6 +234,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     return LoadedModel(
         model=model,
+        kind=choose_kind(config, checkpoint.config, checkpoint.entry),
         head=head,
         pad_token_id=checkpoint.config.get("pad_token_id"),
         checkpoint=checkpoint,

@@ -21,10 +21,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 from rm_core import BatchResult, RewardError, ScoreError, ScoringError
-from rm_core.packing import TokenIds
+from rm_core.packing import Readouts, TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.batching import (
     Prompt,
@@ -76,6 +77,7 @@ class Dispatcher:
 
     Attributes:
         max_batch_tokens: token budget of a batch; set once the model is loaded.
+        num_outputs: number of the head's outputs at each readout; set once the model is loaded.
         prompts: prompts in the replicas' prefix caches; its size is set once the model is loaded.
     """
 
@@ -88,6 +90,7 @@ class Dispatcher:
         count_prompt_tokens: Callable[[TokenIds], int] = lambda _: 0,
     ) -> None:
         self.max_batch_tokens = 1
+        self.num_outputs = 1
         self.prompts = PromptIndex()
         self._count_prompt_tokens = count_prompt_tokens
         self._alias = alias
@@ -160,26 +163,37 @@ class Dispatcher:
         finally:
             self._pool.discard(flow)
 
-    async def compute_rewards(
-        self, flow: RequestFlow, sequences: Sequence[TokenIds]
+    async def compute_outputs(
+        self,
+        flow: RequestFlow,
+        sequences: Sequence[TokenIds],
+        readouts: Sequence[Readouts] = (),
     ) -> list[float | ScoreError]:
-        """Return the reward of each sequence, in order; the cost is added to the flow.
+        """Return the outputs at the readouts of each sequence; the cost is added to the flow.
 
         If the call is cancelled, its pending sequences are dropped.
 
         Args:
             flow: flow of the request.
             sequences: token ids, none empty; equal ones are scored once.
+            readouts: see `rm_core.packing.pack`.
+
+        Returns:
+            The head's outputs, or an error for each, in the order of the sequences and of their
+            readouts; one reward for each sequence of a classifier.
 
         Raises:
             RewardError: none of the model's replicas will answer.
         """
-        burst = self._pool.add(flow, sequences)
+        readouts = readouts or [()] * len(sequences)
+        burst = self._pool.add(flow, sequences, readouts)
         if self._crash_history:
             self._mark_known_suspects(burst.entries)
         if self.prompts.max_tokens:
             for entry in burst.entries:
                 num_prompt_tokens = self._count_prompt_tokens(entry.sequence)
+                if entry.readouts:  # these tokens are computed in any case
+                    num_prompt_tokens = min(num_prompt_tokens, entry.readouts[0])
                 entry.prompt = Prompt.of(entry.sequence, num_prompt_tokens, entry.owner)
         if burst.num_missing:
             self._schedule_soon()
@@ -188,7 +202,8 @@ class Dispatcher:
         finally:
             if burst.num_missing:
                 self._pool.cancel(burst)
-        return [burst.rewards[sequence] for sequence in sequences]
+        inputs = zip(sequences, readouts, strict=True)
+        return [output for key in inputs for output in burst.outputs[key]]
 
     @property
     def _num_devices(self) -> int:
@@ -249,7 +264,7 @@ class Dispatcher:
         cached = {
             sequence: num_cached
             for sequence, entries in pending.items()
-            if (num_cached := self.prompts.count_cached(entries[0].prompt))
+            if (num_cached := min(self.prompts.count_cached(e.prompt) for e in entries))
         }
         batch = form_mixed_batch(small, list(pending), self.max_batch_tokens, cached)
         entries = [entry for sequence in batch.sequences for entry in pending[sequence]]
@@ -342,14 +357,17 @@ class Dispatcher:
             tuple(entry.sequence for entry in batch),
             tuple(entry.owner for entry in batch) if has_owners else (),
             self.prompts.find_replica(entry.prompt for entry in batch),
+            tuple(entry.readouts for entry in batch) if any(e.readouts for e in batch) else (),
         )
 
     def _finish(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:
-        assert len(result.rewards) == len(batch)
+        counts = [len(entry.readouts) or 1 for entry in batch]
+        assert len(result.outputs) == self.num_outputs * sum(counts)
         self._throughput.rate.observe(result.num_computed_tokens, result.inference_s)
         self._metrics.record_batch(
             self._alias,
             result,
+            num_conversations=len(batch),
             max_batch_tokens=self.max_batch_tokens,
             queue_durations_s=[
                 sent_at - burst.submitted_at for entry in batch for burst in entry.bursts
@@ -360,11 +378,12 @@ class Dispatcher:
             flow.fingerprints.add(result.fingerprint)
             flow.inference_s += result.inference_s
         self._apportion_computed_tokens(batch, result.num_computed_tokens)
-        for entry, reward in zip(batch, result.rewards, strict=True):
+        outputs = iter(result.outputs)
+        for entry, count in zip(batch, counts, strict=True):
             if entry.prompt is not None:
                 self.prompts.add(entry.prompt, result.replica)
             self._crash_history.forget(entry.sequence)
-            self._pool.resolve(entry, reward)
+            self._pool.resolve(entry, tuple(islice(outputs, self.num_outputs * count)))
 
     def _apportion_computed_tokens(self, batch: list[PendingSequence], num_computed: int) -> None:
         """Attribute computed tokens to requests; a client learns nothing of others in its batch."""
@@ -416,11 +435,16 @@ class Dispatcher:
             f"scoring failed on this conversation ({type(error).__name__}); the service's log has "
             "the details"
         )
-        self._pool.resolve(batch[0], ScoreError.from_exception(failure))
+        self._fail(batch[0], ScoreError.from_exception(failure))
+
+    def _fail(self, entry: PendingSequence, error: ScoreError) -> None:
+        """Give an entry an error at each of its readouts."""
+        num_outputs = self.num_outputs * (len(entry.readouts) or 1)
+        self._pool.resolve(entry, (error,) * num_outputs)
 
     def _quarantine(self, entry: PendingSequence) -> None:
         self._metrics.record_abandonment(self._alias, 1)
-        self._pool.resolve(entry, build_quarantine_error(entry.sequence))
+        self._fail(entry, build_quarantine_error(entry.sequence))
 
     def _suspect(self, entries: Collection[PendingSequence]) -> None:
         self._pool.requeue(entries)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rm_core import Fingerprint, RewardError, ScoreError
-from rm_core.packing import TokenIds
+from rm_core.packing import Readouts, TokenIds
 from serve.errors import ConversationQuarantinedError
 from serve.scheduler.batching import Prompt
 from serve.scheduler.fair_queue import FairQueue, Flow
@@ -52,15 +52,15 @@ class RequestFlow(Flow["PendingSequence"]):
 
 @dataclass(eq=False, slots=True)
 class Burst:
-    """Sequences that a request added together, and the rewards that have arrived.
+    """Sequences that a request added together, and the outputs that have arrived.
 
     Attributes:
         flow: flow of the request.
         entries: distinct sequences.
         submitted_at: time of the event loop.
-        future: done once no reward is missing.
-        num_missing: number of rewards that are missing.
-        rewards: reward of each sequence.
+        future: done once no output is missing.
+        num_missing: number of sequences whose outputs are missing.
+        outputs: outputs at the readouts of each sequence, by its token ids and readouts.
     """
 
     flow: RequestFlow
@@ -68,7 +68,9 @@ class Burst:
     submitted_at: float
     future: asyncio.Future[None]
     num_missing: int
-    rewards: dict[TokenIds, float | ScoreError] = field(default_factory=dict)
+    outputs: dict[tuple[TokenIds, Readouts], tuple[float | ScoreError, ...]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +79,7 @@ class PendingSequence:
 
     Attributes:
         sequence: token ids.
+        readouts: see `rm_core.packing.pack`.
         owner: client that the sequence belongs to, where clients share no rewards; else empty.
         prompt: its first tokens, if a prefix cache may keep them.
         bursts: bursts that wait for the reward, oldest first.
@@ -84,6 +87,7 @@ class PendingSequence:
     """
 
     sequence: TokenIds
+    readouts: Readouts = ()
     owner: str = ""
     prompt: Prompt | None = None
     bursts: list[Burst] = field(default_factory=list)
@@ -111,7 +115,7 @@ class PendingPool:
         self.num_tokens = 0
         self.tokens_by_client: Counter[str] = Counter()
         self._shares_rewards = shares_rewards
-        self._entries: dict[tuple[str, TokenIds], PendingSequence] = {}
+        self._entries: dict[tuple[str, TokenIds, Readouts], PendingSequence] = {}
         self._queue: FairQueue[PendingSequence] = FairQueue(
             get_size=lambda entry: len(entry.sequence), is_pending=lambda entry: entry.is_pending
         )
@@ -121,17 +125,24 @@ class PendingPool:
         """Number of distinct pending sequences."""
         return sum(entry.is_pending for entry in self._entries.values())
 
-    def add(self, flow: RequestFlow, sequences: Iterable[TokenIds]) -> Burst:
-        """Add sequences; the future of the returned burst is done once all rewards are there."""
+    def add(
+        self,
+        flow: RequestFlow,
+        sequences: Sequence[TokenIds],
+        readouts: Sequence[Readouts] = (),
+    ) -> Burst:
+        """Add sequences; the future of the returned burst is done once all outputs are there."""
         loop = asyncio.get_running_loop()
         owner = "" if self._shares_rewards else flow.client
         burst = Burst(flow, [], loop.time(), loop.create_future(), 0)
         num_tokens = 0
-        for sequence in dict.fromkeys(sequences):
+        inputs = zip(sequences, readouts or [()] * len(sequences), strict=True)
+        for sequence, positions in dict.fromkeys(inputs):
             assert sequence, "no sequence may be empty"
-            entry = self._entries.get((owner, sequence))
+            entry = self._entries.get((owner, sequence, positions))
             if entry is None:
-                entry = self._entries[owner, sequence] = PendingSequence(sequence, owner)
+                entry = PendingSequence(sequence, positions, owner)
+                self._entries[owner, sequence, positions] = entry
                 self.num_tokens += len(sequence)
             entry.bursts.append(burst)
             burst.entries.append(entry)
@@ -200,10 +211,10 @@ class PendingPool:
             else:
                 self._drop(entry)
 
-    def resolve(self, entry: PendingSequence, reward: float | ScoreError) -> None:
-        """Give the reward of an entry in flight to all requests that wait for it."""
+    def resolve(self, entry: PendingSequence, outputs: tuple[float | ScoreError, ...]) -> None:
+        """Give the outputs of an entry in flight to all requests that wait for them."""
         for burst in entry.bursts:
-            burst.rewards[entry.sequence] = reward
+            burst.outputs[entry.sequence, entry.readouts] = outputs
             self._adjust_tokens(burst.flow, -len(entry.sequence))
             burst.num_missing -= 1
             if not burst.num_missing and not burst.future.done():
@@ -221,7 +232,7 @@ class PendingPool:
     def _drop(self, entry: PendingSequence) -> None:
         entry.bursts.clear()
         entry.is_running = False
-        self._entries.pop((entry.owner, entry.sequence), None)
+        self._entries.pop((entry.owner, entry.sequence, entry.readouts), None)
 
     def _adjust_tokens(self, flow: RequestFlow, num_tokens: int) -> None:
         if flow.is_over:

@@ -12,8 +12,10 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rm_core import (
+    NUM_OUTPUTS,
     Encoded,
     Fingerprint,
     ModelInfo,
@@ -25,9 +27,11 @@ from rm_core import (
     ScoreCache,
     ScoreError,
     cache_keys,
+    list_readouts,
     load_encoder,
     merge_results,
 )
+from rm_core.packing import Readouts, TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.dispatcher import Dispatcher
@@ -130,6 +134,7 @@ class ServedModel:
         """Set the effective settings of the replicas that are up now."""
         self._info = info
         self.dispatcher.max_batch_tokens = info.max_batch_tokens
+        self.dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         self.dispatcher.prompts.max_tokens = info.prefix_cache_tokens
 
     @property
@@ -269,7 +274,7 @@ class ServedModel:
         try:
             async with asyncio.TaskGroup() as group:
                 async for encoded in tokenizer:
-                    slice_score = self._score_slice(encoded, flow, fingerprint)
+                    slice_score = self._score_slice(encoded, flow, fingerprint, options)
                     tasks.append(group.create_task(slice_score))
                     await self._apply_backpressure(tasks, flow, options.max_queued_tokens)
         except BaseExceptionGroup as failures:
@@ -277,28 +282,49 @@ class ServedModel:
         return [task.result() for task in tasks]
 
     async def _score_slice(
-        self, encoded: Sequence[Encoded | ScoreError], flow: RequestFlow, fingerprint: Fingerprint
+        self,
+        encoded: Sequence[Encoded | ScoreError],
+        flow: RequestFlow,
+        fingerprint: Fingerprint,
+        options: RequestOptions,
     ) -> tuple[list[Reward | ScoreError], int]:
-        """Return the results of a slice, and the tokens whose rewards came from the cache."""
-        sequences = [item.input_ids for item in encoded if isinstance(item, Encoded)]
-        cached: list[float | None] = [None] * len(sequences)
-        keys: list[bytes] = []
+        """Return the results of a slice, and the tokens of the sequences found in the cache."""
+        if options.every_token:
+            encoded = [read_every_token(item) for item in encoded]
+        kind = self.encoder.kind
+        items = [item for item in encoded if isinstance(item, Encoded)]
+        sequences = [item.input_ids for item in items]
+        every_token = options.every_token
+        readouts = [i.readouts for i in items] if every_token else list_readouts(items, kind)
+        num_outputs = NUM_OUTPUTS[kind]
         scope = "" if self._shares_rewards else flow.client
+        outputs: list[float | ScoreError | None]
+        outputs = [None] * (num_outputs * sum(len(item.readouts) for item in items))
+        keys: list[bytes] = []
         if self.cache is not None:
-            keys = cache_keys(fingerprint, sequences, scope)
-            cached = [self.cache.get(key) for key in keys]
-        missing = [ids for ids, reward in zip(sequences, cached, strict=True) if reward is None]
-        computed = iter(await self.dispatcher.compute_rewards(flow, missing))
-        rewards = [next(computed) if reward is None else reward for reward in cached]
-        if self.cache is not None and len(flow.fingerprints) == 1:
-            # Rewards are cached under the fingerprint of the model that computed them.
-            if fingerprint not in flow.fingerprints:
-                keys = cache_keys(next(iter(flow.fingerprints)), sequences, scope)
-            for key, reward, known in zip(keys, rewards, cached, strict=True):
-                if known is None:
-                    self.cache.put(key, reward)
-        num_missing_tokens = sum(map(len, missing))
-        return merge_results(encoded, rewards), sum(map(len, sequences)) - num_missing_tokens
+            keys = cache_keys(fingerprint, sequences, scope, readouts, num_outputs)
+            outputs = [self.cache.get(key) for key in keys]
+        missing = find_missing(sequences, readouts, outputs, num_outputs)
+        computed = await self.dispatcher.compute_outputs(
+            flow, [m.sequence for m in missing], [m.readouts for m in missing]
+        )
+        # Outputs are cached under the fingerprint of the model that computed them.
+        if keys and len(flow.fingerprints) == 1 and fingerprint not in flow.fingerprints:
+            actual = next(iter(flow.fingerprints))
+            keys = cache_keys(actual, sequences, scope, readouts, num_outputs)
+        for index, output in zip((i for m in missing for i in m.outputs), computed, strict=True):
+            outputs[index] = output
+            if self.cache is not None and len(flow.fingerprints) == 1:
+                self.cache.put(keys[index], output)
+        results = merge_results(
+            encoded,
+            [output for output in outputs if output is not None],
+            kind,
+            options.aggregation,
+            raw=every_token,
+        )
+        num_missing_tokens = sum(len(m.sequence) for m in missing)
+        return results, sum(map(len, sequences)) - num_missing_tokens
 
     async def _apply_backpressure(
         self,
@@ -359,3 +385,56 @@ class ServedModel:
                 "than this gateway: one of them is being replaced; try again"
             )
         return info
+
+
+class MissingOutputs(NamedTuple):
+    """A sequence with outputs that no cache has.
+
+    Attributes:
+        sequence: token ids, up to the last readout that is missing.
+        readouts: readouts that are missing; see `rm_core.packing.pack`.
+        outputs: indices of the outputs that are missing among those of the slice.
+    """
+
+    sequence: TokenIds
+    readouts: Readouts
+    outputs: list[int]
+
+
+def find_missing(
+    sequences: Sequence[TokenIds],
+    readouts: Sequence[Readouts],
+    outputs: Sequence[object | None],
+    num_outputs: int,
+) -> list[MissingOutputs]:
+    """Return the sequences of which an output is None, with the readouts that are missing.
+
+    Args:
+        sequences: token ids of each sequence.
+        readouts: readouts of each sequence.
+        outputs: `num_outputs` values for each readout of each sequence, in order.
+        num_outputs: number of the head's outputs at each readout.
+    """
+    missing = []
+    start = 0
+    for sequence, positions in zip(sequences, readouts, strict=True):
+        stop = start + num_outputs * (len(positions) or 1)
+        absent = [
+            first
+            for first in range(start, stop, num_outputs)
+            if None in outputs[first : first + num_outputs]
+        ]
+        if absent:
+            left = tuple(positions[(first - start) // num_outputs] for first in absent if positions)
+            up_to_readout = sequence[: left[-1] + 1] if left else sequence
+            indices = [first + output for first in absent for output in range(num_outputs)]
+            missing.append(MissingOutputs(up_to_readout, left, indices))
+        start = stop
+    return missing
+
+
+def read_every_token(item: Encoded | ScoreError) -> Encoded | ScoreError:
+    """Return an encoded conversation that is read at each of its tokens."""
+    if isinstance(item, ScoreError):
+        return item
+    return replace(item, readouts=tuple(range(item.num_tokens)))

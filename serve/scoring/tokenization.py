@@ -20,6 +20,7 @@ from operator import is_not
 from typing import Any, TypeVar
 
 from rm_core import (
+    Aggregation,
     ChatEncoder,
     Encoded,
     InvalidConversationError,
@@ -57,6 +58,8 @@ class RequestOptions:
         priority: of the client's requests, those with a lower value go first.
         truncation: what to do with conversations that are too long.
         max_length: maximum number of tokens in a conversation, if less than the model's limit.
+        aggregation: how a step model's rewards of steps become the reward.
+        every_token: whether the model is read at each token, and its outputs are returned raw.
         max_messages: see the setting.
         max_queued_tokens: see the setting.
         max_request_characters: maximum of all conversations together; a prompt counts for each of
@@ -68,6 +71,8 @@ class RequestOptions:
     priority: int = 0
     truncation: Truncation = "error"
     max_length: int | None = None
+    aggregation: Aggregation = "last"
+    every_token: bool = False
     max_messages: int = 1_000
     max_queued_tokens: int = 2_000_000
     max_request_characters: int = 268_435_456

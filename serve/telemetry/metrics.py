@@ -236,6 +236,7 @@ class Metrics:
         model: str,
         result: BatchResult,
         *,
+        num_conversations: int,
         max_batch_tokens: int,
         queue_durations_s: Iterable[float],
         elapsed_s: float,
@@ -244,7 +245,8 @@ class Metrics:
 
         Args:
             model: alias of the model.
-            result: rewards of the distinct conversations in the batch, and their cost.
+            result: outputs for the distinct conversations in the batch, and their cost.
+            num_conversations: number of these conversations.
             max_batch_tokens: the token budget.
             queue_durations_s: seconds that each conversation of each request was queued.
             elapsed_s: seconds from the dispatch of the batch to the arrival of its rewards.
@@ -258,7 +260,7 @@ class Metrics:
         self._prefix_cache_hits.labels(model).inc(result.num_prefix_tokens)
         self._prefix_cache_bytes.labels(model).set(result.prefix_cache_bytes)
         self._batch_fill.labels(model).observe(result.num_computed_tokens / max_batch_tokens)
-        self._batch_conversations.labels(model).observe(len(result.rewards))
+        self._batch_conversations.labels(model).observe(num_conversations)
         self._inference.labels(model).observe(result.inference_s)
         self._round_trip.labels(model).observe(elapsed_s)
         queue_wait = self._queue_duration.labels(model)

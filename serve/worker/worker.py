@@ -28,7 +28,7 @@ from rm_core import (
     RewardScorer,
     ScoreError,
 )
-from rm_core.packing import TokenIds
+from rm_core.packing import Readouts, TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
 
 logger = logging.getLogger(__name__)
@@ -57,11 +57,14 @@ class SequenceBatch(Sequence[TokenIds]):
         salts: salt of each sequence, see `rm_core.packing.pack`; empty if no two differ.
         preferred_replica: id of the replica whose prefix cache has most of the prompts; empty if
             any replica will do.
+        readouts: readouts of each sequence, see `rm_core.packing.pack`; empty if each is read at
+            its last token.
     """
 
     sequences: tuple[TokenIds, ...]
     salts: tuple[str, ...] = ()
     preferred_replica: str = ""
+    readouts: tuple[Readouts, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> TokenIds: ...
@@ -207,7 +210,7 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(sequences, get_salts(sequences))
+            return await self._run(sequences, get_salts(sequences), get_readouts(sequences))
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -233,14 +236,17 @@ class Worker:
             await self._is_idle.wait()
             yield None
             salts = get_salts(sequences) or ("",) * len(sequences)
-            for sequence, salt in zip(sequences, salts, strict=True):
+            readouts = get_readouts(sequences) or ((),) * len(sequences)
+            for sequence, salt, positions in zip(sequences, salts, readouts, strict=True):
                 await asyncio.sleep(_DELIVERY_S)
-                yield await self._run([sequence], [salt])
+                yield await self._run([sequence], [salt], [positions])
 
-    async def _run(self, sequences: Sequence[TokenIds], salts: Sequence[str]) -> BatchResult:
+    async def _run(
+        self, sequences: Sequence[TokenIds], salts: Sequence[str], readouts: Sequence[Readouts]
+    ) -> BatchResult:
         self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self._scorer.pack, sequences, salts)
+            _submit(self._packing_thread, self._scorer.pack, sequences, salts, readouts)
         )
         running = _submit(self._device_thread, self._run_packing, packing)
         future = asyncio.wrap_future(running)
@@ -296,7 +302,7 @@ class Worker:
         try:
             result = self._scorer.score_packing(packing)
             if any(
-                isinstance(r, ScoreError) and r.code in _SUSPICIOUS_CODES for r in result.rewards
+                isinstance(r, ScoreError) and r.code in _SUSPICIOUS_CODES for r in result.outputs
             ):
                 self._probe()
             self.watchdog.finish()
@@ -340,6 +346,11 @@ class Worker:
 def get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
     """Return the salt of each sequence of a batch, or nothing if no two differ."""
     return sequences.salts if isinstance(sequences, SequenceBatch) else ()
+
+
+def get_readouts(sequences: Sequence[TokenIds]) -> tuple[Readouts, ...]:
+    """Return the readouts of each sequence of a batch, or nothing if all have the default."""
+    return sequences.readouts if isinstance(sequences, SequenceBatch) else ()
 
 
 def _submit(

@@ -43,7 +43,7 @@ def in_process(scorer: RewardScorer) -> Way:
     def way(conversations: Conversations) -> Scored:
         encoded = scorer.encoder.encode_all(conversations)
         result = scorer.score_ids([e.input_ids for e in encoded if isinstance(e, Encoded)])
-        rewards = [reward for reward in result.rewards if isinstance(reward, float)]
+        rewards = [reward for reward in result.outputs if isinstance(reward, float)]
         return Scored(rewards, result.num_computed_tokens)
 
     return way

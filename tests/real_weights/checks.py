@@ -202,7 +202,7 @@ def check_sharing(subject: Subject) -> Iterator[Finding]:
         sequences = [tuple(subject.scorer.encoder.encode(m).input_ids) for m in group]
         scored = subject.scorer.score_ids(sequences)
         plain = [next(expected) for _ in group]
-        ours = [reward for reward in scored.rewards if not isinstance(reward, ScoreError)]
+        ours = [reward for reward in scored.outputs if not isinstance(reward, ScoreError)]
         largest = max(largest, *differences(ours, plain))
         all_shared &= scored.num_computed_tokens <= num_distinct(sequences)
         computed += scored.num_computed_tokens
@@ -292,7 +292,7 @@ def check_self_check(subject: Subject) -> Iterator[Finding]:
     """The comparison at load passes, and refuses a switch that the engine does not follow."""
     check = subject.scorer.loaded_model.self_check
     assert check is not None
-    largest = check.compare(subject.scorer.score_ids(check.sequences).rewards)
+    largest = check.compare(subject.scorer.score_ids(check.sequences).outputs)
     yield Finding(
         "self-check at load",
         f"{largest:.2g}",
@@ -306,7 +306,7 @@ def check_self_check(subject: Subject) -> Iterator[Finding]:
     model.config.is_causal = False
     bidirectional = build_self_check(model, loaded.devices, encode_samples(loaded.encoder))
     try:
-        bidirectional.compare(subject.scorer.score_ids(bidirectional.sequences).rewards)
+        bidirectional.compare(subject.scorer.score_ids(bidirectional.sequences).outputs)
         said = "accepted"
     except ModelLoadError:
         said = "refused"
@@ -426,7 +426,7 @@ def score_ids(scorer: RewardScorer, sequences: Sequence[Ids]) -> list[float]:
         ValueError: a sequence got an error.
     """
     found: list[float] = []
-    for reward in scorer.score_ids(sequences).rewards:
+    for reward in scorer.score_ids(sequences).outputs:
         if isinstance(reward, ScoreError):
             raise ValueError(f"{reward.code}: {reward.message}")
         found.append(reward)

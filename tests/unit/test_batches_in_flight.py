@@ -72,13 +72,13 @@ def scorer(scorer_of: ScorerOf, device: Device, monkeypatch: pytest.MonkeyPatch)
 
 
 def expected(scorer_of: ScorerOf) -> Any:
-    return pytest.approx(scorer_of("qwen3").score_ids(SEQUENCES).rewards, abs=1e-4, rel=0)
+    return pytest.approx(scorer_of("qwen3").score_ids(SEQUENCES).outputs, abs=1e-4, rel=0)
 
 
 def test_next_batch_is_launched_before_rewards_are_read(
     scorer: RewardScorer, device: Device, scorer_of: ScorerOf
 ) -> None:
-    assert scorer.score_ids(SEQUENCES).rewards == expected(scorer_of)
+    assert scorer.score_ids(SEQUENCES).outputs == expected(scorer_of)
     assert device.log[:4] == ["launch 2", "launch 2", "read 2", "launch 2"]
     assert device.log[-2:] == ["read 2", "read 2"]
     assert device.log.count("launch 2") == device.log.count("read 2") == 5
@@ -90,11 +90,11 @@ def test_batch_that_fails_to_launch_is_halved_alone(
     """The batch before it is read first, and the next one is launched after its halves."""
     poisoned = SEQUENCES[5]
     device.fails_to_launch = lambda tree: poisoned in tree.sequences
-    rewards = list(scorer.score_ids(SEQUENCES).rewards)
+    rewards = list(scorer.score_ids(SEQUENCES).outputs)
     failed = rewards.pop(5)
     assert isinstance(failed, ScoreError)
     assert failed.code == "device_memory"
-    others = list(scorer_of("qwen3").score_ids(SEQUENCES).rewards)
+    others = list(scorer_of("qwen3").score_ids(SEQUENCES).outputs)
     del others[5]
     assert rewards == pytest.approx(others, abs=1e-4, rel=0)
     start = device.log.index("launch 1")

@@ -49,7 +49,7 @@ def compare_all(compiled: RewardScorer, plain: RewardScorer) -> int:
     """Score every batch both ways; return how many graphs were compiled after the first one."""
     after_first = 0
     for index, batch in enumerate(build_batches(plain)):
-        ours, expected = compiled.score_ids(batch).rewards, plain.score_ids(batch).rewards
+        ours, expected = compiled.score_ids(batch).outputs, plain.score_ids(batch).outputs
         assert list(ours) == pytest.approx(list(expected), abs=1e-4, rel=0)
         if index == 0:
             after_first = count_graphs()
@@ -102,8 +102,8 @@ def test_layers_are_traced_once_for_all_lengths(
     scored = scorer.score_ids(batch)
     assert scored.num_prefix_tokens > 0
     uncached = RewardScorer(scorer_of(name).loaded_model, BatchConfig(prefix_cache_bytes=0))
-    expected = uncached.score_ids(batch).rewards
-    assert list(scored.rewards) == pytest.approx(list(expected), abs=1e-4, rel=0)
+    expected = uncached.score_ids(batch).outputs
+    assert list(scored.outputs) == pytest.approx(list(expected), abs=1e-4, rel=0)
     assert count_graphs() == num_kinds + more
 
 

@@ -42,7 +42,7 @@ async def test_pending_sequences_share_batch_and_equal_ones_run_once(
     assert harness.replicas.batches == [[(99,)], [(1, 1, 1), (1, 1, 2), (2, 2)]]
     assert harness.replicas.backlogs == [0, 0]
     result, queue_durations_s = harness.metrics.batches[1]
-    assert (len(result.rewards), result.num_computed_tokens) == (3, 6)
+    assert (len(result.outputs), result.num_computed_tokens) == (3, 6)
     assert len(queue_durations_s) == 5
 
 

@@ -268,7 +268,7 @@ async def test_wrong_number_of_rewards_fails_batch(harness: DispatcherHarness) -
 
     queue = Dispatcher("rm", Wrong())
     with queue.open_flow("a", 0) as flow:
-        (only,) = await queue.compute_rewards(flow, [(1,)])
+        (only,) = await queue.compute_outputs(flow, [(1,)])
     assert isinstance(only, ScoreError)
 
 

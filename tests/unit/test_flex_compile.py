@@ -92,7 +92,7 @@ def test_batches_reuse_kernels_of_backend_check(
     assert score_on_another_thread(scorer) == pytest.approx(expected, abs=1e-4, rel=0)
     # From one block of 128 tokens to ten: the number of heads, and other numbers.
     for length in range(60, 1300, 120):
-        (reward,) = scorer.score_ids([tuple(range(3, 60)) * (length // 57 + 1)]).rewards
+        (reward,) = scorer.score_ids([tuple(range(3, 60)) * (length // 57 + 1)]).outputs
         assert isinstance(reward, float)
     assert len(graphs) == compiled
 
@@ -172,7 +172,7 @@ def test_compiler_failure_raises_compiler_failed_error(
 
     batching = BatchConfig(prefix_cache_bytes=0)
     scorer = RewardScorer(scorer_of("qwen3").loaded_model, batching, counted)
-    assert scorer.score_ids([(3, 4, 5, 6, 7)]).rewards == (0.5,)
+    assert scorer.score_ids([(3, 4, 5, 6, 7)]).outputs == (0.5,)
     with (
         caplog.at_level(logging.ERROR),
         pytest.raises(CompilerFailedError, match="not caused by a conversation") as caught,

@@ -113,5 +113,5 @@ def test_failed_batch_is_retried_in_halves(
 
     scorer = RewardScorer(scorer_of("qwen3").loaded_model, forward=full)
     sequences = [(1, token) for token in range(20, 28)]
-    assert scorer.score_ids(sequences).rewards == tuple(float(token) for token in range(20, 28))
+    assert scorer.score_ids(sequences).outputs == tuple(float(token) for token in range(20, 28))
     assert sizes == [8, 4, 2, 2, 4, 2, 2]

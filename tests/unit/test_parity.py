@@ -128,7 +128,7 @@ def test_rewards_of_any_prefix_tree_equal_plain_transformers(
     reference = reference_of(name, checkpoint_of(name))
     with torch.inference_mode():
         expected = [float(reference.model(torch.tensor([s])).logits[0, 0]) for s in sequences]
-    assert list(scored.rewards) == pytest.approx(expected, abs=1e-4, rel=0)
+    assert list(scored.outputs) == pytest.approx(expected, abs=1e-4, rel=0)
     assert scored.num_computed_tokens <= sum(map(len, set(sequences)))
 
 

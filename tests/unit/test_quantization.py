@@ -39,8 +39,8 @@ def rewards(scorer: RewardScorer) -> list[float]:
 
 
 def numbers(scored: BatchResult) -> list[float]:
-    assert all(isinstance(reward, float) for reward in scored.rewards), scored.rewards
-    return [reward for reward in scored.rewards if isinstance(reward, float)]
+    assert all(isinstance(reward, float) for reward in scored.outputs), scored.outputs
+    return [reward for reward in scored.outputs if isinstance(reward, float)]
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int8-weights", "fp8-weights"])

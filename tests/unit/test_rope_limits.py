@@ -92,13 +92,13 @@ def test_rewards_up_to_the_limit_equal_transformers(
     lengths = (limit, 5, limit // 2, limit - 1, 40, limit)
     ids = [tuple(torch.randint(20, 400, (n,)).tolist()) for n in lengths]
     ids.append((*ids[0][: limit // 2], *ids[1]))  # shares a prefix
-    rewards = scorer.score_ids(ids).rewards
+    rewards = scorer.score_ids(ids).outputs
     reference = Reference(folder)  # `dynamic` stores the longest sequence so far
     for sequence, reward in zip(ids, rewards, strict=True):
         with torch.inference_mode():
             expected = reference.model(torch.tensor([sequence])).logits[0, 0].item()
         assert reward == pytest.approx(expected, abs=1e-4)
-    assert rewards == scorer.score_ids(ids).rewards
+    assert rewards == scorer.score_ids(ids).outputs
     assert f"the model has {limit} positions (" in refusal(folder, max_length=limit + 1)
 
 

@@ -127,7 +127,7 @@ def test_batches_keep_the_budget_and_have_no_duplicates(
     forward.run = watched
     sequences = [scorer.encoder.encode(c).input_ids for c in [*GOOD, *GOOD, talk("long " * 200)]]
     scored = scorer.score_ids(sequences)
-    assert list(scored.rewards[:-1]) == near(expected * 2)
+    assert list(scored.outputs[:-1]) == near(expected * 2)
     assert all(t.num_tokens <= 100 or len(t.sequences) == 1 for t in seen)
     assert sum(tree.num_tokens > 100 for tree in seen) == 1
     assert max(len(tree.sequences) for tree in seen) > 1
@@ -260,6 +260,8 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
     described = scorer.describe()
     fingerprint = scorer.fingerprint
     assert described.as_dict() == {
+        "kind": "classifier",
+        "kind_reason": "architecture Qwen3ForSequenceClassification",
         "catalogue_id": None,
         "family": "qwen3",
         "revision": fingerprint.revision,

@@ -137,8 +137,8 @@ def test_score_ids_gives_errors_for_ids_beyond_the_embedding(
     scorer = scorer_of("qwen3")
     rows = scorer.loaded_model.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
     good = (20, 21, 22)
-    results = scorer.score_ids([good, (20, rows), (-1, 20), (rows - 1,), (10**12, 5), good]).rewards
-    alone = scorer.score_ids([good, (rows - 1,)]).rewards
+    results = scorer.score_ids([good, (20, rows), (-1, 20), (rows - 1,), (10**12, 5), good]).outputs
+    alone = scorer.score_ids([good, (rows - 1,)]).outputs
     for index in (1, 2, 4):
         error = results[index]
         assert isinstance(error, ScoreError)

@@ -99,8 +99,8 @@ def test_next_batch_is_packed_while_device_is_busy(
     first, second = [encode(scorer, "4")], [encode(scorer, "5")]
     prepare = scorer.pack
 
-    def watched(sequences: Any, salts: Any) -> Any:
-        packing = prepare(sequences, salts)
+    def watched(sequences: Any, *rest: Any) -> Any:
+        packing = prepare(sequences, *rest)
         if list(sequences) == second:
             packed.set()
         return packing
@@ -277,7 +277,7 @@ def test_failing_conversation_leaves_worker_healthy(
 
     forward.run = overflowing
     for _ in range(3):
-        first, second = asyncio.run(worker.run_batch([good, bad])).rewards
+        first, second = asyncio.run(worker.run_batch([good, bad])).outputs
         assert isinstance(first, float)
         assert isinstance(second, ScoreError)
         worker.check_health()

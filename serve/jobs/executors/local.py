@@ -28,6 +28,7 @@ from rm_core import (
     RewardScorer,
     ScoreError,
     Truncation,
+    list_readouts,
     load_encoder,
     merge_results,
     open_checkpoint,
@@ -108,7 +109,7 @@ class LocalExecutor(Executor):
         score = partial(self._scorer.score_packing, packing, self._begin)
         batch = await asyncio.get_running_loop().run_in_executor(self._device, score)
         return ScoreBatchResult(
-            merge_results(encoded, batch.rewards),
+            merge_results(encoded, batch.outputs, self._scorer.encoder.kind),
             batch.num_computed_tokens,
             max_batch_tokens=self._max_batch_tokens,
         )
@@ -122,7 +123,9 @@ class LocalExecutor(Executor):
     ) -> tuple[Encodings, Packing]:
         scorer = self._load()
         encoded = scorer.encoder.encode_all(conversations, truncation)
-        return encoded, scorer.pack([e.input_ids for e in encoded if isinstance(e, Encoded)])
+        items = [item for item in encoded if isinstance(item, Encoded)]
+        readouts = list_readouts(items, scorer.encoder.kind)
+        return encoded, scorer.pack([item.input_ids for item in items], readouts=readouts)
 
     def _begin(self, _num_tokens: int) -> None:
         # Called before each batch, so that a stopping job does not wait for all batches.

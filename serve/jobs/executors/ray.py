@@ -31,6 +31,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_core import (
+    NUM_OUTPUTS,
     ChatEncoder,
     Encoded,
     ModelConfig,
@@ -38,6 +39,7 @@ from rm_core import (
     ModelLoadError,
     ScoreError,
     Truncation,
+    list_readouts,
     load_encoder,
     merge_results,
     open_checkpoint,
@@ -141,10 +143,15 @@ class RayExecutor(Executor):
 
     async def _score(self, prepared: tuple[Dispatcher, Encodings]) -> ScoreBatchResult:
         dispatcher, encoded = prepared
-        sequences = [e.input_ids for e in encoded if isinstance(e, Encoded)]
+        items = [item for item in encoded if isinstance(item, Encoded)]
+        kind = self._encoder.kind
         with dispatcher.open_flow("job", priority=0) as flow:
-            rewards = await self._until_failure(dispatcher.compute_rewards(flow, sequences))
-        return ScoreBatchResult(merge_results(encoded, rewards), flow.num_computed_tokens)
+            outputs = await self._until_failure(
+                dispatcher.compute_outputs(
+                    flow, [item.input_ids for item in items], list_readouts(items, kind)
+                )
+            )
+        return ScoreBatchResult(merge_results(encoded, outputs, kind), flow.num_computed_tokens)
 
     @cached_property
     def _encoder(self) -> ChatEncoder:
@@ -209,6 +216,7 @@ class RayExecutor(Executor):
             alias, backend, count_prompt_tokens=self._encoder.count_prompt_tokens
         )
         dispatcher.max_batch_tokens = info.max_batch_tokens
+        dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         dispatcher.prompts.max_tokens = info.prefix_cache_tokens
         self._scoring_model = ScoringModel(alias, info.fingerprint, self._encoder.max_length)
         return dispatcher
