@@ -4,6 +4,7 @@
 ├── BadRequestError                   the body is malformed as a whole
 │   └── EmptyInputError                 there is nothing to score, which the wire format refuses
 ├── UnknownModelError                 the model is not served
+├── WrongKindError                    the route does not fit the kind of the model
 ├── AuthenticationError               no API key, or an unknown one
 ├── BodyTooLargeError                 the body has more bytes than the limit
 ├── RequestTooLargeError              the request has more characters or tokens than the limit
@@ -56,6 +57,12 @@ class UnknownModelError(InputError):
     """The request names a model that is not served."""
 
     code = "model_not_found"
+
+
+class WrongKindError(InputError):
+    """The route does not fit the kind of the model; the message names the routes that do."""
+
+    code = "wrong_kind"
 
 
 class AuthenticationError(InputError):

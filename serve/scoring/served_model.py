@@ -31,9 +31,10 @@ from rm_core import (
     load_encoder,
     merge_results,
 )
+from rm_core.config import Kind
 from rm_core.packing import Readouts, TokenIds
 from serve.config.model_settings import ModelSettings
-from serve.errors import ReplicaBusyError, ReplicaLostError
+from serve.errors import ReplicaBusyError, ReplicaLostError, WrongKindError
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.pending import RequestFlow
 from serve.scoring.tokenization import EncoderThread, RequestOptions, RequestTokenizer
@@ -43,6 +44,16 @@ from serve.worker.backends import Backend
 
 logger = logging.getLogger(__name__)
 
+_KIND_NAMES: dict[Kind, str] = {
+    "classifier": "a classifier",
+    "step": "a step model",
+    "judge": "a judge",
+}
+_ROUTES_OF_KIND: dict[Kind, str] = {
+    "classifier": "use /v1/score, /v1/compare or /v1/rank",
+    "step": "use /v1/steps, /v1/score, /v1/compare or /v1/rank",
+    "judge": "it compares two answers: use /v1/compare or /v1/rank",
+}
 _RETRY_S = 1.0
 # A request whose model was replaced meanwhile is scored again, so many times in all.
 _ATTEMPTS = 3
@@ -181,6 +192,20 @@ class ServedModel:
                 f"model {self.settings.alias!r} is still loading{reason}; try again"
             )
         return self.model_info
+
+    def require_kind(self, *kinds: Kind) -> None:
+        """Return if the model is of one of the kinds that a route serves.
+
+        Raises:
+            WrongKindError: it is not.
+        """
+        kind = self.encoder.kind
+        if kind not in kinds:
+            allowed = " or ".join(_KIND_NAMES[allowed] for allowed in kinds)
+            raise WrongKindError(
+                f"model {self.settings.alias!r} is {_KIND_NAMES[kind]}, and this route needs "
+                f"{allowed}; {_ROUTES_OF_KIND[kind]}"
+            )
 
     def check_capacity(self, client: str, max_queued_tokens: int) -> None:
         """Return if a client has fewer tokens queued than its share.

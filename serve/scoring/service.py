@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from rm_core import Encoded, OverloadedError, ScoreError, Truncation
+from rm_core import Aggregation, Encoded, OverloadedError, ScoreError, Truncation
+from rm_core.config import Kind
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.errors import BadRequestError, UnknownModelError
@@ -154,6 +156,10 @@ class ScoringService:
         priority: int = 0,
         max_length: int | None = None,
         context: RequestContext | None = None,
+        *,
+        kinds: Sequence[Kind] = ("classifier", "step"),
+        aggregation: Aggregation = "last",
+        every_token: bool = False,
     ) -> ScoreResult:
         """Score conversations; result i belongs to conversation i.
 
@@ -166,9 +172,13 @@ class ScoringService:
             max_length: maximum number of tokens in a conversation, if less than the model's limit.
             context: record of the request, whose client is served; the model, counts and timings
                 are added to it.
+            kinds: kinds of models that may score the conversations.
+            aggregation: how a step model's rewards of steps become the reward.
+            every_token: read the model at each token, and return its outputs raw.
 
         Raises:
             UnknownModelError: see `resolve_model`.
+            WrongKindError: the model is of another kind.
             BadRequestError: see `resolve_model`; or there are too many conversations.
             RequestTooLargeError: the conversations have too many characters or tokens in all.
             NotReadyError: the model is not loaded, or will not be loaded again.
@@ -178,6 +188,8 @@ class ScoringService:
         model, options = self._prepare_request(
             name, conversations, context, truncation, priority, max_length
         )
+        model.require_kind(*kinds)
+        options = replace(options, aggregation=aggregation, every_token=every_token)
         model.require_ready()
         model.check_capacity(context.client, self.settings.max_queued_tokens)
         if self._is_draining:

@@ -157,6 +157,7 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created_at,
         "owned_by": "skyreward",
+        "kind": model.encoder.kind,
         "root": _hide_folder(model.settings.name),
         "max_model_len": model.encoder.max_length,
         "state": model.state,
