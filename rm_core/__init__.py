@@ -72,7 +72,8 @@ from rm_core.types import (
 )
 
 if TYPE_CHECKING:
-    from rm_core.inputs.encoder import ChatEncoder, SharedPrefix, to_render_json
+    from rm_core.inputs.base_encoder import SharedPrefix
+    from rm_core.inputs.encoder import ChatEncoder, to_render_json
     from rm_core.inputs.prerendered import PrerenderedReader
     from rm_core.model.checkpoint import Checkpoint, open_checkpoint
     from rm_core.model.loading import load_encoder
@@ -150,7 +151,7 @@ __all__ = [
 
 _LAZY = {
     "ChatEncoder": "rm_core.inputs.encoder",
-    "SharedPrefix": "rm_core.inputs.encoder",
+    "SharedPrefix": "rm_core.inputs.base_encoder",
     "to_render_json": "rm_core.inputs.encoder",
     "PrerenderedReader": "rm_core.inputs.prerendered",
     "Checkpoint": "rm_core.model.checkpoint",

@@ -127,12 +127,15 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
     ) -> str:
         """Render a conversation to text, as `apply_chat_template(tokenize=False)` does.
 
         Args:
             messages: messages as plain JSON data.
             tools: JSON schemas of functions; None for no tools.
+            add_generation_prompt: whether to end with what the template writes before an answer.
 
         Raises:
             TemplateError: the template raised an error or reached a limit.
@@ -140,7 +143,7 @@ class ChatTemplate:
         size = _size(messages) + _size(tools)
         _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
         try:
-            text = run_within_limits(lambda: self._render(messages, tools))
+            text = run_within_limits(lambda: self._render(messages, tools, add_generation_prompt))
         except RenderingInterrupt as error:
             raise TemplateError(
                 "the checkpoint's chat template did not render this conversation within "
@@ -158,7 +161,10 @@ class ChatTemplate:
         return text
 
     def _render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
     ) -> str:
         from transformers.utils import chat_template_utils
 
@@ -172,7 +178,7 @@ class ChatTemplate:
             messages=alias(plain(messages)),
             tools=plain(None if tools is None else list(tools)),
             documents=None,
-            add_generation_prompt=False,
+            add_generation_prompt=add_generation_prompt,
             **plain(dict(self._tokenizer.special_tokens_map)),
         )
         assert isinstance(text, str)

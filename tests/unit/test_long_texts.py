@@ -12,7 +12,7 @@ from tokenizers_known import KNOWN, NAMES, demo, like_qwen3
 
 from rm_core import ChatEncoder, Encoded, PrerenderedText, PrerenderedTokens, ScoreError
 from rm_core.errors import ConversationTooLongError, InvalidConversationError
-from rm_core.inputs.encoder import SharedPrefix
+from rm_core.inputs.base_encoder import SharedPrefix
 from rm_core.inputs.warnings import _find_missing
 
 LIMIT = 1_000

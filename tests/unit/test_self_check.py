@@ -207,8 +207,8 @@ def test_self_check_refuses_rendering_that_differs_from_transformers(
     """Simulates an update of transformers after which the engine renders differently."""
     render = ChatTemplate.render
 
-    def spaced(self: ChatTemplate, *args: Any) -> str:
-        return render(self, *args) + " "
+    def spaced(self: ChatTemplate, *args: Any, **options: Any) -> str:
+        return render(self, *args, **options) + " "
 
     monkeypatch.setattr(ChatTemplate, "render", spaced)
     with pytest.raises(ModelLoadError, match="differ from those of transformers'"):
