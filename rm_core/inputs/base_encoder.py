@@ -5,6 +5,7 @@ An encoder needs no weights: a process that only tokenizes does not load a model
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
@@ -184,6 +185,18 @@ class Encoder(ABC):
             encoding = self._backend.encode(encoded.text, add_special_tokens=False)
         offsets = [(0, 0)] * self._strips_bos + encoding.offsets
         return offsets if self._prepend_bos(encoding.ids) == list(encoded.input_ids) else None
+
+    def find_ends(self, text: str, ends: Sequence[int]) -> list[int]:
+        """Return the indices of the tokens in which characters of a text end, without BOS.
+
+        Args:
+            text: text to tokenize at once.
+            ends: positions after the characters, ascending.
+        """
+        with convert_panics():
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        stops = [stop for _, stop in encoding.offsets]
+        return [bisect.bisect_left(stops, end) for end in ends]
 
     def _tokenize(
         self, text: str, limit: int, shared: SharedPrefix | None = None

@@ -28,7 +28,6 @@ _KEYS_WITH_CONTENT = (
     *("tool_calls", "function_call", "tools", "functions"),
     *("image", "images", "video", "videos", "audio", "audios"),
 )
-# Maximum number of names that a warning lists.
 # Maximum number of characters to search for the contents of a conversation. Without a bound,
 # contents that are not found would cost the number of messages times the length of the text.
 # Contents beyond the bound give no warning.
@@ -68,6 +67,26 @@ class WarningFinder:
             *_check_arguments(chat, text, render),
             *self._check_markers(chat.messages),
             *_check_turns_in_text(chat.messages),
+        )
+
+    def find_step_warnings(
+        self, prompt: Messages, solution: str, text: str, render: Render
+    ) -> tuple[str, ...]:
+        """Return the warnings for a problem and its solution.
+
+        Args:
+            prompt: messages before the solution.
+            solution: text of all steps, as the message after the prompt.
+            text: the text that is tokenized.
+            render: function that writes variants of the prompt with the solution.
+        """
+        messages = [*prompt, {"role": "assistant", "content": solution}]
+        return (
+            *self._check_system_prompt(messages),
+            *_check_lost_text(prompt, text),
+            *_check_keys(Chat(prompt), text, render),
+            *self._check_markers(messages),
+            *_check_turns_in_text(messages),
         )
 
     def _check_system_prompt(self, messages: Messages) -> Iterator[str]:

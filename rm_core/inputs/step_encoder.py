@@ -1,0 +1,171 @@
+"""Encode problems and solutions for step models: token ids, and the tokens read after each step."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rm_core.config import StepFormat, TokenizerMode
+from rm_core.errors import ConversationTooLongError, InputError
+from rm_core.inputs.base_encoder import LONG_TEXT, Encoder, SharedPrefix, format_too_long
+from rm_core.inputs.chat_rendering import ChatRenderer
+from rm_core.inputs.chat_template import ChatTemplate
+from rm_core.inputs.conversations import Chat, Messages, parse_prompt
+from rm_core.inputs.prerendered import PrerenderedReader
+from rm_core.inputs.step_items import StepItem, parse_solution
+from rm_core.inputs.steps import STEP_FORMATS
+from rm_core.inputs.steps.base import FormatTools, TokenSequence
+from rm_core.inputs.text_tokenizer import DEFAULT_CHECK_INTERVAL
+from rm_core.inputs.warnings import WarningFinder
+from rm_core.packing import TokenIds
+from rm_core.types import Encoded, Truncation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ADVICE = (
+    "a step model reads the whole solution, so nothing is cut off, whatever `truncation` says: "
+    "shorten the problem or the solution"
+)
+
+
+class StepEncoder(Encoder):
+    """Writes a problem and its steps as the authors of a step model do.
+
+    Args:
+        tokenizer: tokenizer of the checkpoint, with its chat template if the format needs one.
+        step_format: see `ModelConfig`.
+        max_length: maximum number of tokens of a problem and its solution.
+        warn_on_system_prompt: whether the authors advise against system prompts.
+        template_date: day that the template gets as today's date; None for the day of the call.
+        tokenizer_mode: see `ModelConfig`.
+        tokenizer_check_interval: see `ModelConfig`.
+
+    Attributes:
+        label_ids: rows of `lm_head` whose softmax gives the value of a step: good, bad. Empty for a
+            model with a head.
+
+    Raises:
+        ModelLoadError: the checkpoint's tokenizer or chat template does not fit the format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        step_format: StepFormat,
+        *,
+        max_length: int,
+        warn_on_system_prompt: bool = False,
+        template_date: datetime.date | None = None,
+        tokenizer_mode: TokenizerMode = "auto",
+        tokenizer_check_interval: int = DEFAULT_CHECK_INTERVAL,
+    ) -> None:
+        format_class = STEP_FORMATS[step_format]
+        template = None
+        if format_class.needs_chat_template:
+            template = ChatTemplate(tokenizer, template_date or datetime.date.today())
+        super().__init__(
+            tokenizer,
+            template,
+            f"step_format: {step_format}\n",
+            max_length=max_length,
+            tokenizer_mode=tokenizer_mode,
+            tokenizer_check_interval=tokenizer_check_interval,
+        )
+        renderer = ChatRenderer(template, self.added_bos) if template else None
+        probe = renderer.render_probe() if renderer else ""
+        bos = (self.added_bos,) if self.added_bos else ()
+        self._format = format_class(
+            FormatTools(
+                tokenizer,
+                lambda text: self._tokenize_range(text, 0, len(text)),
+                self.find_ends,
+                (*bos, *self.omitted_tokens),
+                renderer,
+            )
+        )
+        self.label_ids = self._format.label_ids
+        reader = PrerenderedReader(tokenizer, probe, bool(self.added_bos))
+        self._warning_finder = WarningFinder(reader.special_markers, warn_on_system_prompt)
+
+    def encode(
+        self,
+        conversation: object,
+        truncation: Truncation = "error",
+        max_length: int | None = None,
+        shared: SharedPrefix | None = None,
+    ) -> Encoded:
+        """Encode a problem and its solution, with one readout for each step.
+
+        Args:
+            conversation: a `StepItem`; or messages, of which the last is the solution.
+            truncation: without effect, since nothing is cut off.
+            max_length: a lower limit than the model's, in tokens.
+            shared: not used; the token ids do not depend on it.
+
+        Raises:
+            InvalidConversationError: the shape is wrong, or the step format or the template cannot
+                express the prompt.
+            ConversationTooLongError: problem and solution exceed the limit.
+        """
+        item = conversation if isinstance(conversation, StepItem) else parse_solution(conversation)
+        prompt = parse_prompt(item.prompt)
+        if item.steps is None:
+            solution = item.response or ""
+            steps = self._format.split(solution)
+        else:
+            solution = "\n".join(item.steps)
+            steps = [*item.steps]
+        limit = min(self.max_length, max_length or self.max_length)
+        sequence = self._write(prompt, steps, limit)
+        input_ids, text = sequence.input_ids, "".join(sequence.texts)
+        if len(input_ids) > limit:
+            raise ConversationTooLongError(format_too_long(str(len(input_ids)), limit, _ADVICE))
+        assert len(sequence.readouts) == len(steps)
+
+        def render(chat: Chat) -> str | None:
+            try:
+                return "".join(self._write(chat.messages, steps, limit).texts)
+            except InputError:
+                return None
+
+        warnings = self._warning_finder.find_step_warnings(prompt, solution, text, render)
+        return Encoded(
+            text=text,
+            input_ids=tuple(input_ids),
+            readouts=tuple(sequence.readouts),
+            warnings=(*warnings, *self._check_markers(sequence)),
+        )
+
+    def count_prompt_tokens(self, input_ids: TokenIds) -> int:
+        """Count the tokens that continuations of the solution share, as in a beam search."""
+        return self._format.count_prompt_tokens(input_ids)
+
+    def _write(self, prompt: Messages, steps: Sequence[str], limit: int) -> TokenSequence:
+        """Write an item; refuse a long one before all of it is tokenized."""
+        texts = (*(message["content"] for message in prompt), *steps)
+        is_long = sum(map(len, texts)) >= LONG_TEXT
+
+        def extend(input_ids: list[int], text: str) -> None:
+            if text:
+                self._extend(input_ids, text, 0, limit)
+            if is_long and len(input_ids) > limit:
+                raise ConversationTooLongError(
+                    format_too_long(f"at least {len(input_ids)}", limit, _ADVICE)
+                )
+
+        sequence = TokenSequence(extend, self._prepend_bos([]))
+        self._format.write(prompt, steps, sequence)
+        return sequence
+
+    def _check_markers(self, sequence: TokenSequence) -> tuple[str, ...]:
+        step_format = self._format
+        num_others = sequence.input_ids.count(step_format.marker_id) - len(sequence.readouts)
+        if not step_format.warns_about_marker or num_others <= 0:
+            return ()
+        return (
+            f"step_marker_in_text: the texts contain {step_format.marker.strip()} "
+            f"{num_others} time(s), with which this model's steps end; no value is read there, but "
+            "the model may see the end of a step: remove it",
+        )
