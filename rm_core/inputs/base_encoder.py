@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rm_core.config import TokenizerMode
+from rm_core.config import Kind, TokenizerMode
 from rm_core.errors import InputError, InvalidConversationError, TemplateError
 from rm_core.inputs.chat_template import ChatTemplate
 from rm_core.inputs.text_splitting import TokenBoundaries
@@ -67,6 +67,7 @@ class Encoder(ABC):
         tokenizer_check_interval: see `ModelConfig`.
 
     Attributes:
+        kind: kind of the models that read what it encodes.
         max_length: maximum number of tokens of one sequence.
         max_unbroken_characters: maximum length of a text without a boundary, which is tokenized at
             once because no position is proven to be safe for a cut. May be changed to any number
@@ -83,6 +84,8 @@ class Encoder(ABC):
         omitted_tokens: special tokens that the tokenizer's post-processor would add to a text, and
             that are omitted as in `apply_chat_template(tokenize=True)`. Never contains BOS.
     """
+
+    kind: Kind
 
     def __init__(
         self,

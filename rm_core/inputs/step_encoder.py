@@ -50,6 +50,8 @@ class StepEncoder(Encoder):
         ModelLoadError: the checkpoint's tokenizer or chat template does not fit the format.
     """
 
+    kind = "step"
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from rm_core import InvalidConversationError, add_tools, parse_tools
+from rm_core import Aggregation, InvalidConversationError, add_tools, parse_tools
 
 _TEXT_PART = {
     "type": "object",
@@ -62,6 +62,17 @@ _PAIR = {
         "tools": _TOOLS,
     },
 }
+_STEP_ITEM = {
+    "type": "object",
+    "required": ["prompt"],
+    "properties": {
+        "prompt": {"anyOf": [{"type": "string"}, _MESSAGES]},
+        "response": {"type": "string"},
+        "steps": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    },
+    "oneOf": [{"required": ["response"]}, {"required": ["steps"]}],
+    "additionalProperties": False,
+}
 
 
 def _check_tools(value: object) -> object:
@@ -73,6 +84,7 @@ def _check_tools(value: object) -> object:
 
 RawConversation = Annotated[Any, WithJsonSchema(_CONVERSATION)]
 RawPair = Annotated[Any, WithJsonSchema(_PAIR)]
+RawStepItem = Annotated[Any, WithJsonSchema(_STEP_ITEM)]
 RawPrompt = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
 RawResponse = Annotated[Any, WithJsonSchema(_TEXT_OR_MESSAGES)]
 RawMessages = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, {"type": "null"}]})]
@@ -105,6 +117,11 @@ Priority = Annotated[
         le=1000,
         description="requests with a lower value go first among those with the same API key",
     ),
+]
+
+AggregationMode = Annotated[
+    Aggregation,
+    Field(description="how a step model's rewards of steps become `reward`"),
 ]
 
 _PARIS: list[JsonValue] = [
@@ -143,6 +160,12 @@ class ScoreRequest(_Body):
     )
     messages: RawMessages = Field(
         default=None, description="a single conversation, instead of `conversations`"
+    )
+    aggregation: AggregationMode = "last"
+    turns: Literal["last", "all"] = Field(
+        default="last",
+        description="`all` adds `turn_rewards`, the reward of the conversation up to each "
+        "assistant message; for classifiers",
     )
 
     @model_validator(mode="after")
@@ -186,6 +209,36 @@ class CompareRequest(_Body):
     pairs: list[RawPair] = Field(
         description="`prompt` (text or messages) with two answers, or two whole conversations"
     )
+    aggregation: AggregationMode = "last"
+    orders: Literal["both", "given"] = Field(
+        default="both",
+        description="a judge reads the answers in both orders, or in the given one alone",
+    )
+
+
+class StepsRequest(_Body):
+    """Problems and solutions, to score step by step."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {"prompt": "2+2?", "response": "Two and two are four.\nSo 4."},
+                        {
+                            "prompt": [{"role": "user", "content": "2+2?"}],
+                            "steps": ["Two and two are four.", "So 4."],
+                        },
+                    ]
+                }
+            ]
+        }
+    )
+    items: list[RawStepItem] = Field(
+        description="`prompt` (text or messages) with `response`, which is divided into steps as "
+        "the checkpoint's authors do, or with `steps`, which are taken as they are"
+    )
+    aggregation: AggregationMode = "last"
 
 
 class RankRequest(_Body):
@@ -205,6 +258,7 @@ class RankRequest(_Body):
     responses: list[RawResponse] = Field(
         description="each a text, or the messages that follow the prompt"
     )
+    aggregation: AggregationMode = "last"
 
 
 class RenderRequest(ScoreRequest):
@@ -252,6 +306,14 @@ class _Answer(BaseModel):
     fingerprint: FingerprintOut
 
 
+class TurnReward(BaseModel):
+    """The reward of a conversation up to an assistant message: `reward`, or `error`."""
+
+    message: int = Field(description="index of the assistant message in `messages`")
+    reward: float | None = None
+    error: ItemError | None = None
+
+
 class ConversationResult(BaseModel):
     """One conversation: `reward`, or `error`."""
 
@@ -261,6 +323,13 @@ class ConversationResult(BaseModel):
         default=None, description="the reward again, if the body has `messages`"
     )
     num_tokens: int | None = None
+    step_rewards: list[float] | None = Field(
+        default=None, description="of a step model: the reward of each step, between 0 and 1"
+    )
+    aggregation: Aggregation | None = None
+    turn_rewards: list[TurnReward] | None = Field(
+        default=None, description='with `"turns": "all"`: the reward after each assistant message'
+    )
     truncated: bool | None = None
     warnings: list[str] | None = None
     error: ItemError | None = None
@@ -273,14 +342,51 @@ class ScoreResponse(_Answer):
     results: list[ConversationResult]
 
 
-class PairResult(BaseModel):
-    """One pair: both rewards, or `error`."""
+class StepsResult(BaseModel):
+    """One solution: the reward of each step, or `error`."""
 
     index: int
-    chosen_reward: float | None = None
-    rejected_reward: float | None = None
-    margin: float | None = Field(default=None, description="chosen_reward - rejected_reward")
+    step_rewards: list[float] | None = None
+    reward: float | None = Field(default=None, description="the aggregate of `step_rewards`")
+    aggregation: Aggregation | None = None
+    num_steps: int | None = None
+    num_tokens: int | None = None
+    warnings: list[str] | None = None
+    error: ItemError | None = None
+
+
+class StepsResponse(_Answer):
+    """Rewards of steps in the order of the items."""
+
+    object: Literal["list"] = "list"
+    results: list[StepsResult]
+
+
+class Verdict(BaseModel):
+    """What a judge says of two answers in one order."""
+
+    log_odds: float = Field(description="log-odds that `chosen` is better")
+    label_mass: float = Field(description="probability of the two labels together")
+
+
+class PairResult(BaseModel):
+    """One pair: both rewards, or a judge's verdict, or `error`."""
+
+    index: int
+    chosen_reward: float | None = Field(default=None, description="null from a judge")
+    rejected_reward: float | None = Field(default=None, description="null from a judge")
+    margin: float | None = Field(
+        default=None,
+        description="chosen_reward - rejected_reward; of a judge, the mean log-odds that `chosen` "
+        "is better",
+    )
     probability: float | None = Field(default=None, description="sigmoid(margin)")
+    orders: list[Verdict] | None = Field(
+        default=None, description="a judge's verdict with `chosen` first, then second"
+    )
+    consistent: bool | None = Field(
+        default=None, description="whether a judge prefers the same answer in both orders"
+    )
     truncated: bool | None = None
     warnings: list[str] | None = None
     error: ItemError | None = None
