@@ -81,6 +81,30 @@ class RenderingInterrupt(BaseException):
     """Raised in a rendering by the watchdog thread. Not an `Exception`, which code might catch."""
 
 
+@dataclass(frozen=True, slots=True)
+class TemplateKind:
+    """What a template is for, in messages.
+
+    Attributes:
+        name: what it is.
+        owned_name: what it is, and whose.
+        setting: the setting that gives another one.
+    """
+
+    name: str
+    owned_name: str
+    setting: str
+
+    @property
+    def hint(self) -> str:
+        """What to do about a template that cannot be used."""
+        option = self.setting.replace("_", "-")
+        return f"give another template with --{option} (setting `{self.setting}`)"
+
+
+_CHAT = TemplateKind("the chat template", "the checkpoint's chat template", "chat_template")
+
+
 class ChatTemplate:
     """The compiled chat template of one tokenizer.
 
@@ -100,28 +124,14 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> None:
         self._tokenizer = tokenizer
-        self._now = datetime.datetime.combine(date, datetime.time())
         self.text = _get_default_template(tokenizer.chat_template)
-        self._compiled: dict[str, Any] = {}
         named = tokenizer.chat_template
         named = named if isinstance(named, dict) else {}
         self.all_texts = self.text + (named.get("tool_use") or "")
         texts = list(named.values()) or [self.text]
-        names = {name for text in texts for name in _check_template(text)}
+        names = {name for text in texts for name in _check_template(text, _CHAT)}
         self.date = date if _CLOCK in names else None
-        try:
-            for text in texts:
-                self._compiled[text] = run_within_limits(functools.partial(self._compile, text))
-        except RenderingInterrupt:
-            raise ModelLoadError(
-                f"the chat template was not compiled within {MAX_CPU_S:g} s of processor time; "
-                "give another template with --chat-template (setting `chat_template`)"
-            ) from None
-        except Exception as error:
-            raise ModelLoadError(
-                f"the chat template is not a valid Jinja template: {_format_reason(error)}; fix "
-                "it, or give another template with --chat-template (setting `chat_template`)"
-            ) from error
+        self._compiled = {text: _compile(text, date, _CHAT) for text in texts}
 
     def render(
         self,
@@ -140,25 +150,11 @@ class ChatTemplate:
         Raises:
             TemplateError: the template raised an error or reached a limit.
         """
-        size = _size(messages) + _size(tools)
-        _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
-        try:
-            text = run_within_limits(lambda: self._render(messages, tools, add_generation_prompt))
-        except RenderingInterrupt as error:
-            raise TemplateError(
-                "the checkpoint's chat template did not render this conversation within "
-                f"{MAX_CPU_S:g} s of processor time and {MAX_BYTES >> 30} GiB of memory; shorten "
-                "the conversation, or fix the template"
-            ) from error
-        except _TemplateLimitError as error:
-            raise TemplateError(
-                f"the checkpoint's chat template exceeded a limit on this conversation: {error}; "
-                "fix the template"
-            ) from error
-        # A template may raise any exception for unusual messages.
-        except Exception as error:
-            raise TemplateError(_explain_failure(error)) from error
-        return text
+        return _run_rendering(
+            lambda: self._render(messages, tools, add_generation_prompt),
+            _size(messages) + _size(tools),
+            _CHAT,
+        )
 
     def _render(
         self,
@@ -184,22 +180,107 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def _compile(self, text: str) -> Any:
-        from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
-        # The environment of an empty template, since no other template shares that environment.
-        environment = _cached_compile_jinja_template("").environment
-        environment.optimized = False
-        environment.code_generator_class = _limit_generator(environment.code_generator_class)
-        environment.concat = _concat
-        environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
-        environment.binop_table |= {"+": _add, "*": _multiply, "**": _power, "%": _modulo}
-        environment.filters = {
-            name: _limit_filter(name, function) for name, function in environment.filters.items()
-        }
-        environment.call = _limit_calls(environment.call)
-        environment.globals[_CLOCK] = self._now.strftime
-        return environment.from_string(text)
+class PromptTemplate:
+    """A compiled template that writes one text from named values, in the same sandbox.
+
+    Args:
+        text: Jinja text. A line feed at its end is kept, as in the text that it writes.
+        kind: see `TemplateKind`.
+        date: day whose midnight `strftime_now` formats.
+
+    Attributes:
+        text: the given text.
+        names: names that the template reads.
+
+    Raises:
+        ModelLoadError: the template cannot be compiled.
+    """
+
+    def __init__(self, text: str, kind: TemplateKind, date: datetime.date) -> None:
+        self.text = text
+        self._kind = kind
+        self.names = _check_template(text, kind)
+        # Jinja drops one line feed at the end.
+        self._compiled = _compile(text + "\n" if text.endswith("\n") else text, date, kind)
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Write the text.
+
+        Args:
+            values: values of the template's variables, as plain JSON data.
+
+        Raises:
+            TemplateError: the template raised an error or reached a limit.
+        """
+        return _run_rendering(lambda: self._compiled.render(values), _size(values), self._kind)
+
+
+def _compile(text: str, date: datetime.date, kind: TemplateKind) -> Any:
+    """Compile a template in a sandbox with limits.
+
+    Raises:
+        ModelLoadError: it is not a valid template, or compiling it takes too long.
+    """
+    now = datetime.datetime.combine(date, datetime.time())
+    try:
+        return run_within_limits(functools.partial(_compile_in_sandbox, text, now))
+    except RenderingInterrupt:
+        raise ModelLoadError(
+            f"{kind.name} was not compiled within {MAX_CPU_S:g} s of processor time; {kind.hint}"
+        ) from None
+    except Exception as error:
+        raise ModelLoadError(
+            f"{kind.name} is not a valid Jinja template: {_format_reason(error)}; fix it, or "
+            f"{kind.hint}"
+        ) from error
+
+
+def _run_rendering(render: Callable[[], str], size: int, kind: TemplateKind) -> str:
+    """Run a rendering within limits.
+
+    Args:
+        render: renders on the calling thread.
+        size: approximate number of characters that it gets.
+        kind: for messages.
+
+    Raises:
+        TemplateError: the template raised an error or reached a limit.
+    """
+    _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
+    try:
+        return run_within_limits(render)
+    except RenderingInterrupt as error:
+        raise TemplateError(
+            f"{kind.owned_name} did not render this conversation within {MAX_CPU_S:g} s of "
+            f"processor time and {MAX_BYTES >> 30} GiB of memory; shorten the conversation, or fix "
+            "the template"
+        ) from error
+    except _TemplateLimitError as error:
+        raise TemplateError(
+            f"{kind.owned_name} exceeded a limit on this conversation: {error}; fix the template"
+        ) from error
+    # A template may raise any exception for unusual messages.
+    except Exception as error:
+        raise TemplateError(_explain_failure(error, kind)) from error
+
+
+def _compile_in_sandbox(text: str, now: datetime.datetime) -> Any:
+    from transformers.utils.chat_template_utils import _cached_compile_jinja_template
+
+    # The environment of an empty template, since no other template shares that environment.
+    environment = _cached_compile_jinja_template("").environment
+    environment.optimized = False
+    environment.code_generator_class = _limit_generator(environment.code_generator_class)
+    environment.concat = _concat
+    environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
+    environment.binop_table |= {"+": _add, "*": _multiply, "**": _power, "%": _modulo}
+    environment.filters = {
+        name: _limit_filter(name, function) for name, function in environment.filters.items()
+    }
+    environment.call = _limit_calls(environment.call)
+    environment.globals[_CLOCK] = now.strftime
+    return environment.from_string(text)
 
 
 def _get_default_template(template: Any) -> str:
@@ -214,7 +295,7 @@ def _get_default_template(template: Any) -> str:
     return template
 
 
-def _check_template(text: Any) -> set[str]:
+def _check_template(text: Any, kind: TemplateKind) -> set[str]:
     """Check the text of a template, and return the names that the template reads.
 
     Raises:
@@ -224,32 +305,31 @@ def _check_template(text: Any) -> set[str]:
 
     if not isinstance(text, str):
         raise ModelLoadError(
-            f"a chat template is {str(text)[:80]!r}, which is not a string; give the text of a "
-            "template"
+            f"{kind.name} is {str(text)[:80]!r}, which is not a string; give the text of a template"
         )
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise ModelLoadError(
-            f"the chat template has {len(text):,} characters, and at most "
+            f"{kind.name} has {len(text):,} characters, and at most "
             f"{MAX_TEMPLATE_CHARACTERS:,} are allowed; is this the right file?"
         )
     try:
-        tokens = [(kind, value) for _, kind, value in jinja2.Environment().lex(text)]
+        tokens = [(name, value) for _, name, value in jinja2.Environment().lex(text)]
     except jinja2.TemplateError as error:
         raise ModelLoadError(
-            f"the chat template is not a valid Jinja template: {_format_reason(error)}; fix it, or "
-            "give another template with --chat-template (setting `chat_template`)"
+            f"{kind.name} is not a valid Jinja template: {_format_reason(error)}; fix it, or "
+            f"{kind.hint}"
         ) from error
-    names = {value for kind, value in tokens if kind == "name"}
+    names = {value for token_kind, value in tokens if token_kind == "name"}
     for forbidden in sorted(_find_random_sources(tokens)):
         raise ModelLoadError(
-            f"the chat template uses `{forbidden}`, so equal conversations would get different "
+            f"{kind.name} uses `{forbidden}`, so equal conversations would get different "
             "rewards; give a template without it"
         )
-    for kind, value in tokens:
-        too_large = kind in ("integer", "float") and _number(value) > MAX_NUMBER
-        if too_large or (kind == "string" and _WIDE_FORMAT.search(value)):
+    for token_kind, value in tokens:
+        too_large = token_kind in ("integer", "float") and _number(value) > MAX_NUMBER
+        if too_large or (token_kind == "string" and _WIDE_FORMAT.search(value)):
             raise ModelLoadError(
-                f"the chat template contains {value[:40]}, but only numbers up to {MAX_NUMBER:,} "
+                f"{kind.name} contains {value[:40]}, but only numbers up to {MAX_NUMBER:,} "
                 "are allowed (and format widths up to 99,999); give a template without it"
             )
     return names
@@ -271,7 +351,7 @@ def _number(text: str) -> float:
         return float(int(text.replace("_", ""), 0))
 
 
-def _explain_failure(error: Exception) -> str:
+def _explain_failure(error: Exception, kind: TemplateKind) -> str:
     """Explain an exception of a template to the caller."""
     import jinja2
 
@@ -279,14 +359,13 @@ def _explain_failure(error: Exception) -> str:
     # Raised by `raise_exception` in a template, with a message of the template's author.
     if type(error) is jinja2.TemplateError and reason:
         return (
-            f"the checkpoint's chat template refused the conversation: {reason}; this message is "
+            f"{kind.owned_name} refused the conversation: {reason}; this message is "
             "the template's own: change the conversation to what the template allows"
         )
     return (
-        f"the checkpoint's chat template refused the conversation: it failed with "
+        f"{kind.owned_name} refused the conversation: it failed with "
         f"{type(error).__name__}{f' ({reason})' if reason else ''}; compare the keys and types of "
-        "the messages, tools and tool calls with what the template reads (`chat_template` of the "
-        "checkpoint)"
+        f"the messages, tools and tool calls with what the template reads (`{kind.setting}`)"
     )
 
 

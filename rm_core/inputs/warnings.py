@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -65,7 +65,7 @@ class WarningFinder:
             *_check_tools(chat, text, render),
             *_check_keys(chat, text, render),
             *_check_arguments(chat, text, render),
-            *self._check_markers(chat.messages),
+            *self.find_marker_warnings(_index_contents(chat.messages)),
             *_check_turns_in_text(chat.messages),
         )
 
@@ -85,7 +85,7 @@ class WarningFinder:
             *self._check_system_prompt(messages),
             *_check_lost_text(prompt, text),
             *_check_keys(Chat(prompt), text, render),
-            *self._check_markers(messages),
+            *self.find_marker_warnings(_index_contents(messages)),
             *_check_turns_in_text(messages),
         )
 
@@ -93,17 +93,21 @@ class WarningFinder:
         if self._warn_on_system_prompt and any(m["role"] == "system" for m in messages):
             yield SYSTEM_PROMPT_WARNING
 
-    def _check_markers(self, messages: Messages) -> Iterator[str]:
-        own: dict[int, list[str]] = {}
-        foreign: dict[int, list[str]] = {}
-        for index, message in enumerate(messages):
-            content = message["content"]
+    def find_marker_warnings(self, contents: Mapping[Any, str]) -> Iterator[str]:
+        """Yield warnings about markers of chat templates in texts.
+
+        Args:
+            contents: text of each message by its index, or of other inputs by their names.
+        """
+        own: dict[Any, list[str]] = {}
+        foreign: dict[Any, list[str]] = {}
+        for name, content in contents.items():
             own_markers = self._find_own_markers(content)
             if own_markers:
-                own[index] = own_markers
+                own[name] = own_markers
             foreign_markers = [m for m in find_markers(content) if m not in self._own]
             if foreign_markers:
-                foreign[index] = foreign_markers
+                foreign[name] = foreign_markers
         if own:
             yield (
                 f"template_markers_in_message: {_format_subject(own)} {_format_names(own)}, which "
@@ -243,11 +247,17 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _format_subject(names_by_index: dict[int, list[str]]) -> str:
-    return f"message(s) {format_names(names_by_index)} contain"
+def _index_contents(messages: Messages) -> dict[int, str]:
+    return {index: message["content"] for index, message in enumerate(messages)}
 
 
-def _format_names(names_by_index: dict[int, list[str]]) -> str:
+def _format_subject(names_by_index: dict[Any, list[str]]) -> str:
+    if all(isinstance(index, int) for index in names_by_index):
+        return f"message(s) {format_names(names_by_index)} contain"
+    return f"the text of {format_names(names_by_index)} contains"
+
+
+def _format_names(names_by_index: dict[Any, list[str]]) -> str:
     names = list(dict.fromkeys(name for names in names_by_index.values() for name in names))
     return format_names(names)
 
