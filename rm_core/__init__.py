@@ -49,6 +49,16 @@ from rm_core.inputs.conversations import (
     parse_prompt_chat,
     parse_tools,
 )
+from rm_core.inputs.judge_items import JudgePair, build_judge_pair, parse_judge_pair
+from rm_core.inputs.step_items import StepItem, parse_step_item
+from rm_core.judging import (
+    RankedAnswer,
+    Verdict,
+    combine_orders,
+    expand_orders,
+    merge_orders,
+    rank_answers,
+)
 from rm_core.packing import Packing, pack
 from rm_core.results import (
     AGGREGATIONS,
@@ -72,7 +82,7 @@ from rm_core.types import (
 )
 
 if TYPE_CHECKING:
-    from rm_core.inputs.base_encoder import SharedPrefix
+    from rm_core.inputs.base_encoder import Encoder, SharedPrefix
     from rm_core.inputs.encoder import ChatEncoder, to_render_json
     from rm_core.inputs.prerendered import PrerenderedReader
     from rm_core.model.checkpoint import Checkpoint, open_checkpoint
@@ -95,10 +105,12 @@ __all__ = [
     "DeviceFailedError",
     "DeviceMemoryError",
     "Encoded",
+    "Encoder",
     "Fingerprint",
     "ForeignTemplateError",
     "InputError",
     "InvalidConversationError",
+    "JudgePair",
     "ModelConfig",
     "ModelError",
     "ModelInfo",
@@ -110,6 +122,7 @@ __all__ = [
     "PrerenderedReader",
     "PrerenderedText",
     "PrerenderedTokens",
+    "RankedAnswer",
     "Reward",
     "RewardError",
     "RewardScorer",
@@ -117,12 +130,17 @@ __all__ = [
     "ScoreError",
     "ScoringError",
     "SharedPrefix",
+    "StepItem",
     "TemplateError",
     "Truncation",
+    "Verdict",
     "add_tools",
     "aggregate",
+    "build_judge_pair",
     "cache_keys",
+    "combine_orders",
     "drop_nulls",
+    "expand_orders",
     "find_entry",
     "get_messages",
     "join",
@@ -132,16 +150,20 @@ __all__ = [
     "load_catalog",
     "load_encoder",
     "load_not_served",
+    "merge_orders",
     "merge_results",
     "open_checkpoint",
     "pack",
     "parse_arguments",
     "parse_chat",
     "parse_conversation",
+    "parse_judge_pair",
     "parse_pair",
     "parse_prompt",
     "parse_prompt_chat",
+    "parse_step_item",
     "parse_tools",
+    "rank_answers",
     "read_turns",
     "seeds_dir",
     "sigmoid",
@@ -151,6 +173,7 @@ __all__ = [
 
 _LAZY = {
     "ChatEncoder": "rm_core.inputs.encoder",
+    "Encoder": "rm_core.inputs.base_encoder",
     "SharedPrefix": "rm_core.inputs.base_encoder",
     "to_render_json": "rm_core.inputs.encoder",
     "PrerenderedReader": "rm_core.inputs.prerendered",

@@ -38,7 +38,7 @@ from serve.api.error_responses import (
 from serve.api.middleware import stack
 from serve.api.middleware.access import KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
-from serve.api.routes import pages, scoring, status
+from serve.api.routes import pages, scoring, status, steps
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 _ROUTERS = (
     scoring.router,
+    steps.router,
     shared_paths.router,
     status.router,
     vllm.router,

@@ -387,6 +387,7 @@ class PairResult(BaseModel):
     consistent: bool | None = Field(
         default=None, description="whether a judge prefers the same answer in both orders"
     )
+    num_tokens: int | None = Field(default=None, description="tokens that a judge read")
     truncated: bool | None = None
     warnings: list[str] | None = None
     error: ItemError | None = None

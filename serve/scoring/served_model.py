@@ -65,6 +65,7 @@ class ScoreResult:
 
     Attributes:
         model: alias of the model.
+        kind: kind of the model; of rewards read at every token, `classifier`.
         results: a reward or an error for each conversation.
         fingerprint: fingerprint of the model that computed all rewards.
         num_computed_tokens: tokens that went through the model for this request; tokens that are
@@ -76,6 +77,7 @@ class ScoreResult:
     """
 
     model: str
+    kind: Kind
     results: list[Reward | ScoreError]
     fingerprint: Fingerprint
     num_computed_tokens: int
@@ -275,6 +277,7 @@ class ServedModel:
             if flow.fingerprints <= {fingerprint}:
                 return ScoreResult(
                     model=self.settings.alias,
+                    kind="classifier" if options.every_token else self.encoder.kind,
                     results=[result for results, _ in slices for result in results],
                     fingerprint=fingerprint,
                     num_computed_tokens=flow.num_computed_tokens,

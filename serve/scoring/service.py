@@ -234,6 +234,7 @@ class ScoringService:
         self.metrics.record_results(
             result.model,
             result.results,
+            result.kind,
             num_computed_tokens=result.num_computed_tokens,
             num_cached_tokens=result.num_cached_tokens,
         )

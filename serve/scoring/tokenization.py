@@ -21,14 +21,16 @@ from typing import Any, TypeVar
 
 from rm_core import (
     Aggregation,
-    ChatEncoder,
     Encoded,
+    Encoder,
     InvalidConversationError,
+    JudgePair,
     NotReadyError,
     PrerenderedText,
     PrerenderedTokens,
     ScoreError,
     SharedPrefix,
+    StepItem,
     Truncation,
     get_messages,
 )
@@ -104,6 +106,8 @@ def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
         conversation: conversation as it was sent, of any shape, also with `tools`.
         limit: setting `max_messages`.
     """
+    if isinstance(conversation, StepItem | JudgePair):
+        conversation = conversation.prompt
     messages = get_messages(conversation)
     if not isinstance(messages, list | tuple) or len(messages) <= limit:
         return None
@@ -138,7 +142,7 @@ class RequestTokenizer:
 
     def __init__(
         self,
-        encoder: ChatEncoder,
+        encoder: Encoder,
         thread: EncoderThread,
         flow: Flow[EncoderTask],
         conversations: Sequence[object],
@@ -212,6 +216,11 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
         elif isinstance(conversation, PrerenderedTokens):
             # A token id is checked and decoded as fast as a character.
             size = len(conversation.input_ids)
+        elif isinstance(conversation, StepItem):
+            texts = [conversation.prompt, conversation.steps, conversation.response]
+            size = _count_characters(texts)
+        elif isinstance(conversation, JudgePair):
+            size = _count_characters([conversation.prompt, conversation.first, conversation.second])
         else:
             messages = get_messages(conversation)
             messages = messages if isinstance(messages, list | tuple) else ()

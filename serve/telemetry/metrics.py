@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import get_args
@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from rm_core import BatchResult, Reward, ScoreError
+from rm_core.config import Kind
 from serve import __version__
 from serve.errors import RetryReason
 from serve.telemetry.logging import RequestContext
@@ -41,6 +42,7 @@ _FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.5, 2, 4)
 _CONVERSATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Raw logits: most lie between -30 and 30, and close decisions lie near 0.
 _POSITIVE_BOUNDS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12.5, 15, 17.5, 20, 25, 30, 40, 50, 60)
+_STEP_BOUNDS = (0.01, 0.05, *(round(0.1 * i, 1) for i in range(1, 10)), 0.95, 0.99, 1.0)
 REWARD_BOUNDS = (*(-bound for bound in reversed(_POSITIVE_BOUNDS)), 0.0, *_POSITIVE_BOUNDS)
 
 
@@ -96,8 +98,15 @@ class Metrics:
             "prefix cache.",
             ["model", "kind"],
         )
-        self._rewards = RewardHistogram()
-        registry.register(self._rewards)
+        self._rewards = RewardHistogram("reward", "Raw rewards, by model.")
+        self._step_rewards = RewardHistogram(
+            "step_reward", "Rewards of the steps of solutions, by step model.", _STEP_BOUNDS
+        )
+        self._judge_margins = RewardHistogram(
+            "judge_margin", "Log-odds of the first of two answers in one order, by judge."
+        )
+        for rewards in (self._rewards, self._step_rewards, self._judge_margins):
+            registry.register(rewards)
 
         self._batches = counter("batches", "Batches scored.", ["model"])
         self._batch_fill = histogram(
@@ -199,6 +208,7 @@ class Metrics:
         self,
         model: str,
         results: Iterable[Reward | ScoreError],
+        kind: Kind = "classifier",
         *,
         num_computed_tokens: int,
         num_cached_tokens: int,
@@ -208,10 +218,12 @@ class Metrics:
         Args:
             model: alias of the model.
             results: results of the request's conversations.
+            kind: kind of the model.
             num_computed_tokens: the request's share of the tokens that went through the model.
             num_cached_tokens: tokens of conversations answered from the cache.
         """
-        rewards = []
+        rewards: list[float] = []
+        step_rewards: list[float] = []
         num_tokens = num_truncated = num_errors = 0
         for result in results:
             if isinstance(result, ScoreError):
@@ -219,9 +231,13 @@ class Metrics:
                 self._conversation_errors.labels(model, result.code).inc()
             else:
                 rewards.append(result.reward)
+                if kind == "step":
+                    step_rewards += result.step_rewards
                 num_tokens += result.num_tokens
                 num_truncated += result.truncated
-        self._rewards.observe(model, rewards)
+        (self._judge_margins if kind == "judge" else self._rewards).observe(model, rewards)
+        if step_rewards:
+            self._step_rewards.observe(model, step_rewards)
         self._conversations.labels(model, "scored").inc(len(rewards))
         self._conversations.labels(model, "error").inc(num_errors)
         self._truncated_conversations.labels(model).inc(num_truncated)
@@ -289,7 +305,7 @@ class Metrics:
 class _Distribution:
     """Rewards of one model: the count in each bucket, and their sums by sign."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(REWARD_BOUNDS) + 1))
+    counts: list[int]
     positive: float = 0.0
     negative: float = 0.0
 
@@ -302,20 +318,29 @@ class RewardHistogram:
     and the count of a histogram with negative values: its sum can decrease, which a counter must
     not. This class exports two sums that only increase, of the positive rewards and of the
     absolute values of the negative rewards; the count is the bucket of `+Inf`.
+
+    Args:
+        noun: name of one value, without prefix.
+        description: help text.
+        bounds: upper bounds of the buckets, ascending.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, noun: str, description: str, bounds: Sequence[float] = REWARD_BOUNDS
+    ) -> None:
+        self._noun, self._description, self._bounds = noun, description, bounds
         self._models: dict[str, _Distribution] = {}
 
     def add_model(self, model: str) -> None:
         """Export the series of a model before its first reward."""
-        self._models.setdefault(model, _Distribution())
+        self._models.setdefault(model, _Distribution([0] * (len(self._bounds) + 1)))
 
     def observe(self, model: str, rewards: Iterable[float]) -> None:
         """Count finite rewards of a model."""
-        distribution = self._models.setdefault(model, _Distribution())
+        self.add_model(model)
+        distribution = self._models[model]
         for reward in rewards:
-            distribution.counts[bisect_left(REWARD_BOUNDS, reward)] += 1
+            distribution.counts[bisect_left(self._bounds, reward)] += 1
             if reward >= 0:
                 distribution.positive += reward
             else:
@@ -323,17 +348,17 @@ class RewardHistogram:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics, as prometheus_client requires of every collector."""
-        name = f"{PREFIX}rewards"
-        histogram = Metric(name, "Raw rewards, by model.", "histogram")
+        name = f"{PREFIX}{self._noun}s"
+        histogram = Metric(name, self._description, "histogram")
         sums = CounterMetricFamily(
-            f"{PREFIX}reward_sum",
-            "Sum of the absolute values of the rewards of one sign. The mean reward is "
-            "(positive - negative) divided by "
-            f'{PREFIX}conversations_total{{outcome="scored"}}, each as its increase.',
+            f"{PREFIX}{self._noun}_sum",
+            f"Sum of the absolute values of {self._noun.replace('_', ' ')}s of one sign. Their "
+            f'mean is (positive - negative) divided by {name}_bucket{{le="+Inf"}}, each as its '
+            "increase.",
             labels=["model", "sign"],
         )
         for model, distribution in self._models.items():
-            bounds: Sequence[float] = (*REWARD_BOUNDS, math.inf)
+            bounds: Sequence[float] = (*self._bounds, math.inf)
             for bound, total in zip(bounds, accumulate(distribution.counts), strict=True):
                 labels = {"model": model, "le": "+Inf" if bound == math.inf else str(float(bound))}
                 histogram.add_sample(f"{name}_bucket", labels, total)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -11,7 +10,6 @@ from fastapi.responses import JSONResponse
 from rm_core import (
     Chat,
     Encoded,
-    InvalidConversationError,
     Reward,
     ScoreError,
     add_tools,
@@ -22,6 +20,14 @@ from rm_core import (
     to_render_json,
 )
 from serve.api import error_responses
+from serve.api.routes.judging import judge_answers, judge_pairs
+from serve.api.routes.results import (
+    build_envelope,
+    build_error,
+    build_item,
+    compute_ranks,
+    try_parse,
+)
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import (
     CompareRequest,
@@ -32,12 +38,8 @@ from serve.api.schemas import (
     RenderResponse,
     ScoreRequest,
 )
-from serve.scoring.served_model import ScoreResult
 from serve.scoring.tokenization import check_num_conversations, check_num_messages
 from serve.telemetry.logging import current_request, generate_id
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 router = APIRouter(
     tags=["scoring"], responses=error_responses.build_error_docs(), route_class=JsonRoute
@@ -48,22 +50,29 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
     conversations = body.get_conversations()
     scores = await service.score(
-        body.model, conversations, body.truncation, body.priority, context=current_request()
+        body.model,
+        conversations,
+        body.truncation,
+        body.priority,
+        context=current_request(),
+        aggregation=body.aggregation,
     )
-    results = [{"index": i, **_item(result)} for i, result in enumerate(scores.results)]
+    results = [{"index": i, **build_item(result)} for i, result in enumerate(scores.results)]
     if body.is_single and "reward" in results[0]:
         # A published client reads the reward from this field.
         results[0]["score"] = results[0]["reward"]
-    return JSONResponse({**_envelope("score", scores), "results": results})
+    return JSONResponse({**build_envelope("score", scores), "results": results})
 
 
 @router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
 async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Return margin and probability of each pair, and the share of pairs with margin > 0."""
+    if service.resolve_model(body.model).encoder.kind == "judge":
+        return await judge_pairs(body, service)
     check_num_conversations(
         2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)"
     )
-    parsed = [_try_parse(parse_pair, pair) for pair in body.pairs]
+    parsed = [try_parse(parse_pair, pair) for pair in body.pairs]
     sides = [
         add_tools(side, body.tools)
         for pair in parsed
@@ -71,20 +80,27 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
         for side in pair
     ]
     scores = await service.score(
-        body.model, sides, body.truncation, body.priority, context=current_request()
+        body.model,
+        sides,
+        body.truncation,
+        body.priority,
+        context=current_request(),
+        aggregation=body.aggregation,
     )
     rewards = iter(scores.results)
     results: list[dict[str, Any]] = []
     for index, pair in enumerate(parsed):
         comparison = (
-            _error(pair)
+            build_error(pair)
             if isinstance(pair, ScoreError)
             else _build_comparison(next(rewards), next(rewards))
         )
         results.append({"index": index, **comparison})
     margins = [result["margin"] for result in results if "margin" in result]
     accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
-    return JSONResponse({**_envelope("compare", scores), "results": results, "accuracy": accuracy})
+    return JSONResponse(
+        {**build_envelope("compare", scores), "results": results, "accuracy": accuracy}
+    )
 
 
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
@@ -93,25 +109,32 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     check_num_conversations(len(body.responses), settings.max_conversations, "responses")
     prompt: Chat | ScoreError | None = check_num_messages(body.prompt, settings.max_messages)
     if prompt is None:
-        prompt = _try_parse(parse_prompt_chat, body.prompt)
+        prompt = try_parse(parse_prompt_chat, body.prompt)
     joined = [
-        prompt if isinstance(prompt, ScoreError) else _try_parse(join_chat, prompt, response)
+        prompt if isinstance(prompt, ScoreError) else try_parse(join_chat, prompt, response)
         for response in body.responses
     ]
+    if service.resolve_model(body.model).encoder.kind == "judge":
+        return await judge_answers(body, service, joined)
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
     scores = await service.score(
-        body.model, conversations, body.truncation, body.priority, context=current_request()
+        body.model,
+        conversations,
+        body.truncation,
+        body.priority,
+        context=current_request(),
+        aggregation=body.aggregation,
     )
     rewards = iter(scores.results)
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
-    ranks = _ranks([item.reward for item in items if isinstance(item, Reward)])
+    ranks = compute_ranks([item.reward for item in items if isinstance(item, Reward)])
     results = [
-        {"index": index, **_item(item)}
+        {"index": index, **build_item(item)}
         | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
         for index, item in enumerate(items)
     ]
     best = next((result["index"] for result in results if result.get("rank") == 1), None)
-    return JSONResponse({**_envelope("rank", scores), "results": results, "best_index": best})
+    return JSONResponse({**build_envelope("rank", scores), "results": results, "best_index": best})
 
 
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
@@ -122,7 +145,7 @@ async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     model, encoded = await service.encode(body.model, conversations, body.truncation, context)
     results: list[dict[str, Any]] = []
     for index, item in enumerate(encoded):
-        result = to_render_json(item) if isinstance(item, Encoded) else _error(item)
+        result = to_render_json(item) if isinstance(item, Encoded) else build_error(item)
         if body.offsets and isinstance(item, Encoded):
             result["offsets"] = await model.compute_offsets(item, context.client)
         results.append({"index": index, **result})
@@ -137,41 +160,10 @@ async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
     )
 
 
-def _envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
-    return {
-        "id": generate_id(kind),
-        "object": "list",
-        "model": scores.model,
-        "usage": {
-            "num_tokens": scores.num_tokens,
-            "num_computed_tokens": scores.num_computed_tokens,
-            "num_cached_tokens": scores.num_cached_tokens,
-        },
-        "fingerprint": scores.fingerprint.as_dict(),
-    }
-
-
-def _item(result: Reward | ScoreError) -> dict[str, Any]:
-    if isinstance(result, ScoreError):
-        return _error(result)
-    item: dict[str, Any] = {
-        "reward": result.reward,
-        "num_tokens": result.num_tokens,
-        "truncated": result.truncated,
-    }
-    if result.warnings:
-        item["warnings"] = list(result.warnings)
-    return item
-
-
-def _error(error: ScoreError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": error.message}}
-
-
 def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError) -> dict[str, Any]:
     for side, result in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(result, ScoreError):
-            return _error(ScoreError(result.code, f"`{side}`: {result.message}"))
+            return build_error(ScoreError(result.code, f"`{side}`: {result.message}"))
     assert isinstance(chosen, Reward)
     assert isinstance(rejected, Reward)
     margin = chosen.reward - rejected.reward
@@ -185,19 +177,3 @@ def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError
     if warnings := list(dict.fromkeys((*chosen.warnings, *rejected.warnings))):
         comparison["warnings"] = warnings
     return comparison
-
-
-def _ranks(rewards: Sequence[float]) -> dict[float, int]:
-    """Return the rank of each reward; equal rewards share the best rank."""
-    ranks: dict[float, int] = {}
-    for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
-        ranks.setdefault(reward, rank)
-    return ranks
-
-
-def _try_parse(parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ScoreError:
-    """Return what `parse` returns, or the error of an item that it refuses."""
-    try:
-        return parse(*args, **kwargs)
-    except InvalidConversationError as error:
-        return ScoreError.from_exception(error)

@@ -19,9 +19,9 @@ from typing import Any
 
 from rm_core import (
     BatchConfig,
-    ChatEncoder,
     DeviceMemoryError,
     Encoded,
+    Encoder,
     ModelConfig,
     NotReadyError,
     Packing,
@@ -94,7 +94,7 @@ class LocalExecutor(Executor):
         super().close()
 
     @cached_property
-    def _encoder(self) -> ChatEncoder:
+    def _encoder(self) -> Encoder:
         return load_encoder(self._config)
 
     async def _prepare(

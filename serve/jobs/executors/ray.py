@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_core import (
     NUM_OUTPUTS,
-    ChatEncoder,
     Encoded,
+    Encoder,
     ModelConfig,
     ModelInfo,
     ModelLoadError,
@@ -154,7 +154,7 @@ class RayExecutor(Executor):
         return ScoreBatchResult(merge_results(encoded, outputs, kind), flow.num_computed_tokens)
 
     @cached_property
-    def _encoder(self) -> ChatEncoder:
+    def _encoder(self) -> Encoder:
         return load_encoder(self._model)
 
     def _encode(

@@ -1,0 +1,132 @@
+"""Verdicts of a judge: what it says of two answers in both orders, and of a group of answers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+from rm_core.inputs.judge_items import JudgePair
+from rm_core.types import Reward, ScoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of two answers.
+
+    Attributes:
+        margin: mean log-odds over the orders that the first answer is better.
+        orders: log-odds that the first answer is better and label mass, with the first answer read
+            first, then (if it was asked) second.
+        num_tokens: number of tokens of all orders.
+    """
+
+    margin: float
+    orders: tuple[tuple[float, float], ...]
+    num_tokens: int
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the same answer is better in all orders."""
+        return len({log_odds > 0 for log_odds, _ in self.orders}) == 1
+
+
+def combine_orders(given: Reward, swapped: Reward | None = None) -> Verdict:
+    """Return the verdict on two answers from the judge's results for one order or both.
+
+    With both, the verdict on the answers in reverse has exactly the negative margin.
+    """
+    assert given.label_mass is not None
+    if swapped is None:
+        return Verdict(given.reward, ((given.reward, given.label_mass),), given.num_tokens)
+    assert swapped.label_mass is not None
+    return Verdict(
+        (given.reward - swapped.reward) / 2,
+        ((given.reward, given.label_mass), (-swapped.reward, swapped.label_mass)),
+        given.num_tokens + swapped.num_tokens,
+    )
+
+
+def expand_orders(
+    pairs: Sequence[JudgePair | ScoreError], *, both_orders: bool = True
+) -> list[JudgePair]:
+    """Return what the judge reads for each pair that is no error: one order or both."""
+    expanded = []
+    for pair in pairs:
+        if not isinstance(pair, ScoreError):
+            expanded += [pair, pair.swap()] if both_orders else [pair]
+    return expanded
+
+
+def merge_orders(
+    pairs: Sequence[JudgePair | ScoreError],
+    results: Sequence[Reward | ScoreError],
+    *,
+    both_orders: bool = True,
+) -> list[Verdict | ScoreError]:
+    """Return the verdict on each pair, or its error.
+
+    Args:
+        pairs: pairs, and errors of those that could not be read.
+        results: results of `expand_orders`, in order.
+        both_orders: as for `expand_orders`.
+    """
+    remaining = iter(results)
+    return [
+        pair if isinstance(pair, ScoreError) else _take_verdict(remaining, both_orders)
+        for pair in pairs
+    ]
+
+
+def _take_verdict(
+    results: Iterator[Reward | ScoreError], both_orders: bool
+) -> Verdict | ScoreError:
+    given = next(results)
+    swapped = next(results) if both_orders else None
+    if isinstance(given, ScoreError):
+        return given
+    return swapped if isinstance(swapped, ScoreError) else combine_orders(given, swapped)
+
+
+class RankedAnswer(NamedTuple):
+    """An answer's mean margin against the other answers of its group.
+
+    Attributes:
+        reward: mean margin against those with which the judge could compare it.
+        failure: error of the first comparison that failed; None if none did.
+        num_failures: number of comparisons that failed.
+    """
+
+    reward: float
+    failure: ScoreError | None
+    num_failures: int
+
+
+def rank_answers(
+    num_answers: int, verdicts: Sequence[Verdict | ScoreError]
+) -> list[RankedAnswer | ScoreError]:
+    """Rank answers by their mean margin against each other.
+
+    Args:
+        num_answers: number of answers.
+        verdicts: verdict on each pair of answers, in the order of `itertools.combinations`.
+
+    Returns:
+        One result for each answer; the error of a comparison for an answer without any verdict.
+    """
+    margins: list[list[float]] = [[] for _ in range(num_answers)]
+    failures: list[list[ScoreError]] = [[] for _ in range(num_answers)]
+    for (first, second), verdict in zip(combinations(range(num_answers), 2), verdicts, strict=True):
+        for answer, sign in ((first, 1), (second, -1)):
+            if isinstance(verdict, ScoreError):
+                failures[answer].append(verdict)
+            else:
+                margins[answer].append(sign * verdict.margin)
+    return [
+        RankedAnswer(statistics.fmean(own), failed[0] if failed else None, len(failed))
+        if own
+        else failed[0]
+        for own, failed in zip(margins, failures, strict=True)
+    ]

@@ -1,0 +1,64 @@
+"""`POST /v1/steps`: the rewards of the steps of solutions, from step models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from rm_core import Aggregation, Reward, ScoreError, parse_step_item
+from serve.api import error_responses
+from serve.api.routes.results import build_envelope, build_error, try_parse
+from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
+from serve.api.schemas import StepsRequest, StepsResponse
+from serve.scoring.tokenization import check_num_conversations
+from serve.telemetry.logging import current_request
+
+router = APIRouter(
+    tags=["scoring"], responses=error_responses.build_error_docs(), route_class=JsonRoute
+)
+
+
+@router.post("/v1/steps", response_model=StepsResponse, summary="Score the steps of solutions")
+async def score_steps(
+    body: StepsRequest, service: ServiceDep, settings: SettingsDep
+) -> JSONResponse:
+    """Return the reward of each step of each solution, and their aggregate."""
+    check_num_conversations(len(body.items), settings.max_conversations, "items")
+    parsed = [try_parse(parse_step_item, item) for item in body.items]
+    scores = await service.score(
+        body.model,
+        [item for item in parsed if not isinstance(item, ScoreError)],
+        body.truncation,
+        body.priority,
+        context=current_request(),
+        kinds=("step",),
+        aggregation=body.aggregation,
+    )
+    scored = iter(scores.results)
+    results = [item if isinstance(item, ScoreError) else next(scored) for item in parsed]
+    return JSONResponse(
+        {
+            **build_envelope("steps", scores),
+            "results": [
+                {"index": index, **_build_result(result, body.aggregation)}
+                for index, result in enumerate(results)
+            ],
+        }
+    )
+
+
+def _build_result(result: Reward | ScoreError, aggregation: Aggregation) -> dict[str, Any]:
+    if isinstance(result, ScoreError):
+        return build_error(result)
+    item: dict[str, Any] = {
+        "step_rewards": list(result.step_rewards),
+        "reward": result.reward,
+        "aggregation": aggregation,
+        "num_steps": len(result.step_rewards),
+        "num_tokens": result.num_tokens,
+    }
+    if result.warnings:
+        item["warnings"] = list(result.warnings)
+    return item
