@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rm_core.attention.varlen import MAX_KEY_REPEATS
+from rm_core.model.decoder import get_head_dim, get_num_key_value_heads
 from rm_core.packing import PrefixTree, pack
 
 # Batch sizes in tokens beyond which batches are not faster. CPU: measured on two cores, where 2,048
@@ -69,12 +70,6 @@ class BatchBudget:
     is_automatic: bool
 
 
-def get_head_dim(config: Any) -> int:
-    """Return the size of an attention head, which some configs leave to be computed."""
-    head_dim: int | None = getattr(config, "head_dim", None)
-    return head_dim or int(config.hidden_size // config.num_attention_heads)
-
-
 def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """Estimate the peak memory of activations per token of a row, in bytes.
 
@@ -85,7 +80,7 @@ def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     hidden, mlp = config.hidden_size, config.intermediate_size
     head_dim = get_head_dim(config)
     queries = config.num_attention_heads * head_dim
-    keys = config.num_key_value_heads * head_dim
+    keys = get_num_key_value_heads(config) * head_dim
     # The residual, its normalized copy, and two float32 copies inside the norm.
     residual = 2 * hidden * dtype.itemsize + 2 * hidden * 4
     in_mlp = 3 * mlp * dtype.itemsize
@@ -96,7 +91,7 @@ def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
 def count_operations_per_token(config: Any) -> int:
     """Count the operations of the decoder's linear layers for one token."""
     head_dim = get_head_dim(config)
-    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    heads = 2 * config.num_attention_heads + 2 * get_num_key_value_heads(config)
     weights = config.hidden_size * (heads * head_dim + 3 * config.intermediate_size)
     return int(2 * config.num_hidden_layers * weights)
 
@@ -108,7 +103,7 @@ def compute_key_value_bytes(config: Any, dtype: torch.dtype) -> int:
         config: transformers config with the shape of the decoder.
         dtype: dtype of the decoder.
     """
-    per_layer = 2 * config.num_key_value_heads * get_head_dim(config) * dtype.itemsize
+    per_layer = 2 * get_num_key_value_heads(config) * get_head_dim(config) * dtype.itemsize
     return int(config.num_hidden_layers * per_layer)
 
 

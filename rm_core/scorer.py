@@ -34,12 +34,12 @@ from rm_core.memory import (
     build_full_batch,
     choose_budget,
     choose_prefix_cache_size,
-    get_head_dim,
     halve,
 )
+from rm_core.model.decoder import get_decoder_layers, get_head_dim, get_num_key_value_heads
 from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
-from rm_core.model.loading import LoadedModel, get_decoder_layers, load_model
+from rm_core.model.loading import LoadedModel, load_model
 from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache
 from rm_core.results import NUM_OUTPUTS, Aggregation, list_readouts, merge_results
@@ -102,7 +102,7 @@ class RewardScorer:
     ) -> None:
         self._loaded_model = loaded_model
         self._forward = forward
-        self._num_outputs = NUM_OUTPUTS[loaded_model.kind.kind]
+        self._num_outputs = NUM_OUTPUTS[loaded_model.checkpoint.kind.kind]
         batching = batching or BatchConfig()
         model = loaded_model.model
         config, dtype = model.config, model.dtype
@@ -125,7 +125,7 @@ class RewardScorer:
         if self._prefix_cache_size.num_tokens:
             self._prefix_cache = PrefixCache(
                 self._prefix_cache_size.num_tokens,
-                config.num_key_value_heads,
+                get_num_key_value_heads(config),
                 get_head_dim(config),
                 dtype,
                 [next(layer.parameters()).device for layer in get_decoder_layers(model)],
@@ -177,8 +177,8 @@ class RewardScorer:
         loaded = self._loaded_model
         entry = loaded.checkpoint.entry
         return ModelInfo(
-            kind=loaded.kind.kind,
-            kind_reason=loaded.kind.reason,
+            kind=loaded.checkpoint.kind.kind,
+            kind_reason=loaded.checkpoint.kind.reason,
             catalogue_id=entry.id if entry else None,
             family=loaded.checkpoint.family,
             revision=loaded.fingerprint.revision,
@@ -187,7 +187,9 @@ class RewardScorer:
             template_depends_on_date=self.encoder.depends_on_date,
             template_date=self.encoder.template_date,
             dtype=loaded.fingerprint.dtype,
-            head_dtype=str(loaded.head.dtype).removeprefix("torch."),
+            head=loaded.head.description,
+            head_dtype="float32",
+            readout_layer=loaded.readout_layer,
             device=", ".join(map(str, loaded.devices)),
             attention=loaded.attention.name,
             attention_reason=loaded.attention.reason,
@@ -276,7 +278,7 @@ class RewardScorer:
             A `Reward` for each conversation, or a `ScoreError` if it cannot be scored.
         """
         encoded = self.encoder.encode_all(conversations, truncation)
-        kind = self._loaded_model.kind.kind
+        kind = self._loaded_model.checkpoint.kind.kind
         items = [item for item in encoded if isinstance(item, Encoded)]
         scored = self.score_ids([item.input_ids for item in items], list_readouts(items, kind))
         return merge_results(encoded, scored.outputs, kind, aggregation)

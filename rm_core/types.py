@@ -182,14 +182,17 @@ class ModelInfo:
         kind: `classifier`, `step` or `judge`; see `rm_core.kinds`.
         kind_reason: why the model is served as this kind.
         catalogue_id: id of the checkpoint in the catalogue; None if it has no entry.
-        family: architecture of the decoder.
+        family: `model_type` of the decoder.
         revision: see `Fingerprint`.
         template_sha256: see `Fingerprint`.
         encoding_sha256: SHA-256 of everything that decides the token ids of a conversation.
         template_depends_on_date: whether the chat template reads today's date.
         template_date: see `Fingerprint`.
         dtype: see `Fingerprint`.
+        head: which tensors the head has, and which of its labels or tokens are read.
         head_dtype: dtype of the head.
+        readout_layer: whether the last layer runs on the tokens that are read only, and if not,
+            why.
         device: devices of the model, separated by commas.
         attention: name of the attention backend.
         attention_reason: why this backend was chosen.
@@ -217,7 +220,9 @@ class ModelInfo:
     template_depends_on_date: bool
     template_date: str | None
     dtype: str
+    head: str
     head_dtype: str
+    readout_layer: str
     device: str
     attention: str
     attention_reason: str

@@ -8,7 +8,7 @@ from rm_core.attention.hooks import (
     run_packed_attention,
     run_readout_attention,
 )
-from rm_core.attention.kernel_check import select_validated_backend
+from rm_core.attention.kernel_check import AttentionHeads, select_validated_backend
 from rm_core.attention.segments import Segment, build_segments, build_token_segments
 from rm_core.attention.select import (
     AttentionChoice,
@@ -20,6 +20,7 @@ from rm_core.attention.select import (
 __all__ = [
     "AttentionBackend",
     "AttentionChoice",
+    "AttentionHeads",
     "AttentionParams",
     "AttentionTarget",
     "PackedAttention",

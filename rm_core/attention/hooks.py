@@ -1,6 +1,6 @@
 """Runs packed rows in transformers' own decoder, through its public hook for attention.
 
-transformers calls the attention function registered here from every layer of the three families.
+transformers calls the attention function registered here from every layer of a decoder.
 The function calls the backend of the batch that runs in the current context. No mask function is
 registered, so that transformers builds no mask and does not look for one in the positions, for
 which it would wait for the device. No model code of transformers is changed or copied.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
+from rm_core.errors import ModelLoadError
 from rm_core.prefix_cache import CachedBatch
 
 if TYPE_CHECKING:
@@ -126,13 +127,22 @@ def get_readouts(device: torch.device) -> torch.Tensor | None:
 
 
 def install_packed_attention(model: PreTrainedModel) -> None:
-    """Make a model's layers attend to the segments of the batch of `run_packed_attention`."""
+    """Make a model's layers attend to the segments of the batch of `run_packed_attention`.
+
+    Raises:
+        ModelLoadError: the model's class does not use transformers' attention interface.
+    """
     from transformers import AttentionInterface
 
     _register_operator()
     AttentionInterface.register(NAME, _attend_in_layer)
     model.set_attn_implementation(NAME)
-    assert model.config._attn_implementation == NAME
+    if model.config._attn_implementation != NAME:
+        raise ModelLoadError(
+            f"{type(model).__name__} of transformers does not attend through the attention "
+            "interface of transformers, so packed rows cannot be computed; this architecture "
+            "cannot be served"
+        )
 
 
 def _attend_in_layer(
@@ -142,15 +152,38 @@ def _attend_in_layer(
     value: torch.Tensor,
     attention_mask: None,
     *,
-    scaling: float,
+    scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`."""
+    """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`.
+
+    Raises:
+        ModelLoadError: the layer needs attention of another kind; before the first request, since
+            a tiny row is run at load.
+    """
+    if s_aux is not None or position_bias is not None or is_causal is False:
+        raise ModelLoadError(_explain_unsupported(module, s_aux, position_bias))
+    if scaling is None:  # as in transformers
+        scaling = query.shape[-1] ** -0.5
     # The operator costs time that only compiled layers have to spend.
     attend = torch.ops.skyreward.attend if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, scaling, softcap, sliding_window), None
+
+
+def _explain_unsupported(module: Any, s_aux: object, position_bias: object) -> str:
+    if s_aux is not None:
+        feature = "attention sinks (s_aux)"
+    else:
+        feature = "a bias of positions" if position_bias is not None else "no causal mask"
+    return (
+        f"{type(module).__name__} of transformers has {feature}, which the packed attention "
+        "backends do not compute; the rewards would be wrong, so this architecture cannot be served"
+    )
 
 
 def _attend(

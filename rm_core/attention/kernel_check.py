@@ -12,10 +12,8 @@ import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
 from rm_core.attention.eager import EagerBackend
@@ -44,7 +42,9 @@ class AttentionHeads:
 
 def select_validated_backend(
     choice: AttentionChoice,
-    model: nn.Module,
+    heads: AttentionHeads,
+    all_params: Iterable[AttentionParams],
+    dtype: torch.dtype,
     device: torch.device,
     *,
     requested: Attention,
@@ -55,7 +55,9 @@ def select_validated_backend(
     Args:
         choice: backend to check, with its fallbacks. The returned choice has the reason of each
             failure.
-        model: transformers' model, on the device, with its config.
+        heads: head counts and head size of the model.
+        all_params: attention parameters of the model's layers.
+        dtype: dtype of queries, keys and values.
         device: device of the model.
         requested: value of the setting `attention` that led to the choice.
         deterministic: see `rm_core.config.ModelConfig`.
@@ -70,9 +72,7 @@ def select_validated_backend(
             break
         try:
             backend = make_backend(name, deterministic)
-            check_backend(
-                backend, _get_heads(model), _collect_params(model), device, _get_dtype(model)
-            )
+            check_backend(backend, heads, dict.fromkeys(all_params), device, dtype)
         # An installed package may fail to import; compilers and kernels raise arbitrary exception
         # classes.
         except Exception as error:
@@ -151,31 +151,3 @@ def check_backend(
                 raise ArithmeticError(
                     f"output differs from eager by {difference:.3g} with {params}"
                 )
-
-
-def _list_attention_modules(model: nn.Module) -> list[Any]:
-    return [module for name, module in model.named_modules() if name.endswith("self_attn")]
-
-
-def _get_heads(model: nn.Module) -> AttentionHeads:
-    config: Any = model.config
-    head_dim: int = _list_attention_modules(model)[0].head_dim
-    return AttentionHeads(config.num_attention_heads, config.num_key_value_heads, head_dim)
-
-
-def _collect_params(model: nn.Module) -> list[AttentionParams]:
-    """Return the distinct attention parameters of the layers, in order."""
-    return list(
-        dict.fromkeys(
-            AttentionParams(
-                attention.scaling,
-                getattr(attention, "attn_logit_softcapping", None),
-                getattr(attention, "sliding_window", None),
-            )
-            for attention in _list_attention_modules(model)
-        )
-    )
-
-
-def _get_dtype(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from packaging.version import Version
 
@@ -21,15 +20,13 @@ from rm_core.errors import ModelLoadError
 INSTALL_FLASH_ATTN = "pip install --no-build-isolation flash-attn, which needs nvcc"
 INSTALL_FLASH_ATTN_4 = "pip install --pre flash-attn-4"
 
-Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionTarget:
     """Properties of a model and its device on which the choice depends.
 
     Attributes:
-        family: family of the model's architecture.
+        family: `model_type` of the decoder.
         device_type: `cuda` or `cpu`.
         dtype: resolved name of the dtype, such as `bfloat16`.
         has_softcap: whether attention scores are soft-capped.
@@ -41,7 +38,7 @@ class AttentionTarget:
             those of FlashAttention-2 (compute capability 9.0 and newer).
     """
 
-    family: Family
+    family: str
     device_type: str
     dtype: str
     has_softcap: bool = False

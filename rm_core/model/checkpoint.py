@@ -1,9 +1,9 @@
 """Finds a checkpoint and checks everything that can be checked before its weights are read.
 
 The module finds the folder (the demo model, a local path, or a download from the hub at a pinned
-revision), reads configuration files and safetensors headers, and refuses checkpoints that would
-score wrongly. It does not import torch, so that a process that only tokenizes, or only checks a
-checkpoint before a start, pays little.
+revision), reads configuration files and the names and shapes of tensors, and refuses checkpoints
+that would score wrongly. It imports torch only for pickle files, so that a process that only
+tokenizes, or only checks a checkpoint before a start, pays little.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_core.attention.select import Family
 from rm_core.catalog.entries import CatalogEntry, find_entry, seeds_dir
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
+from rm_core.heads.layout import SCORE, HeadLayout, choose_layout
+from rm_core.kinds import KindChoice, choose_kind
+from rm_core.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter
 from rm_core.model.checkpoint_files import (
     TEMPLATES_FOLDER,
     TEXT_PATTERNS,
     check_files,
     get_hub_commit,
     read_json,
-    read_tensor_headers,
 )
 from rm_core.model.config_file import check_config, read_config
 from rm_core.model.rope_limits import PositionLimit, read_position_limit
+from rm_core.model.weight_files import (
+    BIN_PATTERNS,
+    OTHER_PICKLES,
+    WeightFiles,
+    check_index,
+    find_weight_files,
+    update_digest,
+)
 
 logger = logging.getLogger(__name__)
 
-HEAD = "score.weight"
 _EMBEDDING = "embed_tokens.weight"
-_ADAPTER = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SAMPLE_BYTES, _NUM_SAMPLES = 1 << 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +52,35 @@ class Checkpoint:
     Attributes:
         path: local folder.
         revision: commit of the hub repository, or `local-` and a digest of the files.
-        family: family of the architecture.
+        family: `model_type` of the decoder.
         config: content of config.json.
         entry: catalog entry of the checkpoint; None for a checkpoint that is not in the catalog.
-        shapes: shapes of the tensors that transformers will read, by name; empty when only the
-            tokenizer was requested.
+        kind: what the checkpoint is served as.
+        shapes: shapes of the tensors that will be read, by name; empty when only the tokenizer was
+            requested.
+        files: files of the tensors; None when only the tokenizer was requested.
+        head: where the checkpoint has its head; None when only the tokenizer was requested.
+        head_settings: settings that change the head, as text; empty for the checkpoint's own head.
+        adapter: adapter that is merged into the weights; None without one.
     """
 
     path: Path
     revision: str
-    family: Family
+    family: str
     config: Mapping[str, Any]
     entry: CatalogEntry | None
+    kind: KindChoice
     shapes: Mapping[str, Sequence[int]]
+    files: WeightFiles | None
+    head: HeadLayout | None
+    head_settings: str = ""
+    adapter: Adapter | None = None
+
+    @property
+    def identity(self) -> str:
+        """What decides the weights: the revision, that of the adapter, and settings of the head."""
+        adapter = f"+{self.adapter.revision}" if self.adapter else ""
+        return f"{self.revision}{adapter}{self.head_settings}"
 
     @property
     def max_length(self) -> int:
@@ -107,27 +126,84 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
     """Find a checkpoint, download it if necessary, and check it.
 
     Args:
-        config: `name`, `revision` and `catalog_name` are read.
+        config: `name`, `revision`, `catalog_name`, and the settings of the kind, the head and
+            pickle files are read.
         weights: False for a process that only tokenizes: no weight file is fetched or opened.
 
     Raises:
         ModelLoadError: the checkpoint does not exist or would score wrongly.
     """
-    path = _locate(config, weights)
+    base, adapter_name = split_name(config.name)
+    entry = find_entry(base) or (find_entry(config.catalog_name) if config.catalog_name else None)
+    if adapter_name is not None:
+        entry = None  # its golden rewards and published results are those of other weights
+    published_in_bin = getattr(entry, "weights_in_bin", None)
+    allow_bin = config.allow_bin or bool(published_in_bin and published_in_bin.value)
+    path = _locate(base, config.revision, weights, allow_bin)
     check_files(path)
     _refuse_adapter(path)
     model_config = read_config(path)
     family = check_config(path / "config.json", model_config)
-    shapes = _check_weights(path) if weights else {}
-    commit = get_hub_commit(path)
+    kind = choose_kind(config, model_config, entry)
+    adapter = _open_adapter(path, adapter_name, weights, allow_bin) if adapter_name else None
+    shapes: dict[str, list[int]] = {}
+    files = head = None
+    if weights:
+        files = find_weight_files(path, allow_bin=allow_bin)
+        shapes = files.read_shapes()
+        check_index(path, files, shapes)
+        all_shapes = {**shapes, **(adapter.head_shapes if adapter else {})}
+        head = choose_layout(path, all_shapes, kind, config, model_config)
     return Checkpoint(
         path=path,
-        revision=commit or f"local-{_digest(path)}",
+        revision=get_hub_commit(path) or f"local-{_digest(path)}",
         family=family,
         config=model_config,
-        entry=find_entry(config.name)
-        or (find_entry(config.catalog_name) if config.catalog_name else None),
+        entry=entry,
+        kind=kind,
         shapes=shapes,
+        files=files,
+        head=head,
+        head_settings=_format_head_settings(config),
+        adapter=adapter,
+    )
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Return the base of `BASE+ADAPTER`, and the adapter; None for a name without an adapter."""
+    if "+" not in name or find_local_folder(name) is not None:
+        return name, None
+    base, _, adapter = name.partition("+")
+    if not base.strip() or not adapter.strip() or "+" in adapter:
+        raise ModelLoadError(
+            f"the name {name!r:.200} has `+`; give BASE+ADAPTER, each a folder or a hub id "
+            "(ORG/NAME), or an existing folder"
+        )
+    return base, adapter
+
+
+def _format_head_settings(config: ModelConfig) -> str:
+    """Return the settings that choose another head than the checkpoint's own."""
+    settings: dict[str, object] = {
+        "label": config.label,
+        "label_weights": config.label_weights,
+        "lm_head_tokens": config.lm_head_tokens,
+    }
+    if config.verdict_prefix != "[[" or config.verdict_labels != ("A", "B"):
+        settings["verdict"] = (config.verdict_prefix, *config.verdict_labels)
+    return "".join(f";{name}={value}" for name, value in settings.items() if value is not None)
+
+
+def _open_adapter(base: Path, name: str, weights: bool, allow_bin: bool) -> Adapter:
+    name, _, revision = (name, "", "") if find_local_folder(name) else name.partition("@")
+    path = _locate(name, revision or None, weights, allow_bin)
+    check_files(path)
+    return read_adapter(
+        path,
+        base,
+        revision=get_hub_commit(path) or f"local-{_digest(path)}",
+        allow_bin=allow_bin,
+        weights=weights,
     )
 
 
@@ -141,47 +217,50 @@ def find_local_folder(name: str) -> Path | None:
         return None
 
 
-def _locate(config: ModelConfig, weights: bool) -> Path:
-    if config.name == "demo":
-        if config.revision is not None:
+def _locate(name: str, revision: str | None, weights: bool, allow_bin: bool) -> Path:
+    if name == "demo":
+        if revision is not None:
             raise ModelLoadError("the embedded model `demo` has no revisions; omit the revision")
         return seeds_dir() / "demo"
-    path = find_local_folder(config.name)
+    path = find_local_folder(name)
     if path is not None:
-        if config.revision is not None and config.revision != get_hub_commit(path):
+        if revision is not None and revision != get_hub_commit(path):
             raise ModelLoadError(
-                f"revision {config.revision!r} was requested, but {config.name} is a local folder; "
+                f"revision {revision!r} was requested, but {name} is a local folder; "
                 "omit the revision, or give a hub id"
             )
         return path
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", config.name):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise ModelLoadError(
-            f"folder {config.name!r} does not exist; give `demo`, an existing folder or a hub id "
+            f"folder {name!r} does not exist; give `demo`, an existing folder or a hub id "
             "(ORG/NAME)"
         )
-    return _download(config, weights)
+    patterns = [*TEXT_PATTERNS, "*.safetensors"] if weights else list(TEXT_PATTERNS)
+    path = _download(name, revision, patterns)
+    if weights and allow_bin and not any(path.glob("*model*.safetensors")):
+        path = _download(name, revision, [*patterns, *BIN_PATTERNS, "adapter_model.bin"])
+    return path
 
 
-def _download(config: ModelConfig, weights: bool) -> Path:
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    patterns = [*TEXT_PATTERNS, "*.safetensors"] if weights else list(TEXT_PATTERNS)
     try:
         return Path(
             snapshot_download(
-                config.name,
-                revision=config.revision,
-                allow_patterns=patterns,
+                name,
+                revision=revision,
+                allow_patterns=list(patterns),
                 # huggingface-hub 1.33 asks the hub for the files of a commit even when offline.
                 local_files_only=constants.HF_HUB_OFFLINE,
             )
         )
     # The hub's client raises errors of several libraries; all mean that the download failed.
     except Exception as error:
-        revision = f" at revision {config.revision!r}" if config.revision else ""
+        at_revision = f" at revision {revision!r}" if revision else ""
         raise ModelLoadError(
-            f"{config.name!r} is not a local folder and could not be downloaded from the hub"
-            f"{revision}: {type(error).__name__}: "
+            f"{name!r} is not a local folder and could not be downloaded from the hub"
+            f"{at_revision}: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}; "
             "check the name, the revision, the network and HF_TOKEN, or give a local folder"
         ) from error
@@ -189,10 +268,10 @@ def _download(config: ModelConfig, weights: bool) -> Path:
 
 def _refuse_adapter(path: Path) -> None:
     """Refuse an adapter, alone or next to full weights: the intended model is ambiguous."""
-    adapter_files = [name for name in (_ADAPTER, *_ADAPTER_WEIGHTS) if (path / name).exists()]
+    adapter_files = [name for name in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS) if (path / name).exists()]
     if not adapter_files:
         return
-    adapter_config = read_json(path / _ADAPTER) if _ADAPTER in adapter_files else {}
+    adapter_config = read_json(path / ADAPTER_CONFIG) if ADAPTER_CONFIG in adapter_files else {}
     kind = adapter_config.get("peft_type") or "PEFT"
     base = adapter_config.get("base_model_name_or_path")
     base = f"{base!r:.200}" if base else "an unnamed base model"
@@ -200,117 +279,26 @@ def _refuse_adapter(path: Path) -> None:
         raise ModelLoadError(
             f"{path} has full weights and a {kind!s:.40} adapter for {base} "
             f"({', '.join(adapter_files)}), so the intended model is ambiguous; remove the "
-            "adapter's files, or merge the adapter (merge_and_unload of peft) and give the merged "
-            "checkpoint"
+            "adapter's files, or put them into another folder and give FOLDER+ADAPTER_FOLDER"
         )
     raise ModelLoadError(
         f"{path} is a {kind!s:.40} adapter for {base} ({', '.join(adapter_files)}), not a full "
-        "reward model; merge the adapter into the base model with merge_and_unload of peft, save "
-        "the result with save_pretrained, and give that folder"
+        "reward model; give BASE+ADAPTER, the base model and this folder, which are merged when "
+        "they are loaded (needs peft)"
     )
 
 
 def _has_weights(path: Path) -> bool:
-    names = {file.name for pattern in ("*.safetensors", *_PICKLES) for file in path.glob(pattern)}
-    return bool(names - {*_ADAPTER_WEIGHTS, "training_args.bin"})
-
-
-def _check_weights(path: Path) -> dict[str, list[int]]:
-    """Return the shapes of the tensors that transformers will read, by name."""
-    shapes: dict[str, list[int]] = {}
-    for file in _list_weight_files(path):
-        shapes |= {name: tensor["shape"] for name, tensor in read_tensor_headers(file)[0].items()}
-    if (path / _INDEX).exists() and not (path / _WEIGHTS).exists():
-        _check_index(path / _INDEX, shapes)
-    if HEAD not in shapes:
-        raise ModelLoadError(f"{path} has no {HEAD}: {_explain_missing_head(shapes)}")
-    if len(shapes[HEAD]) != 2 or shapes[HEAD][0] != 1:
-        raise ModelLoadError(
-            f"{HEAD} of {path} has shape {shapes[HEAD]}; a reward model has [1, hidden_size]"
-        )
-    return shapes
-
-
-def _list_weight_files(path: Path) -> list[Path]:
-    """Return the weight files that transformers will read."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(f.name for pattern in _PICKLES for f in path.glob(pattern))
-        contents = f"only {', '.join(pickles)}" if pickles else "no weight files"
-        raise ModelLoadError(
-            f"{path} has {contents}; only safetensors files are loaded, because a pickle can run "
-            "code. Convert the weights (save_pretrained of transformers writes safetensors)"
-        )
-    if (path / _WEIGHTS).exists():
-        others = [file.name for file in files if file.name != _WEIGHTS]
-        if others:
-            logger.warning(
-                "%s has %s and %s; only %s is read: remove it if it is outdated",
-                path,
-                ", ".join(others[:3]) + (" and more" if len(others) > 3 else ""),
-                _WEIGHTS,
-                _WEIGHTS,
-            )
-        return [path / _WEIGHTS]
-    if not (path / _INDEX).exists():
-        raise ModelLoadError(
-            f"{path} has {', '.join(file.name for file in files[:3])}, but neither {_WEIGHTS} nor "
-            f"{_INDEX}, which lists the files of a sharded checkpoint; download the checkpoint "
-            "again"
-        )
-    mapping = _read_index(path / _INDEX)
-    return [file for file in files if file.name in set(mapping.values())]
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    mapping = read_json(index).get("weight_map")
-    if not isinstance(mapping, dict) or not mapping:
-        raise ModelLoadError(
-            f"{index} has no weight_map object, which maps each tensor to its file; download the "
-            "checkpoint again"
-        )
-    for name, file in mapping.items():
-        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
-            raise ModelLoadError(
-                f"{index} maps {name[:80]} to {file!r:.80}; the value must be the name of a "
-                "safetensors file in the folder: download the checkpoint again"
-            )
-    return mapping
-
-
-def _check_index(index: Path, shapes: Mapping[str, list[int]]) -> None:
-    missing = sorted(set(_read_index(index)) - set(shapes))
-    if missing:
-        raise ModelLoadError(
-            f"{index} lists {len(missing)} tensors that no file in the folder contains, such as "
-            f"{missing[0]}; a shard is missing: download the checkpoint again"
-        )
-
-
-def _explain_missing_head(shapes: Mapping[str, list[int]]) -> str:
-    other = next((name for name in sorted(shapes) if name.endswith(f".{HEAD}")), None)
-    if other is None:
-        return (
-            "the reward head is missing, and a newly initialized head would give random rewards. "
-            "Is this the base model, or an adapter? Give the full reward model"
-        )
-    prefix = other.removesuffix(HEAD)
-    wrapper = {
-        "_orig_mod.": "; a model compiled by torch.compile was saved: save its `_orig_mod`",
-        "module.": "; a model wrapped for data parallelism was saved: save its `module`",
-    }.get(prefix, "")
-    return (
-        f"the head has another name, {other[:120]}{wrapper}. Remove {prefix[:80]!r} from the "
-        "start of every name, or save the model itself with save_pretrained"
-    )
+    names = {
+        file.name for pattern in ("*.safetensors", *OTHER_PICKLES) for file in path.glob(pattern)
+    }
+    return bool(names - {*ADAPTER_WEIGHTS, "training_args.bin"})
 
 
 def _digest(path: Path) -> str:
     """Return 16 hex digits that change with the configuration and practically any retraining.
 
-    The digest covers configuration and tokenizer files in full, and of each weight file the
-    header, the reward head and samples spread over the file: reading 54 GB in full at every start
-    would take minutes.
+    The digest covers configuration and tokenizer files in full, and samples of each weight file.
     """
     digest = hashlib.sha256()
     for pattern in TEXT_PATTERNS:
@@ -318,17 +306,9 @@ def _digest(path: Path) -> str:
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 hashlib.file_digest(stream, lambda: digest)
-    for file in sorted(path.glob("*.safetensors")):
-        digest.update(file.name.encode() + str(file.stat().st_size).encode())
-        tensors, start = read_tensor_headers(file)
-        size = file.stat().st_size
-        ranges = [(size * i // _NUM_SAMPLES, _SAMPLE_BYTES) for i in range(_NUM_SAMPLES)]
-        if HEAD in tensors:
-            first, last = tensors[HEAD]["data_offsets"]
-            ranges.append((start + first, last - first))
-        with file.open("rb") as stream:
-            digest.update(stream.read(start))
-            for offset, length in ranges:
-                stream.seek(offset)
-                digest.update(stream.read(length))
+    files = sorted(path.glob("*.safetensors"))
+    if not any("model" in file.name for file in files):
+        files += sorted(file for p in (*BIN_PATTERNS, ADAPTER_WEIGHTS[1]) for file in path.glob(p))
+    for file in files:
+        update_digest(digest, file, (SCORE, "v_head.summary.weight"))
     return digest.hexdigest()[:16]

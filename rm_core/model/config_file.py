@@ -1,28 +1,26 @@
 """Checks config.json and tokenizer_config.json before transformers reads them.
 
-Refused are settings that change what the family computes, settings that name code or kernels to
-fetch, and values on which transformers hangs or fails with an error that names no file.
+Refused are settings that change what the architecture computes, settings that name code or kernels
+to fetch, and values on which transformers hangs or fails with an error that names no file. Which
+architectures are served is not decided by a list, but by a measurement (`rm_core.model.probe` and
+`rm_core.model.self_check`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rm_core.attention.select import Family
 from rm_core.errors import ModelLoadError
 from rm_core.model.checkpoint_files import MAX_CONFIG_BYTES, read_json
 from rm_core.model.rope_limits import MAX_POSITIONS, read_position_limit
 from rm_core.text import quote
 
-FAMILIES: Mapping[str, Family] = {
-    "LlamaForSequenceClassification": "llama",
-    "Gemma2ForSequenceClassification": "gemma2",
-    "Qwen3ForSequenceClassification": "qwen3",
-}
+logger = logging.getLogger(__name__)
 
 # Keys of config.json, in any object of the file, that change what is computed or by which code.
 _ENGINE_KEYS = re.compile(
@@ -134,11 +132,17 @@ def read_config(folder: Path) -> dict[str, Any]:
             files[name] = read_json(folder / name)
     for name, content in files.items():
         _refuse_long_lists(folder / name, content)
-        if content.get("auto_map"):
+        if content.get("auto_map") and name != "config.json":
             raise ModelLoadError(
                 f"{folder / name} requests the checkpoint's own code (auto_map); remote code is "
-                "never run. Convert the checkpoint to a class of transformers"
+                "never run. Convert the tokenizer to a class of transformers"
             )
+    if config.get("auto_map"):
+        logger.warning(
+            "%s requests the checkpoint's own code (auto_map), which is never run: the decoder is "
+            "that of transformers, and the head is read from the weights",
+            folder / "config.json",
+        )
     tokenizer_config = files.get("tokenizer_config.json", {})
     for key in _FILE_KEYS:
         if tokenizer_config.get(key):
@@ -150,8 +154,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_config(file: Path, config: Mapping[str, Any]) -> Family:
-    """Check a config.json and return its family.
+def check_config(file: Path, config: Mapping[str, Any]) -> str:
+    """Check a config.json and return its `model_type`.
 
     Args:
         file: path of the file, for error messages.
@@ -168,23 +172,14 @@ def check_config(file: Path, config: Mapping[str, Any]) -> Family:
                 f"{key} of {file} is {quote(config[key], 80)}; it must be {allowed}: correct "
                 "it, or download the file again"
             )
-    architectures = config.get("architectures") or ["none"]
-    family = FAMILIES.get(architectures[0])
-    if family is None:
+    if config.get("model_type") is None:
         raise ModelLoadError(
-            f"unsupported architecture {architectures[0][:80]} of {file.parent}; supported: "
-            f"{', '.join(FAMILIES)}"
+            f"model_type of {file} is missing, and transformers builds the model by it; download "
+            "the file again"
         )
-    if config.get("model_type") != family:
-        raise ModelLoadError(
-            f"model_type of {file} is {quote(config.get('model_type'), 80)}, and transformers "
-            f"builds the model by it; the architecture {architectures[0]} has {family!r}: correct "
-            "one of the two"
-        )
-    _check_labels(file, config)
     _check_positions(file, config)
     _check_sizes(file, config)
-    return family
+    return str(config["model_type"])
 
 
 def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
@@ -215,7 +210,7 @@ def _refuse_switches(file: Path, config: Mapping[str, Any]) -> None:
         raise ModelLoadError(
             f"{file} has attention_chunk_size = "
             f"{quote(config['attention_chunk_size'], 80)}, which splits attention into chunks; "
-            "no supported family has it: remove the key if the model was trained without it"
+            "packed rows do not: remove the key if the model was trained without it"
         )
     if config.get("use_bidirectional_attention"):
         raise ModelLoadError(
@@ -246,14 +241,6 @@ def _iter_keys(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _iter_keys(inner, depth + 1)
-
-
-def _check_labels(file: Path, config: Mapping[str, Any]) -> None:
-    labels = config.get("num_labels")
-    if labels is None:
-        labels = len(config.get("id2label") or ["default"])
-    if labels != 1:
-        raise ModelLoadError(f"{file} declares {labels} labels; a reward model has exactly one")
 
 
 def _check_positions(file: Path, config: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -23,13 +23,11 @@ from rm_core.attention import (
 )
 from rm_core.compilation import compile_for_all_sizes
 from rm_core.device_copy import copy_to_device
+from rm_core.model.decoder import get_decoder
 from rm_core.model.loading import LoadedModel
 from rm_core.model.precision import use_ieee_products
 from rm_core.packing import PrefixTree
 from rm_core.prefix_cache import CachedBatch
-
-# The head is applied to so many conversations at once, also to fewer.
-_HEAD_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ def launch_batch(
     is_compiled = loaded_model.compilation.is_compiled
     with compile_for_all_sizes() if is_compiled else contextlib.nullcontext():
         hidden = _compute_hidden_states(loaded_model, tree, -tree.num_tokens % row_multiple, cached)
-    logits = _apply_head(hidden, loaded_model.head)
+    logits = loaded_model.head.apply(hidden)
     if logits.device.type != "cuda":
         return LaunchedBatch(tree, logits, None)
     # Copied in the order of the device's work, before the batch that is launched next.
@@ -106,18 +104,6 @@ def launch_batch(
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(logits.device))
     return LaunchedBatch(tree, on_host, event)
-
-
-def _apply_head(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Map `[num_read_rows, hidden_size]` to float32 logits `[num_read_rows, 1]`.
-
-    In blocks of one shape, padded, and as sums of each row: in a product of matrices the last bits
-    of a row depend on the number of rows, and a reward must not depend on its neighbors.
-    """
-    missing = -len(hidden) % _HEAD_ROWS
-    padded = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
-    blocks = [(block.float() * head).sum(1) for block in padded.split(_HEAD_ROWS)]
-    return torch.cat(blocks)[: len(hidden), None]
 
 
 def _compute_hidden_states(
@@ -130,7 +116,7 @@ def _compute_hidden_states(
 
     Attention is planned once, without the padding tokens.
     """
-    decoder: Any = loaded_model.model.get_submodule(loaded_model.model.base_model_prefix)
+    decoder = get_decoder(loaded_model.model)
     device = loaded_model.device
     readout_indices = tree.all_read_rows
     stages = [

@@ -6,9 +6,10 @@ Every check happens here, before the first request. A process that only tokenize
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +26,32 @@ from rm_core.attention import (
 from rm_core.compilation import CompilationChoice, choose_compilation, recompile_options
 from rm_core.config import ModelConfig, read_date
 from rm_core.errors import ModelLoadError, RewardError
+from rm_core.heads import Head
 from rm_core.inputs.encoder import ChatEncoder
-from rm_core.kinds import KindChoice, choose_kind
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
+from rm_core.model.decoder import get_decoder_layers
 from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
 from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.model.precision import check_precision, use_ieee_products
 from rm_core.model.prepacked_linear import prepack_linears
+from rm_core.model.probe import probe_decoder
 from rm_core.model.quantization import check_quantization, quantize
 from rm_core.model.readout_layer import ReadoutLayer
 from rm_core.model.self_check import (
     SelfCheck,
     build_self_check,
-    compute_plain_logits,
+    compute_plain_outputs,
     encode_samples,
 )
 from rm_core.model.tokenizer_file import check_tokenizer
-from rm_core.model.weights import read_weights, silence_transformers, summarize_error
+from rm_core.model.weights import (
+    read_head,
+    read_transformers_config,
+    read_weights,
+    summarize_error,
+)
+from rm_core.text import quote
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -58,10 +67,10 @@ class LoadedModel:
     """A checked model on its devices, with the choices made while loading.
 
     Attributes:
-        model: transformers' sequence classifier, in eval mode, with packed attention in its layers
-            and a last layer that runs on the readout tokens only.
-        kind: what the model is served as.
-        head: `score.weight` as float32 `[1, hidden_size]`, on the model's device.
+        model: transformers' decoder without a head, in eval mode, with packed attention in its
+            layers and a last layer whose output has the readout tokens only.
+        head: maps the hidden states of the readouts to numbers, on the last device.
+        readout_layer: whether the last layer runs on the readout tokens only, in words.
         pad_token_id: padding id of the config; determines the readout token.
         checkpoint: the checkpoint that was loaded.
         attention: name of the attention backend, and the reason for the choice.
@@ -76,8 +85,8 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    kind: KindChoice
-    head: torch.Tensor
+    head: Head
+    readout_layer: str
     pad_token_id: int | None
     checkpoint: Checkpoint
     attention: AttentionChoice
@@ -156,9 +165,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     devices = resolve_devices(config.device, config.num_devices)
     device = devices[0]
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
-    choice = choose_attention(
-        _build_attention_target(config, checkpoint, device, dtype), config.attention
-    )
+    target = _build_attention_target(config, checkpoint, device, dtype)
+    choose_attention(target, config.attention)  # refuses before the weights are read
     compilation = choose_compilation(
         config.compile,
         device,
@@ -173,13 +181,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compilation=compilation,
     )
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
-    attention, backend = select_validated_backend(
-        choice, model, device, requested=config.attention, deterministic=config.deterministic
-    )
-    # The head's weights have the decoder's dtype, as in transformers; only the product is float32.
-    head = model.get_submodule("score").get_parameter("weight").detach().float()
+    head = read_head(checkpoint, model, config, _get_encode(checkpoint))
     try:
-        self_check = _quantize(model, config, devices, encoder)
+        self_check = _quantize(model, head, config, devices, encoder)
+        install_packed_attention(model)
+        probe = probe_decoder(model, devices)
     except RewardError:
         raise
     # transformers' forward pass may fail on any value of a config that transformers accepted.
@@ -189,18 +195,33 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"{summarize_error(error)}; probably config.json has a wrong value, or the device has "
             "too little memory"
         ) from error
+    target = replace(
+        target,
+        has_softcap=target.has_softcap or any(p.softcap is not None for p in probe.params),
+        has_window=target.has_window or any(p.window is not None for p in probe.params),
+    )
+    attention, backend = select_validated_backend(
+        choose_attention(target, config.attention),
+        probe.heads,
+        probe.params,
+        dtype,
+        device,
+        requested=config.attention,
+        deterministic=config.deterministic,
+    )
     prepare_layers(
         model,
         quantized=config.quantization != "none",
         compiled=compilation.is_compiled,
         deterministic=config.deterministic,
+        on_all_tokens=probe.readout_layer_fault is not None,
     )
     check_precision(model, devices, checkpoint.max_positions - 1)
     if len(devices) > 1:
         install_transfer_hooks(model, devices)
     quantized = config.quantization != "none"
     fingerprint = Fingerprint(
-        revision=checkpoint.revision,
+        revision=checkpoint.identity,
         template_sha256=encoder.template_sha256,
         dtype=_format_dtype(dtype) + (f"+{config.quantization}" if quantized else ""),
         attention=attention.name,
@@ -221,9 +242,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
             " ".join(encoder.omitted_tokens),
         )
     logger.info(
-        "loaded %s: revision %s, %s on %s, attention %s (%s), %s (%s), limit %d tokens",
+        "loaded %s: revision %s, %s, %s on %s, attention %s (%s), %s (%s), limit %d tokens",
         config.name,
-        checkpoint.revision,
+        checkpoint.identity,
+        head.description,
         fingerprint.dtype,
         ", ".join(map(str, devices)),
         attention.name,
@@ -234,8 +256,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     return LoadedModel(
         model=model,
-        kind=choose_kind(config, checkpoint.config, checkpoint.entry),
         head=head,
+        readout_layer=_describe_readout_layer(config, probe.readout_layer_fault),
         pad_token_id=checkpoint.config.get("pad_token_id"),
         checkpoint=checkpoint,
         attention=attention,
@@ -250,8 +272,25 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
 
 
+def _describe_readout_layer(config: ModelConfig, fault: str | None) -> str:
+    if config.deterministic:
+        return "all tokens: `deterministic` needs shapes that do not depend on the readouts"
+    return f"all tokens: {fault}" if fault else "readout tokens only"
+
+
+def _get_encode(checkpoint: Checkpoint) -> Callable[[str], list[int]]:
+    """Return a function that tokenizes a text without special tokens."""
+
+    @functools.cache
+    def load() -> PreTrainedTokenizerBase:
+        return _load_tokenizer(checkpoint.path)
+
+    return lambda text: list(load()(text, add_special_tokens=False).input_ids)
+
+
 def _quantize(
     model: PreTrainedModel,
+    head: Head,
     config: ModelConfig,
     devices: tuple[torch.device, ...],
     encoder: ChatEncoder,
@@ -267,16 +306,11 @@ def _quantize(
             f"{longest:,} tokens, and at most {_MAX_SAMPLE_TOKENS:,} are allowed; correct the "
             "template, or give another template with --chat-template (setting `chat_template`)"
         )
-    unquantized = compute_plain_logits(model, devices, samples) if samples and quantized else None
+    unquantized = (
+        compute_plain_outputs(model, head, devices, samples) if samples and quantized else None
+    )
     quantize(get_decoder_layers(model), config.quantization)
-    return build_self_check(model, devices, samples, unquantized) if samples else None
-
-
-def get_decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Return the decoder's layers, in order."""
-    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
-    assert isinstance(layers, torch.nn.ModuleList)
-    return layers
+    return build_self_check(model, head, devices, samples, unquantized) if samples else None
 
 
 def prepare_layers(
@@ -285,15 +319,17 @@ def prepare_layers(
     quantized: bool = False,
     compiled: bool = False,
     deterministic: bool = False,
+    on_all_tokens: bool = False,
 ) -> None:
     """Prepare a decoder, on its device, for packed rows; in place.
 
     Args:
-        model: transformers' sequence classifier of one of the three families.
+        model: transformers' decoder.
         quantized: whether the linear layers are quantized.
         compiled: whether to compile all layers except the last.
         deterministic: whether to keep torch's own linear layers, whose results for a row do not
             depend on the other rows.
+        on_all_tokens: whether the last layer runs on all tokens, because its parts are unknown.
     """
     install_packed_attention(model)
     layers = get_decoder_layers(model)
@@ -304,7 +340,7 @@ def prepare_layers(
     if compiled:
         for layer in list(layers)[:-1]:
             layer.compile(dynamic=True, **recompile_options())
-    layers[-1] = ReadoutLayer(layers[-1])
+    layers[-1] = ReadoutLayer(layers[-1], on_all_tokens)
 
 
 def _build_attention_target(
@@ -315,7 +351,8 @@ def _build_attention_target(
         family=checkpoint.family,
         device_type=device.type,
         dtype=_format_dtype(dtype),
-        # Also for a Gemma-2 config without the softcap: transformers has no SDPA for Gemma-2.
+        # Also for a Gemma-2 config without the softcap: transformers has no SDPA for Gemma-2. What
+        # other architectures have is measured once they are loaded.
         has_softcap=gemma2 or bool(checkpoint.config.get("attn_logit_softcapping")),
         has_window=_has_window(checkpoint.config),
         deterministic=config.deterministic,
@@ -364,22 +401,26 @@ def _read_template(path: str) -> str:
 
 
 def check_transformers_config(checkpoint: Checkpoint) -> None:
-    """Refuse a config.json that transformers rejects.
+    """Refuse a config.json that transformers rejects, or whose parts contradict each other.
 
     Raises:
         ModelLoadError: transformers rejects the file; the message contains its reason.
     """
-    from transformers import AutoConfig
+    from transformers.models.auto import configuration_auto
 
-    try:
-        with silence_transformers():
-            AutoConfig.from_pretrained(checkpoint.path, num_labels=1, trust_remote_code=False)
-    # transformers raises many classes here; all mean that a value of the file is wrong.
-    except Exception as error:
+    file, family = checkpoint.path / "config.json", checkpoint.family
+    architecture = (checkpoint.config.get("architectures") or ["none"])[0]
+    known = {
+        name.replace("_", "").replace("-", "")
+        for name in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    }
+    named = architecture.split("For")[0].lower()
+    if named in known and not family.replace("_", "").replace("-", "").startswith(named):
         raise ModelLoadError(
-            f"{checkpoint.path / 'config.json'} is rejected by transformers: "
-            f"{summarize_error(error)}; correct the value, or download the file again"
-        ) from error
+            f"model_type of {file} is {quote(family, 80)}, and transformers builds the model by "
+            f"it; the architecture {architecture[:80]} is another: correct one of the two"
+        )
+    read_transformers_config(checkpoint.path)
 
 
 def _check_token_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:

@@ -14,29 +14,31 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from rm_core.model.decoder import get_decoder, get_decoder_layers
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
-    """Move a classifier to its devices, about the same number of layers on each; in place.
+    """Move a model to its devices, about the same number of layers on each; in place.
 
     Args:
-        model: transformers' sequence classifier of one of the three families.
+        model: transformers' decoder, with or without a head.
         devices: devices; the embeddings go to the first, the final norm and the head to the last.
     """
     if len(devices) == 1:
         model.to(devices[0])  # type: ignore[arg-type]
         return
-    decoder = model.get_submodule(model.base_model_prefix)
-    layers = decoder.get_submodule("layers")
-    assert isinstance(layers, nn.ModuleList)
+    decoder, layers = get_decoder(model), get_decoder_layers(model)
     for index, layer in enumerate(layers):
         layer.to(devices[get_stage(index, len(layers), len(devices))])
     for name, module in decoder.named_children():
         if name != "layers":
-            module.to(devices[-1] if name == "norm" else devices[0])
-    model.get_submodule("score").to(devices[-1])
+            module.to(devices[-1] if "norm" in name else devices[0])
+    for module in model.children():
+        if decoder not in (model, module) and decoder not in module.modules():
+            module.to(devices[-1])
 
 
 def install_transfer_hooks(
@@ -47,15 +49,13 @@ def install_transfer_hooks(
     Install them last, after all other changes to the layers.
 
     Args:
-        model: classifier on its devices.
+        model: decoder on its devices.
         devices: as for `move_to_devices`.
 
     Returns:
         A handle for each layer, which removes the layer's hook.
     """
-    decoder = model.get_submodule(model.base_model_prefix)
-    layers = decoder.get_submodule("layers")
-    assert isinstance(layers, nn.ModuleList)
+    layers = get_decoder_layers(model)
     hooks = [_DeviceTransferHook(device) for device in devices]
     return [
         layer.register_forward_pre_hook(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from rm_core.attention.select import Family
 from rm_core.config import DType
 from rm_core.errors import ModelLoadError
 
@@ -71,22 +70,27 @@ def is_new_gpu(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def resolve_dtype(name: DType, device: torch.device, family: Family) -> torch.dtype:
+# Decoders whose hidden states exceed the range of float16.
+_NO_FLOAT16 = {"gemma2": "Gemma-2", "gemma3": "Gemma-3", "gemma3_text": "Gemma-3"}
+
+
+def resolve_dtype(name: DType, device: torch.device, family: str) -> torch.dtype:
     """Return the dtype of the decoder for a value of the setting `dtype`.
 
     Args:
         name: name of the dtype; `auto` is bfloat16 on CUDA and float32 on the CPU.
         device: device of the model.
-        family: family of the model's architecture.
+        family: `model_type` of the decoder.
 
     Raises:
         ModelLoadError: the family would score wrongly in this dtype.
     """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
-    if name == "float16" and family == "gemma2":
+    if name == "float16" and family in _NO_FLOAT16:
         raise ModelLoadError(
-            "Gemma-2 overflows in float16 and would return NaN; use 'bfloat16' or 'float32'"
+            f"{_NO_FLOAT16[family]} overflows in float16 and would return NaN; use 'bfloat16' or "
+            "'float32'"
         )
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)

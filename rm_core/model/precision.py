@@ -12,12 +12,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rm_core.errors import ModelLoadError
+from rm_core.model.decoder import get_decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Largest allowed error of products of normal numbers with 256 terms, divided by the largest result.
 # Difference from float64: IEEE float32 4e-7 (measured), TF32 3e-4, bfloat16 2e-3.
@@ -54,11 +58,13 @@ def use_ieee_products() -> Iterator[None]:
             kind.fp32_precision = precision
 
 
-def check_precision(model: nn.Module, devices: Sequence[torch.device], last_position: int) -> None:
+def check_precision(
+    model: PreTrainedModel, devices: Sequence[torch.device], last_position: int
+) -> None:
     """Check the precision of float32 products on each device, and of a decoder's rotary embedding.
 
     Args:
-        model: transformers' sequence classifier, on its devices.
+        model: transformers' decoder, on its devices.
         devices: devices of the model's layers.
         last_position: largest position that a token may have.
 
@@ -69,8 +75,9 @@ def check_precision(model: nn.Module, devices: Sequence[torch.device], last_posi
     with torch.inference_mode(), use_ieee_products():
         for device in devices:
             _check_products(device)
-        decoder: Any = model.get_submodule(model.base_model_prefix)  # type: ignore[arg-type]
-        _check_rotary(decoder.rotary_emb, next(model.parameters()).dtype, last_position)
+        rotary = getattr(get_decoder(model), "rotary_emb", None)
+        if rotary is not None:
+            _check_rotary(rotary, next(model.parameters()).dtype, last_position)
 
 
 def _check_products(device: torch.device) -> None:
@@ -91,23 +98,32 @@ def _check_products(device: torch.device) -> None:
 def _check_rotary(rotary: Any, dtype: torch.dtype, last_position: int) -> None:
     """Compare cosines and sines with float64, at the largest position and some smaller ones."""
     rotary = copy.deepcopy(rotary)  # some rotary embeddings store the longest sequence so far
-    if rotary.inv_freq.dtype != torch.float32:
-        raise ModelLoadError(
-            f"the rotary frequencies of the model are {rotary.inv_freq.dtype}, not float32: "
-            "positions would be rounded"
-        )
-    checked = sorted({max(0, last_position - step) for step in (0, 1, 2, last_position // 3)})
-    positions = torch.tensor([checked], device=rotary.inv_freq.device)
-    dtype_source = torch.zeros(1, dtype=dtype, device=rotary.inv_freq.device)
-    computed = torch.stack(rotary(dtype_source, positions)).double()
-    angles = positions[0].double().unsqueeze(1) * rotary.inv_freq.double()
-    scale = float(rotary.attention_scaling)
-    expected = torch.stack([angles.cos(), angles.sin()]).repeat(1, 1, 2).unsqueeze(1) * scale
-    allowed = scale * (last_position * _ANGLE_TOLERANCE + torch.finfo(dtype).eps)
-    error = float((computed - expected).abs().max())
-    if not error <= allowed:
-        raise ModelLoadError(
-            f"the rotary embedding of position {last_position} differs from exact cosines and "
-            f"sines by {error:.2g}, and float32 angles in {dtype} allow {allowed:.2g}; positions "
-            "would be confused. Unset NVIDIA_TF32_OVERRIDE, or update transformers"
-        )
+    # Gemma-3 has frequencies for each type of layer, such as `full_attention_inv_freq`.
+    for name, frequencies in dict(rotary.named_buffers()).items():
+        if not name.endswith("inv_freq") or "original" in name:
+            continue
+        kind = name.removesuffix("inv_freq").removesuffix("_")
+        if frequencies.dtype != torch.float32:
+            raise ModelLoadError(
+                f"the rotary frequencies of the model are {frequencies.dtype}, not float32: "
+                "positions would be rounded"
+            )
+        checked = sorted({max(0, last_position - step) for step in (0, 1, 2, last_position // 3)})
+        positions = torch.tensor([checked], device=frequencies.device)
+        dtype_source = torch.zeros(1, dtype=dtype, device=frequencies.device)
+        computed = torch.stack(rotary(dtype_source, positions, *([kind] if kind else []))).double()
+        angles = positions[0].double().unsqueeze(1) * frequencies.double()
+        scale = float(getattr(rotary, f"{kind}_attention_scaling" if kind else "attention_scaling"))
+        exact = torch.stack([angles.cos(), angles.sin()]).unsqueeze(1) * scale
+        # Pairs are halves of a head, or neighbors as in Cohere's models.
+        layouts = torch.cat([exact, exact], -1), exact.repeat_interleave(2, -1)
+        if computed.shape != layouts[0].shape:
+            continue
+        allowed = scale * (last_position * _ANGLE_TOLERANCE + torch.finfo(dtype).eps)
+        error = min(float((computed - expected).abs().max()) for expected in layouts)
+        if not error <= allowed:
+            raise ModelLoadError(
+                f"the rotary embedding of position {last_position} differs from exact cosines and "
+                f"sines by {error:.2g}, and float32 angles in {dtype} allow {allowed:.2g}; "
+                "positions would be confused. Unset NVIDIA_TF32_OVERRIDE, or update transformers"
+            )

@@ -1,7 +1,8 @@
 """Runs the last decoder layer on the readout tokens only.
 
 Only the hidden states at the readout tokens become rewards. The last layer needs keys and values of
-every token, but queries, output projection and MLP of the readout tokens only.
+every token, but queries, output projection and MLP of the readout tokens only. A layer whose parts
+are not those known here runs on all tokens; `rm_core.model.probe` finds out at load.
 """
 
 from __future__ import annotations
@@ -18,47 +19,40 @@ class ReadoutLayer(nn.Module):
     """Wraps a decoder's last layer and runs it on the readout tokens.
 
     Args:
-        layer: transformers' decoder layer, of any of the three families.
+        layer: transformers' decoder layer.
+        on_all_tokens: run the layer on all tokens, and return only the rows of the readouts.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, on_all_tokens: bool = False) -> None:
         super().__init__()
         self.layer = layer
+        self._on_all_tokens = on_all_tokens
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        *args: Any,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        **options: Any,
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
         """Return the layer's output `[1, num_readouts, hidden_size]`; all rows if no readouts.
 
         Args:
             hidden_states: `[1, num_tokens, hidden_size]`.
             args: further positional arguments of the layer.
-            position_embeddings: cosine and sine, `[1, num_tokens, head_dim]` each.
-            options: further keyword arguments of the layer.
+            options: further keyword arguments of the layer; unless the layer runs on all tokens,
+                with `position_embeddings`, cosine and sine, `[1, num_tokens, head_dim]` each.
         """
         device = hidden_states.device
         readouts = get_readouts(device)
         if readouts is None:
-            output: torch.Tensor = self.layer(
-                hidden_states, *args, position_embeddings=position_embeddings, **options
-            )
-            return output
-        keys = self._compute_keys_and_values(hidden_states, *position_embeddings)
-        cos, sin = position_embeddings
+            return self.layer(hidden_states, *args, **options)
+        if self._on_all_tokens:
+            output = self.layer(hidden_states, *args, **options)
+            if isinstance(output, tuple):
+                return (output[0][:, readouts], *output[1:])
+            return output[:, readouts]
+        cos, sin = options["position_embeddings"]
+        keys = self.compute_keys_and_values(hidden_states, cos, sin)
+        options["position_embeddings"] = cos[:, readouts], sin[:, readouts]
         with run_readout_attention(device, keys):
-            output = self.layer(
-                hidden_states[:, readouts],
-                *args,
-                position_embeddings=(cos[:, readouts], sin[:, readouts]),
-                **options,
-            )
-        return output
+            return self.layer(hidden_states[:, readouts], *args, **options)
 
-    def _compute_keys_and_values(
+    def compute_keys_and_values(
         self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of all tokens, `[1, num_key_value_heads, num_tokens, head_dim]`.

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from rm_core.errors import InvalidConversationError, ModelLoadError
-from rm_core.inputs.encoder import ChatEncoder
+from rm_core.heads import Head
+from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.model.pipeline_parallel import install_transfer_hooks
 from rm_core.packing import TokenIds
 from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
@@ -48,7 +49,7 @@ CONVERSATIONS = (
         },
     ],
 )
-"""Messages of each conversation; every chat template of the three families accepts them."""
+"""Messages of each conversation; the chat templates of most families accept them."""
 
 # Distance between the ends of prefixes, in tokens. Plain transformers computes the logits of all
 # prefixes in one pass, the engine in one batch.
@@ -62,8 +63,8 @@ class SelfCheck:
     Attributes:
         model: name or folder of the model, for messages.
         sequences: token ids of each sequence; the complete conversations first.
-        rewards: raw logits of plain transformers, one for each sequence.
-        tolerances: largest allowed absolute difference, one for each sequence.
+        outputs: the head's outputs on plain transformers' hidden states, for each sequence.
+        tolerances: largest allowed absolute difference of each output.
         mean_error: mean absolute difference of plain transformers from itself in a wider dtype, or
             without quantization.
         description: dtype and attention of the reference, for messages.
@@ -71,16 +72,16 @@ class SelfCheck:
 
     model: str
     sequences: tuple[TokenIds, ...]
-    rewards: tuple[float, ...]
-    tolerances: tuple[float, ...]
+    outputs: tuple[tuple[float, ...], ...]
+    tolerances: tuple[tuple[float, ...], ...]
     mean_error: float
     description: str
 
-    def compare(self, rewards: Sequence[float | ScoreError]) -> float:
+    def compare(self, rewards: Sequence[float | tuple[float, ...] | ScoreError]) -> float:
         """Return the largest difference between the engine's rewards and plain transformers'.
 
         Args:
-            rewards: the engine's results, one for each sequence.
+            rewards: the engine's results, one for each sequence: the first output or all of them.
 
         Returns:
             The largest absolute difference; 0 if plain transformers computed no finite reward.
@@ -90,26 +91,29 @@ class SelfCheck:
                 a sequence that plain transformers can score.
         """
         largest = 0.0
-        for reward, expected, allowed in zip(rewards, self.rewards, self.tolerances, strict=True):
-            if not math.isfinite(expected):
+        for reward, outputs, tolerances in zip(rewards, self.outputs, self.tolerances, strict=True):
+            if not all(map(math.isfinite, outputs)):
                 continue  # the engine returns an error for such a conversation
             if isinstance(reward, ScoreError):
                 raise ModelLoadError(
                     f"the self-check of {self.model} failed: {self.description} gives a built-in "
-                    f"conversation the reward {expected:.6g}, and the engine cannot score it: "
+                    f"conversation the reward {outputs[0]:.6g}, and the engine cannot score it: "
                     f"{reward.message}"
                 )
-            difference = abs(reward - expected)
-            if not difference <= allowed:
-                raise ModelLoadError(
-                    f"the self-check of {self.model} failed: {self.description} gives a built-in "
-                    f"conversation the reward {expected:.6g}, the engine gives {reward:.6g} "
-                    f"(allowed difference {allowed:.2g}). config.json probably has a setting "
-                    "that the engine does not follow, such as a different attention mask or "
-                    "different rotary embeddings; remove the setting if the model was trained "
-                    "without it, otherwise the model cannot be served"
-                )
-            largest = max(largest, difference)
+            ours = reward if isinstance(reward, tuple) else (reward,)
+            for value, expected, allowed in zip(ours, outputs, tolerances, strict=False):
+                difference = abs(value - expected)
+                if not difference <= allowed:
+                    raise ModelLoadError(
+                        f"the self-check of {self.model} failed: {self.description} gives a "
+                        f"built-in conversation the reward {expected:.6g}, the engine gives "
+                        f"{value:.6g} (allowed difference {allowed:.2g}). Probably config.json has "
+                        "a setting, or the architecture a part, that the engine does not follow, "
+                        "such as a different attention mask or different rotary embeddings; remove "
+                        "a setting that the model was trained without, otherwise the model cannot "
+                        "be served"
+                    )
+                largest = max(largest, difference)
         return largest
 
 
@@ -145,55 +149,45 @@ def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Toke
     return input_ids
 
 
-@dataclass(frozen=True, slots=True)
-class PlainLogits:
-    """Plain transformers' logits of one sequence.
-
-    Attributes:
-        reward: logit that transformers' classifier returns.
-        logits: float32 `[num_tokens]`, the head's logit at every token.
-    """
-
-    reward: float
-    logits: torch.Tensor
-
-
 @torch.inference_mode()
-def compute_plain_logits(
-    model: PreTrainedModel, devices: Sequence[torch.device], sequences: Sequence[TokenIds]
-) -> list[PlainLogits]:
+def compute_plain_outputs(
+    model: PreTrainedModel,
+    head: Head,
+    devices: Sequence[torch.device],
+    sequences: Sequence[TokenIds],
+) -> list[torch.Tensor]:
     """Score sequences with the model's own forward pass, one sequence at a time.
 
     Args:
-        model: sequence classifier as loaded by transformers, with eager attention and without the
-            engine's hooks.
+        model: decoder as loaded by transformers, with eager attention and without the engine's
+            hooks.
+        head: the head, in float32.
         devices: devices over which the model's layers are spread.
         sequences: token ids of each sequence.
+
+    Returns:
+        For each sequence, float32 `[num_tokens, num_outputs]` on the CPU: the outputs at every
+        token, if it were read.
     """
-    logits: list[torch.Tensor] = []
-    head = model.get_submodule("score")
-    handles = [head.register_forward_hook(lambda _m, _args, out: logits.append(out[0, :, 0]))]
-    if len(devices) > 1:
-        handles += install_transfer_hooks(model, devices)
+    handles = install_transfer_hooks(model, devices) if len(devices) > 1 else []
     try:
-        rewards = []
-        for ids in sequences:
-            out = model(input_ids=torch.tensor([ids], device=devices[0]))
-            rewards.append(float(out.logits[0, 0]))
+        return [
+            head.apply(
+                model(input_ids=torch.tensor([ids], device=devices[0])).last_hidden_state[0]
+            ).cpu()
+            for ids in sequences
+        ]
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        PlainLogits(reward, values.float().cpu())
-        for reward, values in zip(rewards, logits, strict=True)
-    ]
 
 
 def build_self_check(
     model: PreTrainedModel,
+    head: Head,
     devices: Sequence[torch.device],
     sequences: Sequence[TokenIds],
-    unquantized: Sequence[PlainLogits] | None = None,
+    unquantized: Sequence[torch.Tensor] | None = None,
 ) -> SelfCheck:
     """Compute the rewards that the engine must reproduce, and their tolerances.
 
@@ -202,46 +196,51 @@ def build_self_check(
     with itself before quantization.
 
     Args:
-        model: as for `compute_plain_logits`, on its devices; the linear layers may be quantized.
+        model: as for `compute_plain_outputs`, on its devices; the linear layers may be quantized.
+        head: the head, in float32.
         devices: devices over which the model's layers are spread.
         sequences: token ids from `encode_samples`.
-        unquantized: logits of the same sequences before the layers were quantized.
+        unquantized: outputs for the same sequences before the layers were quantized.
     """
-    plain = compute_plain_logits(model, devices, sequences)
+    plain = compute_plain_outputs(model, head, devices, sequences)
     factor = ROUNDING_FACTOR
     if unquantized is not None:
         mean_error = _compute_mean_difference(plain, unquantized)
     else:
         longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
         with _widen_products(model):
-            exact = compute_plain_logits(model, devices, [sequences[longest]])
+            exact = compute_plain_outputs(model, head, devices, [sequences[longest]])
         mean_error = _compute_mean_difference([plain[longest]], exact)
         if model.dtype == torch.float32:
             factor = FLOAT32_ROUNDING_FACTOR
-    expected = {tuple(ids): result.reward for ids, result in zip(sequences, plain, strict=True)}
-    for ids, result in zip(sequences, plain, strict=True):
+    # The readout of a sequence that ends with padding is an earlier token.
+    pad = model.config.get_text_config().pad_token_id
+    expected = {
+        tuple(ids): tuple(outputs[find_readout_position(ids, pad)].tolist())
+        for ids, outputs in zip(sequences, plain, strict=True)
+    }
+    for ids, outputs in zip(sequences, plain, strict=True):
         for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
-            # The readout of a prefix that ends with padding is an earlier token.
-            if ids[end - 1] != model.config.pad_token_id:
-                expected.setdefault(tuple(ids[:end]), float(result.logits[end - 1]))
+            if ids[end - 1] != pad:
+                expected.setdefault(tuple(ids[:end]), tuple(outputs[end - 1].tolist()))
     dtype = str(model.dtype).removeprefix("torch.")
     return SelfCheck(
         model=str(model.name_or_path),
         sequences=tuple(expected),
-        rewards=tuple(expected.values()),
+        outputs=tuple(expected.values()),
         tolerances=tuple(
-            compute_tolerance(reward, model.dtype, mean_error, factor)
-            for reward in expected.values()
+            tuple(compute_tolerance(value, model.dtype, mean_error, factor) for value in outputs)
+            for outputs in expected.values()
         ),
         mean_error=mean_error,
         description=f"plain transformers (eager, {dtype})",
     )
 
 
-def _compute_mean_difference(plain: Sequence[PlainLogits], exact: Sequence[PlainLogits]) -> float:
+def _compute_mean_difference(plain: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
     """Return the mean over all tokens of all sequences; 0 if no difference is finite."""
     pairs = zip(plain, exact, strict=True)
-    difference = torch.cat([(a.logits - b.logits).abs() for a, b in pairs])
+    difference = torch.cat([(a - b).abs().flatten() for a, b in pairs])
     finite = difference[difference.isfinite()]
     return float(finite.mean()) if len(finite) else 0.0
 

@@ -1,49 +1,97 @@
-"""Loads weights into transformers' classifier, and refuses weights that cannot be trusted."""
+"""Loads weights into transformers' decoder and the head, and refuses those it cannot trust.
+
+The decoder is transformers' own class without a head, chosen by `model_type`; code in the
+checkpoint's folder is never run. The head is read from the files (`rm_core.heads`), so that any
+layout of heads works with any decoder.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
+from rm_core.heads import (
+    CappedTokensHead,
+    Head,
+    JudgeHead,
+    MlpHead,
+    build_row_head,
+    read_label_ids,
+    read_sign_ids,
+)
+from rm_core.heads.layout import LM_HEAD, HeadLayout
+from rm_core.model.adapter import merge_adapter
 from rm_core.model.checkpoint import Checkpoint
 from rm_core.model.quantization import silence_torchao
+from rm_core.model.weight_files import load_pickle
 from rm_core.text import format_names
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-# Tensors that a checkpoint may have in addition to the classifier's, without effect on rewards.
+# Tensors that a checkpoint may have in addition to the decoder's and the head's, without effect on
+# rewards.
 _HARMLESS_EXTRAS = ("lm_head.", "rotary_emb.inv_freq")
 
 
+def read_transformers_config(path: Path) -> PreTrainedConfig:
+    """Return transformers' config of a checkpoint, without references to code in its folder.
+
+    Raises:
+        ModelLoadError: transformers rejects the file; the message contains its reason.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with silence_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    # transformers raises many classes here; all mean that a value of the file is wrong.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{path / 'config.json'} is rejected by transformers: {summarize_error(error)}; "
+            "correct the value, or download the file again"
+        ) from error
+    if hasattr(config, "auto_map"):
+        del config.auto_map
+    return config
+
+
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the sequence classifier of a checkpoint on the CPU; every weight is accounted for.
+    """Load the decoder of a checkpoint on the CPU; every weight is accounted for.
 
     Args:
-        checkpoint: the opened checkpoint.
+        checkpoint: the opened checkpoint, with its weights.
         dtype: dtype of the loaded weights.
 
     Raises:
         ModelLoadError: the weights do not match the config, or are not finite.
     """
     silence_torchao()
-    from transformers import AutoModelForSequenceClassification
-
-    _check_shapes(checkpoint)
+    assert checkpoint.files is not None
+    assert checkpoint.head is not None
+    config = read_transformers_config(checkpoint.path)
+    kind = _check_shapes(checkpoint, config)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.path}
+    if checkpoint.files.is_pickle:
+        tensors: dict[str, torch.Tensor] = {}
+        for file in checkpoint.files.files:
+            tensors |= load_pickle(file, map_location="cpu")
+        source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
     try:
         with silence_transformers():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint.path,
+            loaded: Any = kind.from_pretrained(
+                **source,
+                config=config,
                 dtype=dtype,
-                num_labels=1,
                 attn_implementation="eager",  # until the packed attention is installed
                 use_safetensors=True,
-                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # listed in the report, and refused below
                 output_loading_info=True,
             )
@@ -52,51 +100,196 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelLoadError(
             f"{checkpoint.path} cannot be loaded: {summarize_error(error)}"
         ) from error
-    _check_report(checkpoint.path, report)
-    assert not isinstance(model, tuple)
-    _check_finite(model, checkpoint.path)
-    return model  # type: ignore[no-any-return]
+    model: PreTrainedModel
+    model, report = loaded
+    _check_report(checkpoint.path, report, checkpoint.head.tensors)
+    if checkpoint.adapter is not None:
+        merge_adapter(model, checkpoint.adapter)
+    prefix = model.base_model_prefix
+    tensors_by_name = {f"{prefix}.{name}": t for name, t in model.state_dict().items()}
+    _check_finite(tensors_by_name, checkpoint.path)
+    return model
 
 
-def _check_shapes(checkpoint: Checkpoint) -> None:
-    """Compare the files' headers with the config before the declared memory is allocated."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def read_head(
+    checkpoint: Checkpoint,
+    body: PreTrainedModel,
+    config: ModelConfig,
+    encode: Callable[[str], Sequence[int]],
+) -> Head:
+    """Load the head of a checkpoint, on the device of the decoder's last layer.
+
+    A head that transformers' classifiers have gets the decoder's dtype first, as there; a value
+    head keeps the dtype of the files, as in trl. All arithmetic is in float32.
+
+    Args:
+        checkpoint: the opened checkpoint, with its weights.
+        body: the decoder, on its devices.
+        config: settings of the tokens that are read.
+        encode: tokenizes a text without special tokens.
+
+    Raises:
+        ModelLoadError: the head's weights are not finite, or a token does not exist.
+    """
+    layout = checkpoint.head
+    assert layout is not None
+    device = list(body.parameters())[-1].device
+    tensors = _read_head_tensors(checkpoint, layout.tensors)
+    if layout.name in ("score", "score MLP", "lm_head"):
+        tensors = {name: tensor.to(body.dtype) for name, tensor in tensors.items()}
+    _check_finite(tensors, checkpoint.path)
+    if layout.name == "lm_head":
+        return _build_token_head(checkpoint, body, tensors, config, encode).to(device)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    weight = layout.tensors[0]
+    row = build_row_head(
+        tensors[weight],
+        tensors.get(weight.removesuffix("weight") + "bias"),
+        layout.factors,
+        layout.description,
+    )
+    if layout.name != "score MLP":
+        return row
+    bias = tensors.get("score.0.bias")
+    return MlpHead(tensors["score.0.weight"].float(), None if bias is None else bias.float(), row)
+
+
+def _read_head_tensors(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, torch.Tensor]:
+    assert checkpoint.files is not None
+    tensors = checkpoint.files.read_tensors(names)
+    if checkpoint.adapter is not None:
+        tensors |= {n: t for n, t in checkpoint.adapter.read_head().items() if n in names}
+    return tensors
+
+
+def _build_token_head(
+    checkpoint: Checkpoint,
+    body: PreTrainedModel,
+    tensors: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    encode: Callable[[str], Sequence[int]],
+) -> Head:
+    """Build a head from rows of the language model's head."""
+    assert checkpoint.head is not None
+    text_config: Any = body.config.get_text_config()
+    softcap = getattr(text_config, "final_logit_softcapping", None)
+    embedding: Any = body.get_input_embeddings()
+    weight, bias = tensors.get(LM_HEAD), tensors.get("lm_head.bias")
+    if getattr(text_config, "tie_word_embeddings", False):
+        tied = embedding.weight.detach()
+        if weight is not None and not torch.equal(weight, tied.cpu()):
+            raise ModelLoadError(
+                f"{checkpoint.path} has an {LM_HEAD} that differs from the token embedding, but "
+                "config.json says tie_word_embeddings; correct one of the two"
+            )
+        weight = tied
+    if weight is None:
+        raise ModelLoadError(
+            f"{checkpoint.path} has no {LM_HEAD}, and config.json does not say that the token "
+            "embedding is the head (tie_word_embeddings); give the full causal language model"
+        )
+    if config.lm_head_tokens is not None:
+        tokens = config.lm_head_tokens
+    elif checkpoint.kind.kind == "judge":
+        tokens = read_label_ids(encode, config.verdict_prefix, config.verdict_labels)
+    else:
+        tokens = read_sign_ids(encode)
+    if max(tokens) >= len(weight):
+        raise ModelLoadError(
+            f"token {max(tokens)} was to be read, but the head of {checkpoint.path} has "
+            f"{len(weight)} rows, for tokens 0 to {len(weight) - 1}; choose another token"
+        )
+    ids = list(tokens)
+    description = f"{checkpoint.head.description} (rows {', '.join(map(str, ids))})"
+    rows = weight[ids].float()
+    row_bias = None if bias is None else bias[ids].float()
+    head: Head
+    if softcap is not None:
+        head = CappedTokensHead(rows, row_bias, float(softcap), description)
+    else:
+        head = build_row_head(rows, row_bias, (1.0, -1.0)[: len(ids)], description)
+    if checkpoint.kind.kind != "judge":
+        return head
+    return JudgeHead(head, weight, bias, softcap, (ids[0], ids[1]))
+
+
+def _check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Compare the files' headers with the config before the declared memory is allocated.
+
+    Returns:
+        The class of the decoder.
+    """
+    from transformers import AutoModel
+    from transformers.conversion_mapping import extract_weight_conversions_for_model
 
     try:
         with silence_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(checkpoint.path, num_labels=1)
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = AutoModel.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise ModelLoadError(
             f"transformers cannot build the model that {checkpoint.path / 'config.json'} "
             f"describes: {summarize_error(error)}; correct the file, or download it again"
         ) from error
+    assert checkpoint.head is not None
+    hidden_size = config.get_text_config().hidden_size
+    _check_head_shapes(checkpoint, checkpoint.head, hidden_size)
     # Some checkpoints omit the name of the decoder.
     prefix = f"{model.base_model_prefix}."
     stored = {name.removeprefix(prefix): list(shape) for name, shape in checkpoint.shapes.items()}
-    declared = {name.removeprefix(prefix): list(p.shape) for name, p in model.named_parameters()}
+    declared = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    if extract_weight_conversions_for_model(model):
+        # transformers renames and merges tensors while it loads, such as those of experts.
+        _check_total_size(checkpoint, declared)
+        return type(model)
     _check_report(
         checkpoint.path,
         {
-            "missing_keys": [
-                _get_full_name(model, name) for name in declared if name not in stored
-            ],
+            "missing_keys": [prefix + name for name in declared if name not in stored],
             "mismatched_keys": [
-                f"{_get_full_name(model, name)} {stored[name]} instead of {shape}"
+                f"{prefix}{name} {stored[name]} instead of {shape}"
                 for name, shape in declared.items()
                 if name in stored and stored[name] != shape
             ],
             "unexpected_keys": [],
         },
     )
+    return type(model)
 
 
-def _get_full_name(model: PreTrainedModel, name: str) -> str:
-    head = name.partition(".")[0]
-    return name if hasattr(model, head) else f"{model.base_model_prefix}.{name}"
+def _check_total_size(checkpoint: Checkpoint, declared: Mapping[str, Sequence[int]]) -> None:
+    stored = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    needed = sum(math.prod(shape) for shape in declared.values())
+    if needed > stored:
+        raise ModelLoadError(
+            f"config.json of {checkpoint.path} describes a model of {needed:,} weights, and the "
+            f"files have {stored:,}; config.json and the weights do not match"
+        )
 
 
-def _check_report(path: Path, report: Mapping[str, Any]) -> None:
+def _check_head_shapes(checkpoint: Checkpoint, layout: HeadLayout, hidden_size: int) -> None:
+    shapes = {**checkpoint.shapes, **(checkpoint.adapter.head_shapes if checkpoint.adapter else {})}
+    num_labels = len(layout.factors)
+    inner = list(shapes.get("score.0.weight", ()))[:1] if layout.name == "score MLP" else []
+    size = inner[0] if inner else hidden_size
+    expected = {
+        "score.0.weight": [size, hidden_size],
+        "score.0.bias": [size],
+        "lm_head.weight": [*shapes.get(LM_HEAD, ())[:1], hidden_size],
+        "lm_head.bias": list(shapes.get(LM_HEAD, ())[:1]),
+    }
+    mismatched = []
+    for name in layout.tensors:
+        shape = expected.get(name, [num_labels] if name.endswith("bias") else [num_labels, size])
+        if list(shapes[name]) != shape:
+            mismatched.append(f"{name} {list(shapes[name])} instead of {shape}")
+    _check_report(
+        checkpoint.path, {"missing_keys": [], "mismatched_keys": mismatched, "unexpected_keys": []}
+    )
+
+
+def _check_report(
+    path: Path, report: Mapping[str, Any], head_tensors: Collection[str] = ()
+) -> None:
     problems = {
         "are missing and would be random": sorted(report["missing_keys"]),
         "have a different shape than in the config": sorted(map(str, report["mismatched_keys"])),
@@ -104,7 +297,7 @@ def _check_report(path: Path, report: Mapping[str, Any]) -> None:
         "do not belong to any module of the model": sorted(
             key
             for key in report["unexpected_keys"]
-            if not any(extra in key for extra in _HARMLESS_EXTRAS)
+            if key not in head_tensors and not any(extra in key for extra in _HARMLESS_EXTRAS)
         ),
     }
     for problem, keys in problems.items():
@@ -115,8 +308,8 @@ def _check_report(path: Path, report: Mapping[str, Any]) -> None:
             )
 
 
-def _check_finite(model: PreTrainedModel, path: Path) -> None:
-    for name, tensor in model.state_dict().items():
+def _check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelLoadError(
                 f"{name} of {path} contains NaN or infinity (in {tensor.dtype}); the checkpoint is "

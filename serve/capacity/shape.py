@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_core import ModelConfig, find_entry, open_checkpoint
-from rm_core.catalog.entries import CatalogEntry, Family
+from rm_core.catalog.entries import CatalogEntry
 from rm_core.model.pipeline_parallel import get_stage
 from serve.errors import UnknownShapeError
 
-# Number of norms of hidden size in a layer; Qwen3 has two more, each of head size.
-_NORMS = {"llama": 2, "qwen3": 2, "gemma2": 4}
+# Number of norms of hidden size in a layer, if not 2; Qwen3 has two more, each of head size.
+_NORMS = {"gemma2": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ModelShape:
     """Sizes of a decoder with a reward head; `sliding_window` applies to every other layer."""
 
     name: str
-    family: Family
+    family: str
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -46,7 +46,7 @@ class ModelShape:
     def layer_parameters(self) -> int:
         """Parameters of one layer, including norms."""
         head_norms = 2 * self.head_dim if self.family == "qwen3" else 0
-        return self.linear_weights + _NORMS[self.family] * self.hidden_size + head_norms
+        return self.linear_weights + _NORMS.get(self.family, 2) * self.hidden_size + head_norms
 
     @property
     def num_parameters(self) -> int:
@@ -144,7 +144,7 @@ def _shape_from_entry(entry: CatalogEntry) -> ModelShape:
 
 
 def _shape_from_config(
-    name: str, family: Family, config: Mapping[str, Any], max_length: int
+    name: str, family: str, config: Mapping[str, Any], max_length: int
 ) -> ModelShape:
     num_heads = int(config["num_attention_heads"])
     return ModelShape(

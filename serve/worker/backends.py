@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rm_core import BatchResult, ModelInfo, NotReadyError, RewardScorer, open_checkpoint
+from rm_core.model.checkpoint_files import get_hub_commit
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReplicaBusyError, ReplicaLostError
@@ -172,8 +173,10 @@ def pin_revision(settings: ModelSettings) -> ModelSettings:
     """
     if not settings.is_on_hub:
         return settings
-    commit = open_checkpoint(settings.to_model_config(), weights=False).revision
-    return settings.model_copy(update={"revision": commit})
+    checkpoint = open_checkpoint(settings.to_model_config(), weights=False)
+    if get_hub_commit(checkpoint.path) is None:  # only the adapter is on the hub
+        return settings
+    return settings.model_copy(update={"revision": checkpoint.revision})
 
 
 def pin_settings(settings: ModelSettings) -> ModelSettings:

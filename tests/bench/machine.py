@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rm_core import pack
+from rm_core.model.decoder import get_decoder_layers
 from rm_core.packing import TokenIds
 
 _ANY_NUMBER = 2**62
@@ -72,8 +73,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
 
 
 def _linear_weights(model: PreTrainedModel) -> int:
-    layers = model.get_submodule(f"{model.base_model_prefix}.layers")
-    linear = (m for m in layers.modules() if isinstance(m, torch.nn.Linear))
+    linear = (m for m in get_decoder_layers(model).modules() if isinstance(m, torch.nn.Linear))
     return sum(module.weight.numel() for module in linear)
 
 

@@ -144,7 +144,7 @@ def measure_host_gap(loaded: LoadedModel, tree: PrefixTree, meter: Meter) -> dic
 
     For one batch at a time, and for two in flight as `RewardScorer` runs them on CUDA.
     """
-    decoder: nn.Module = loaded.model.get_submodule(loaded.model.base_model_prefix)
+    decoder: nn.Module = loaded.model.base_model
     marks: list[Any] = []
     hooks = [
         decoder.register_forward_pre_hook(lambda *_: marks.append(meter.mark())),

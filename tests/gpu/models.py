@@ -24,6 +24,7 @@ from transformers import (
 
 from rm_core.attention import AttentionBackend, AttentionChoice, install_packed_attention
 from rm_core.compilation import CompilationChoice
+from rm_core.heads import LinearHead
 from rm_core.model.loading import LoadedModel
 from rm_core.model.readout_layer import ReadoutLayer
 
@@ -158,7 +159,7 @@ def build_loaded_model(
     """Build a model for `forward_batch`, without checkpoint and tokenizer, which are not used."""
     values = {
         "model": model,
-        "head": model.score.weight.float(),
+        "head": LinearHead(model.score.weight.float(), None, "score"),
         "pad_token_id": PAD,
         "attention": AttentionChoice(name, "requested by the check"),
         "backend": backend,

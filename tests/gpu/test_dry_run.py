@@ -183,7 +183,7 @@ def test_built_model_has_bfloat16_weights_and_float32_head() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert torch.get_default_dtype() == torch.float32
     loaded = build_loaded_model(model, "varlen", make_fake_backend("varlen", False))
-    assert loaded.head.dtype == torch.float32
+    assert loaded.head.row.dtype == torch.float32
 
 
 def test_collect_returns_rows_and_exit_code() -> None:

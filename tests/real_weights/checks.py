@@ -293,18 +293,21 @@ def check_self_check(subject: Subject) -> Iterator[Finding]:
     check = subject.scorer.loaded_model.self_check
     assert check is not None
     largest = check.compare(subject.scorer.score_ids(check.sequences).outputs)
+    tolerance = min(min(allowed) for allowed in check.tolerances)
     yield Finding(
         "self-check at load",
         f"{largest:.2g}",
-        f"{min(check.tolerances):.2g}",
-        largest <= min(check.tolerances),
+        f"{tolerance:.2g}",
+        largest <= tolerance,
         f"{len(check.sequences)} built-in conversations and prefixes of them",
     )
     # As plain transformers computes `is_causal: false`, which a load refuses by its name already.
     loaded = subject.scorer.loaded_model
     model = read_weights(loaded.checkpoint, loaded.model.dtype).eval()
     model.config.is_causal = False
-    bidirectional = build_self_check(model, loaded.devices, encode_samples(loaded.encoder))
+    bidirectional = build_self_check(
+        model, loaded.head, loaded.devices, encode_samples(loaded.encoder)
+    )
     try:
         bidirectional.compare(subject.scorer.score_ids(bidirectional.sequences).outputs)
         said = "accepted"

@@ -144,9 +144,9 @@ def test_flash_attn_that_does_not_import_falls_back_to_the_next_kernel(
     monkeypatch.setattr(
         "rm_core.attention.flex.compile_kernel", kernels["flex"] if "flex" in working else fail
     )
-    model = scorer_of(name).loaded_model.model
+    params = [AttentionParams(0.25, 5.0 if gemma2 else None, 32 if gemma2 else None)]
     used, backend = select_validated_backend(
-        choice, model, CPU, requested="auto", deterministic=False
+        choice, HEADS, params, torch.float32, CPU, requested="auto", deterministic=False
     )
     assert used.name == expected
     check_backend(backend, HEADS, [AttentionParams(0.25)], CPU, torch.float32)
@@ -167,8 +167,14 @@ def test_requested_flash_attn_that_does_not_import_is_refused(
     scorer_of: Callable[..., RewardScorer],
 ) -> None:
     choice = choose_attention(AttentionTarget("llama", "cuda", "float16"), "flash_attention_2")
-    model = scorer_of("llama-v0.2").loaded_model.model
+    params = [AttentionParams(0.25)]
     with pytest.raises(ModelLoadError, match=r"undefined symbol.*use 'auto' or 'eager'"):
         select_validated_backend(
-            choice, model, CPU, requested="flash_attention_2", deterministic=False
+            choice,
+            HEADS,
+            params,
+            torch.float32,
+            CPU,
+            requested="flash_attention_2",
+            deterministic=False,
         )

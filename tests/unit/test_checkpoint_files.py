@@ -304,7 +304,7 @@ def test_adapter_next_to_full_weights_is_refused(
     detail = get_refusal(folder, weights=weights)
     assert "has full weights and a" in detail
     assert names[0] in detail
-    assert "remove the adapter's files, or merge the adapter" in detail
+    assert "give FOLDER+ADAPTER_FOLDER" in detail
 
 
 @pytest.mark.parametrize("missing", [("config.json", "model.safetensors"), ("model.safetensors",)])
@@ -315,7 +315,7 @@ def test_error_of_adapter_names_base_model(missing: tuple[str, ...], copy_of: Co
     add_adapter(folder, "adapter_config.json", "adapter_model.safetensors")
     detail = get_refusal(folder)
     assert f"{folder} is a LORA adapter for 'Org/Base'" in detail
-    assert "merge_and_unload" in detail
+    assert "give BASE+ADAPTER" in detail
 
 
 def test_sizes_are_compared_before_weights_are_read(
@@ -324,7 +324,7 @@ def test_sizes_are_compared_before_weights_are_read(
     folder = copy_of()
     edit_config(folder, intermediate_size=1 << 20, num_hidden_layers=900, layer_types=None)
     monkeypatch.setattr(
-        "transformers.AutoModelForSequenceClassification.from_pretrained",
+        "transformers.PreTrainedModel.from_pretrained",
         lambda *_, **__: pytest.fail("the weights were read"),
     )
     assert "are missing and would be random" in refusal(folder)

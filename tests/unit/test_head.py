@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rm_core.model.forward import _apply_head
+from rm_core.heads import LinearHead
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -13,12 +13,13 @@ from rm_core.model.forward import _apply_head
 def test_logit_is_the_same_alone_and_among_others(size: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(150, size, generator=generator).to(dtype)
-    head = torch.randn(1, size, generator=generator)
-    logits = _apply_head(hidden, head)
+    row = torch.randn(1, size, generator=generator)
+    head = LinearHead(row, None, "")
+    logits = head.apply(hidden)
     assert logits.dtype == torch.float32
-    exact = (hidden.double() @ head[0].double()).float()
+    exact = (hidden.double() @ row.T.double()).float()
     torch.testing.assert_close(logits, exact, atol=1e-4, rtol=1e-6)
     order = torch.randperm(150, generator=generator)
-    assert torch.equal(_apply_head(hidden[order], head), logits[order])
+    assert torch.equal(head.apply(hidden[order]), logits[order])
     for count in (1, 2, 63, 64, 65):
-        assert torch.equal(_apply_head(hidden[-count:], head), logits[-count:])
+        assert torch.equal(head.apply(hidden[-count:]), logits[-count:])

@@ -62,7 +62,8 @@ def test_bfloat16_rewards_are_within_one_step(
 ) -> None:
     scorer = scorer_of(name, "bfloat16")
     assert {p.dtype for p in scorer.loaded_model.model.parameters()} == {torch.bfloat16}
-    assert scorer.loaded_model.head.dtype == torch.float32
+    hidden = torch.ones(1, 64, dtype=torch.bfloat16)
+    assert scorer.loaded_model.head.apply(hidden).dtype == torch.float32
     assert scorer.describe().head_dtype == "float32"
     ours = rewards(scorer, conversations_for(name))
     expected = references(name, checkpoint_of(name), "bfloat16")
@@ -176,7 +177,7 @@ def test_deterministic_mode_has_one_row_length(checkpoint_of: PathOf) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", deterministic=True)
     scorer = RewardScorer.load(config, BatchConfig(max_batch_tokens=100))
     lengths: list[int] = []
-    embedding = scorer.loaded_model.model.get_submodule("model.embed_tokens")
+    embedding = scorer.loaded_model.model.get_submodule("embed_tokens")
     embedding.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[-1]))
     sizes = [scorer.encoder.encode(messages).num_tokens for messages in CONVERSATIONS]
     rewards(scorer, CONVERSATIONS)

@@ -52,15 +52,15 @@ def test_layer_inputs_are_on_the_device_of_the_layer(checkpoint_of: Callable[[st
     move_to_devices(model, (CPU, META))
     install_transfer_hooks(model, (CPU, META))
     devices: list[tuple[str, str]] = []
-    for layer in model.model.layers:
+    for layer in model.layers:
         layer.register_forward_pre_hook(
             lambda _layer, args, options: devices.append(
                 (args[0].device.type, options["position_embeddings"][0].device.type)
             ),
             with_kwargs=True,
         )
-    assert model.score.weight.device == model.model.norm.weight.device == META
-    assert model.model.embed_tokens.weight.device == CPU
+    assert model.norm.weight.device == META
+    assert model.embed_tokens.weight.device == CPU
     loaded = dataclasses.replace(
         scorer.loaded_model, devices=(CPU, META), head=scorer.loaded_model.head.to(META)
     )

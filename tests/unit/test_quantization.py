@@ -58,7 +58,7 @@ def test_quantized_rewards_are_close_and_fingerprint_names_quantization(
     exact, ours = rewards(scorer_of(name)), rewards(scorer)
     mean = sum(abs(a - b) for a, b in zip(exact, ours, strict=True)) / len(ours)
     assert 1e-4 < mean < 1
-    weight = scorer.loaded_model.model.get_submodule("model.layers.0.mlp.up_proj").weight
+    weight = scorer.loaded_model.model.get_submodule("layers.0.mlp.up_proj").weight
     assert type(weight) is not torch.nn.Parameter or weight.dtype != torch.float32
 
 

@@ -297,7 +297,7 @@ def test_corrupted_weights_make_worker_unhealthy(
     worker = make_worker(scorer)
     bad = encode(scorer, "5")
     with torch.no_grad():
-        scorer.loaded_model.head.add_(value)
+        scorer.loaded_model.head.row.add_(value)  # type: ignore[attr-defined]
 
     def overflowing(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
         logits = forward_batch(loaded, tree, *rest)

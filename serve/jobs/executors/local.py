@@ -170,7 +170,7 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     dtype = resolve_dtype(config.dtype, device, checkpoint.family)
     template = config.chat_template
     identity = {
-        "revision": checkpoint.revision,
+        "revision": checkpoint.identity,
         "chat_template": template and compute_sha256(os.path.expanduser(template)),
         "max_length": config.max_length or checkpoint.max_length,
         "dtype": str(dtype).removeprefix("torch."),

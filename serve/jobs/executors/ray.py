@@ -203,7 +203,7 @@ class RayExecutor(Executor):
             request,
             self._num_replicas,
             {
-                "revision": open_checkpoint(self._model, weights=False).revision,
+                "revision": open_checkpoint(self._model, weights=False).identity,
                 "encoding_sha256": self._encoder.encoding_sha256,
             },
             self._replica_class or JobScorerReplica,

@@ -1,0 +1,140 @@
+"""Low-rank adapters (LoRA) of PEFT, which are merged into the weights when a model is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rm_core.errors import ModelLoadError
+from rm_core.model.checkpoint_files import check_file, read_json
+from rm_core.model.weight_files import WeightFiles, find_value_head
+from rm_core.text import format_names, quote
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model."
+_LORA = "lora_"
+_HEADS = ("score.", "v_head.")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A folder with an adapter that passed its checks.
+
+    Attributes:
+        path: local folder.
+        revision: commit of the hub repository, or `local-` and a digest of the files.
+        config: content of adapter_config.json.
+        files: weights of the adapter; None when only the tokenizer was requested.
+        head_shapes: shapes of the head that was trained with the adapter, by the names that they
+            have in a full checkpoint; empty without one.
+    """
+
+    path: Path
+    revision: str
+    config: Mapping[str, Any]
+    files: WeightFiles | None
+    head_shapes: Mapping[str, Sequence[int]]
+
+    def read_head(self) -> dict[str, torch.Tensor]:
+        """Read the head's tensors on the CPU, by the names of `head_shapes`."""
+        assert self.files is not None
+        names = {*self.head_shapes, *(_PREFIX + name for name in self.head_shapes)}
+        tensors = self.files.read_tensors(names)
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def read_adapter(
+    path: Path, base: Path, *, revision: str, allow_bin: bool, weights: bool
+) -> Adapter:
+    """Check an adapter.
+
+    Args:
+        path: folder of the adapter.
+        base: folder of the base model, for error messages.
+        revision: see `Adapter`.
+        allow_bin: whether pickle files may be read.
+        weights: whether the weights are needed.
+
+    Raises:
+        ModelLoadError: the folder has no adapter, or one that cannot be merged exactly.
+    """
+    config = read_json(path / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise ModelLoadError(
+            f"{path} has an adapter of type {quote(config.get('peft_type'), 40)}; only LORA "
+            "adapters are merged: merge it with merge_and_unload of peft, and give the result"
+        )
+    if not weights:
+        return Adapter(path, revision, config, None, {})
+    if importlib.util.find_spec("peft") is None:
+        raise ModelLoadError(
+            f"{base}+{path} needs peft, which merges the adapter: pip install 'skyreward[lora]'"
+        )
+    file = next((path / name for name in ADAPTER_WEIGHTS if (path / name).exists()), None)
+    if file is None or (file.suffix == ".bin" and not allow_bin):
+        advice = " (a .bin file is only read with `allow_bin`)" if file else ""
+        raise ModelLoadError(f"{path} has no {ADAPTER_WEIGHTS[0]}{advice}; download it again")
+    check_file(file, None)
+    files = WeightFiles((file,), find_value_head(path, allow_bin=allow_bin))
+    shapes = {name.removeprefix(_PREFIX): shape for name, shape in files.read_shapes().items()}
+    heads = {name: shape for name, shape in shapes.items() if name.startswith(_HEADS)}
+    others = [name for name in shapes if _LORA not in name and name not in heads]
+    changed = [name for name in heads if _LORA in name]
+    if unmergeable := [*others, *changed]:
+        raise ModelLoadError(
+            f"the adapter {path} changes {format_names(sorted(unmergeable), 3)}; only low-rank "
+            "layers of the decoder and a complete head are merged: merge it with merge_and_unload "
+            "of peft, and give the result"
+        )
+    return Adapter(path, revision, config, files, heads)
+
+
+def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:
+    """Merge an adapter into the layers of a decoder on the CPU, in place, as peft does.
+
+    Args:
+        body: transformers' decoder without a head.
+        adapter: the adapter.
+
+    Raises:
+        ModelLoadError: the adapter does not belong to this decoder.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
+    assert adapter.files is not None
+    names = [name for name in adapter.files.read_shapes() if _LORA in name]
+    # Adapters name the layers as in a full model, where the decoder has a name.
+    shell: Any = torch.nn.Module()
+    setattr(shell, body.base_model_prefix, body)
+    shell.config = body.config
+    options = {**adapter.config, "modules_to_save": None, "inference_mode": True}
+    options = {name: options[name] for name in options if name in LoraConfig.__dataclass_fields__}
+    try:
+        model: Any = PeftModel(shell, LoraConfig(**{**options, "task_type": None}))
+        result: Any = set_peft_model_state_dict(model, adapter.files.read_tensors(names))
+        missing = [name for name in result.missing_keys if _LORA in name]
+        if missing or result.unexpected_keys:
+            raise ModelLoadError(
+                f"the adapter {adapter.path} does not fit the base model: "
+                f"{format_names(sorted([*missing, *result.unexpected_keys]), 3)}; is it an adapter "
+                f"of {quote(adapter.config.get('base_model_name_or_path'), 120)}?"
+            )
+        model.base_model.merge_and_unload(safe_merge=True)
+    except ModelLoadError:
+        raise
+    # peft raises many classes here; all mean that the adapter cannot be merged.
+    except Exception as error:
+        raise ModelLoadError(
+            f"the adapter {adapter.path} cannot be merged: {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}; "
+            f"is it an adapter of {quote(adapter.config.get('base_model_name_or_path'), 120)}?"
+        ) from error
