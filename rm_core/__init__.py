@@ -49,8 +49,14 @@ from rm_core.inputs.conversations import (
     parse_prompt_chat,
     parse_tools,
 )
-from rm_core.inputs.judge_items import JudgePair, build_judge_pair, parse_judge_pair
+from rm_core.inputs.judge_items import (
+    JudgePair,
+    build_judge_pair,
+    list_judge_pairs,
+    parse_judge_pair,
+)
 from rm_core.inputs.step_items import StepItem, parse_step_item
+from rm_core.inputs.turns import find_unshared_turns, split_turns
 from rm_core.judging import (
     RankedAnswer,
     Verdict,
@@ -84,7 +90,9 @@ from rm_core.types import (
 if TYPE_CHECKING:
     from rm_core.inputs.base_encoder import Encoder, SharedPrefix
     from rm_core.inputs.encoder import ChatEncoder, to_render_json
+    from rm_core.inputs.judge_encoder import JudgeEncoder
     from rm_core.inputs.prerendered import PrerenderedReader
+    from rm_core.inputs.step_encoder import StepEncoder
     from rm_core.model.checkpoint import Checkpoint, open_checkpoint
     from rm_core.model.loading import load_encoder
     from rm_core.scorer import RewardScorer
@@ -110,6 +118,7 @@ __all__ = [
     "ForeignTemplateError",
     "InputError",
     "InvalidConversationError",
+    "JudgeEncoder",
     "JudgePair",
     "ModelConfig",
     "ModelError",
@@ -130,6 +139,7 @@ __all__ = [
     "ScoreError",
     "ScoringError",
     "SharedPrefix",
+    "StepEncoder",
     "StepItem",
     "TemplateError",
     "Truncation",
@@ -142,10 +152,12 @@ __all__ = [
     "drop_nulls",
     "expand_orders",
     "find_entry",
+    "find_unshared_turns",
     "get_messages",
     "join",
     "join_chat",
     "join_parsed",
+    "list_judge_pairs",
     "list_readouts",
     "load_catalog",
     "load_encoder",
@@ -167,6 +179,7 @@ __all__ = [
     "read_turns",
     "seeds_dir",
     "sigmoid",
+    "split_turns",
     "strip_end",
     "to_render_json",
 ]
@@ -174,6 +187,8 @@ __all__ = [
 _LAZY = {
     "ChatEncoder": "rm_core.inputs.encoder",
     "Encoder": "rm_core.inputs.base_encoder",
+    "JudgeEncoder": "rm_core.inputs.judge_encoder",
+    "StepEncoder": "rm_core.inputs.step_encoder",
     "SharedPrefix": "rm_core.inputs.base_encoder",
     "to_render_json": "rm_core.inputs.encoder",
     "PrerenderedReader": "rm_core.inputs.prerendered",

@@ -29,7 +29,8 @@ from rm_core.errors import (
     RewardError,
     ScoringError,
 )
-from rm_core.inputs.encoder import ChatEncoder, find_readout_position
+from rm_core.inputs.base_encoder import Encoder
+from rm_core.inputs.encoder import find_readout_position
 from rm_core.memory import (
     build_full_batch,
     choose_budget,
@@ -158,7 +159,7 @@ class RewardScorer:
         logger.info("self-check: largest difference from plain transformers %.2g", difference)
 
     @property
-    def encoder(self) -> ChatEncoder:
+    def encoder(self) -> Encoder:
         """Encoder that renders and tokenizes conversations for this model."""
         return self._loaded_model.encoder
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rm_core.config import Kind, TokenizerMode
 from rm_core.errors import InputError, InvalidConversationError, TemplateError
 from rm_core.inputs.chat_template import ChatTemplate
+from rm_core.inputs.prerendered import PrerenderedReader
 from rm_core.inputs.text_splitting import TokenBoundaries
 from rm_core.inputs.text_tokenizer import DEFAULT_CHECK_INTERVAL, TextTokenizer
 from rm_core.inputs.token_count_bound import TokenBound
@@ -80,12 +81,14 @@ class Encoder(ABC):
             that never reads the date.
         depends_on_date: whether the template reads the date.
         text_tokenizer: the library that tokenizes texts.
+        prerendered_reader: knows the checkpoint's markers, and reads rendered conversations.
         added_bos: text of the BOS that the tokenizer prepends; empty if it prepends none.
         omitted_tokens: special tokens that the tokenizer's post-processor would add to a text, and
             that are omitted as in `apply_chat_template(tokenize=True)`. Never contains BOS.
     """
 
     kind: Kind
+    prerendered_reader: PrerenderedReader
 
     def __init__(
         self,

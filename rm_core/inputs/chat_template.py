@@ -82,7 +82,7 @@ class RenderingInterrupt(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateKind:
+class TemplateSubject:
     """What a template is for, in messages.
 
     Attributes:
@@ -102,7 +102,7 @@ class TemplateKind:
         return f"give another template with --{option} (setting `{self.setting}`)"
 
 
-_CHAT = TemplateKind("the chat template", "the checkpoint's chat template", "chat_template")
+_CHAT = TemplateSubject("the chat template", "the checkpoint's chat template", "chat_template")
 
 
 class ChatTemplate:
@@ -131,7 +131,7 @@ class ChatTemplate:
         texts = list(named.values()) or [self.text]
         names = {name for text in texts for name in _check_template(text, _CHAT)}
         self.date = date if _CLOCK in names else None
-        self._compiled = {text: _compile(text, date, _CHAT) for text in texts}
+        self._compiled = {text: _compile(text, _CHAT, date) for text in texts}
 
     def render(
         self,
@@ -186,23 +186,27 @@ class PromptTemplate:
 
     Args:
         text: Jinja text. A line feed at its end is kept, as in the text that it writes.
-        kind: see `TemplateKind`.
-        date: day whose midnight `strftime_now` formats.
+        subject: see `TemplateSubject`.
 
     Attributes:
         text: the given text.
         names: names that the template reads.
 
     Raises:
-        ModelLoadError: the template cannot be compiled.
+        ModelLoadError: the template cannot be compiled, or reads the clock.
     """
 
-    def __init__(self, text: str, kind: TemplateKind, date: datetime.date) -> None:
+    def __init__(self, text: str, subject: TemplateSubject) -> None:
         self.text = text
-        self._kind = kind
-        self.names = _check_template(text, kind)
+        self._subject = subject
+        self.names = _check_template(text, subject)
+        if _CLOCK in self.names:
+            raise ModelLoadError(
+                f"{subject.name} reads today's date by `{_CLOCK}`, so results would change with "
+                "the day; write a date into it"
+            )
         # Jinja drops one line feed at the end.
-        self._compiled = _compile(text + "\n" if text.endswith("\n") else text, date, kind)
+        self._compiled = _compile(text + "\n" if text.endswith("\n") else text, subject)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Write the text.
@@ -213,36 +217,36 @@ class PromptTemplate:
         Raises:
             TemplateError: the template raised an error or reached a limit.
         """
-        return _run_rendering(lambda: self._compiled.render(values), _size(values), self._kind)
+        return _run_rendering(lambda: self._compiled.render(values), _size(values), self._subject)
 
 
-def _compile(text: str, date: datetime.date, kind: TemplateKind) -> Any:
+def _compile(text: str, subject: TemplateSubject, date: datetime.date | None = None) -> Any:
     """Compile a template in a sandbox with limits.
 
     Raises:
         ModelLoadError: it is not a valid template, or compiling it takes too long.
     """
-    now = datetime.datetime.combine(date, datetime.time())
     try:
-        return run_within_limits(functools.partial(_compile_in_sandbox, text, now))
+        return run_within_limits(functools.partial(_compile_in_sandbox, text, date))
     except RenderingInterrupt:
         raise ModelLoadError(
-            f"{kind.name} was not compiled within {MAX_CPU_S:g} s of processor time; {kind.hint}"
+            f"{subject.name} was not compiled within {MAX_CPU_S:g} s of processor time; "
+            f"{subject.hint}"
         ) from None
     except Exception as error:
         raise ModelLoadError(
-            f"{kind.name} is not a valid Jinja template: {_format_reason(error)}; fix it, or "
-            f"{kind.hint}"
+            f"{subject.name} is not a valid Jinja template: {_format_reason(error)}; fix it, or "
+            f"{subject.hint}"
         ) from error
 
 
-def _run_rendering(render: Callable[[], str], size: int, kind: TemplateKind) -> str:
+def _run_rendering(render: Callable[[], str], size: int, subject: TemplateSubject) -> str:
     """Run a rendering within limits.
 
     Args:
         render: renders on the calling thread.
         size: approximate number of characters that it gets.
-        kind: for messages.
+        subject: for messages.
 
     Raises:
         TemplateError: the template raised an error or reached a limit.
@@ -252,20 +256,20 @@ def _run_rendering(render: Callable[[], str], size: int, kind: TemplateKind) -> 
         return run_within_limits(render)
     except RenderingInterrupt as error:
         raise TemplateError(
-            f"{kind.owned_name} did not render this conversation within {MAX_CPU_S:g} s of "
+            f"{subject.owned_name} did not render this conversation within {MAX_CPU_S:g} s of "
             f"processor time and {MAX_BYTES >> 30} GiB of memory; shorten the conversation, or fix "
             "the template"
         ) from error
     except _TemplateLimitError as error:
         raise TemplateError(
-            f"{kind.owned_name} exceeded a limit on this conversation: {error}; fix the template"
+            f"{subject.owned_name} exceeded a limit on this conversation: {error}; fix the template"
         ) from error
     # A template may raise any exception for unusual messages.
     except Exception as error:
-        raise TemplateError(_explain_failure(error, kind)) from error
+        raise TemplateError(_explain_failure(error, subject)) from error
 
 
-def _compile_in_sandbox(text: str, now: datetime.datetime) -> Any:
+def _compile_in_sandbox(text: str, date: datetime.date | None) -> Any:
     from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
     # The environment of an empty template, since no other template shares that environment.
@@ -279,7 +283,8 @@ def _compile_in_sandbox(text: str, now: datetime.datetime) -> Any:
         name: _limit_filter(name, function) for name, function in environment.filters.items()
     }
     environment.call = _limit_calls(environment.call)
-    environment.globals[_CLOCK] = now.strftime
+    if date is not None:
+        environment.globals[_CLOCK] = datetime.datetime.combine(date, datetime.time()).strftime
     return environment.from_string(text)
 
 
@@ -295,7 +300,7 @@ def _get_default_template(template: Any) -> str:
     return template
 
 
-def _check_template(text: Any, kind: TemplateKind) -> set[str]:
+def _check_template(text: Any, subject: TemplateSubject) -> set[str]:
     """Check the text of a template, and return the names that the template reads.
 
     Raises:
@@ -305,31 +310,32 @@ def _check_template(text: Any, kind: TemplateKind) -> set[str]:
 
     if not isinstance(text, str):
         raise ModelLoadError(
-            f"{kind.name} is {str(text)[:80]!r}, which is not a string; give the text of a template"
+            f"{subject.name} is {str(text)[:80]!r}, which is not a string; give the text of a "
+            "template"
         )
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise ModelLoadError(
-            f"{kind.name} has {len(text):,} characters, and at most "
+            f"{subject.name} has {len(text):,} characters, and at most "
             f"{MAX_TEMPLATE_CHARACTERS:,} are allowed; is this the right file?"
         )
     try:
         tokens = [(name, value) for _, name, value in jinja2.Environment().lex(text)]
     except jinja2.TemplateError as error:
         raise ModelLoadError(
-            f"{kind.name} is not a valid Jinja template: {_format_reason(error)}; fix it, or "
-            f"{kind.hint}"
+            f"{subject.name} is not a valid Jinja template: {_format_reason(error)}; fix it, or "
+            f"{subject.hint}"
         ) from error
     names = {value for token_kind, value in tokens if token_kind == "name"}
     for forbidden in sorted(_find_random_sources(tokens)):
         raise ModelLoadError(
-            f"{kind.name} uses `{forbidden}`, so equal conversations would get different "
+            f"{subject.name} uses `{forbidden}`, so equal conversations would get different "
             "rewards; give a template without it"
         )
     for token_kind, value in tokens:
         too_large = token_kind in ("integer", "float") and _number(value) > MAX_NUMBER
         if too_large or (token_kind == "string" and _WIDE_FORMAT.search(value)):
             raise ModelLoadError(
-                f"{kind.name} contains {value[:40]}, but only numbers up to {MAX_NUMBER:,} "
+                f"{subject.name} contains {value[:40]}, but only numbers up to {MAX_NUMBER:,} "
                 "are allowed (and format widths up to 99,999); give a template without it"
             )
     return names
@@ -337,8 +343,8 @@ def _check_template(text: Any, kind: TemplateKind) -> set[str]:
 
 def _find_random_sources(tokens: Sequence[tuple[str, str]]) -> Iterator[str]:
     visible = [token for token in tokens if token[0] != "whitespace"]
-    for before, (kind, value) in zip([("", ""), *visible], visible, strict=False):
-        if kind == "name" and (
+    for before, (token_kind, value) in zip([("", ""), *visible], visible, strict=False):
+        if token_kind == "name" and (
             (value == "lipsum" and before[1] != ".") or (value == "random" and before[1] == "|")
         ):
             yield value
@@ -351,7 +357,7 @@ def _number(text: str) -> float:
         return float(int(text.replace("_", ""), 0))
 
 
-def _explain_failure(error: Exception, kind: TemplateKind) -> str:
+def _explain_failure(error: Exception, subject: TemplateSubject) -> str:
     """Explain an exception of a template to the caller."""
     import jinja2
 
@@ -359,13 +365,13 @@ def _explain_failure(error: Exception, kind: TemplateKind) -> str:
     # Raised by `raise_exception` in a template, with a message of the template's author.
     if type(error) is jinja2.TemplateError and reason:
         return (
-            f"{kind.owned_name} refused the conversation: {reason}; this message is "
+            f"{subject.owned_name} refused the conversation: {reason}; this message is "
             "the template's own: change the conversation to what the template allows"
         )
     return (
-        f"{kind.owned_name} refused the conversation: it failed with "
+        f"{subject.owned_name} refused the conversation: it failed with "
         f"{type(error).__name__}{f' ({reason})' if reason else ''}; compare the keys and types of "
-        f"the messages, tools and tool calls with what the template reads (`{kind.setting}`)"
+        f"the messages, tools and tool calls with what the template reads (`{subject.setting}`)"
     )
 
 

@@ -67,9 +67,6 @@ class ChatEncoder(Encoder):
         tokenizer_mode: see `ModelConfig`.
         tokenizer_check_interval: see `ModelConfig`.
 
-    Attributes:
-        prerendered_reader: reads conversations that clients rendered themselves.
-
     Raises:
         ModelLoadError: the chat template is missing or cannot be rendered.
     """

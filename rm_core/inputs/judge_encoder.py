@@ -17,7 +17,7 @@ from rm_core.config import TokenizerMode
 from rm_core.errors import ConversationTooLongError, InvalidConversationError, ModelLoadError
 from rm_core.inputs.base_encoder import Encoder, SharedPrefix, format_too_long
 from rm_core.inputs.chat_rendering import ChatRenderer
-from rm_core.inputs.chat_template import ChatTemplate, PromptTemplate, TemplateKind
+from rm_core.inputs.chat_template import ChatTemplate, PromptTemplate, TemplateSubject
 from rm_core.inputs.conversations import Chat, Messages, parse_prompt, validate_unicode
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.prerendered import PrerenderedReader
@@ -34,7 +34,7 @@ SKYWORK_CRITIC_TEMPLATE = Path(__file__).parent / "judge_templates" / "skywork_c
 """Prompt of the Skywork-Critic model cards. The spaces at the ends of its first lines belong to it,
 since the models were trained with them."""
 
-_KIND = TemplateKind("the judge template", "the judge template", "judge_template")
+_SUBJECT = TemplateSubject("the judge template", "the judge template", "judge_template")
 _ADVICE = (
     "a judge reads the prompt and both answers, so nothing is cut off, whatever `truncation` says: "
     "shorten them"
@@ -55,7 +55,8 @@ class JudgeEncoder(Encoder):
             `messages`, the prompt as messages. None for `SKYWORK_CRITIC_TEMPLATE`.
         verdict_prefix: text at the start of the judge's reply, before the label.
         verdict_labels: labels of the first and the second answer.
-        template_date: day that the templates get as today's date; None for the day of the call.
+        template_date: day that the chat template gets as today's date; None for the day of the
+            call.
         tokenizer_mode: see `ModelConfig`.
         tokenizer_check_interval: see `ModelConfig`.
 
@@ -65,6 +66,8 @@ class JudgeEncoder(Encoder):
     Raises:
         ModelLoadError: a template cannot be rendered, or a label is not one token.
     """
+
+    kind = "judge"
 
     def __init__(
         self,
@@ -78,11 +81,10 @@ class JudgeEncoder(Encoder):
         tokenizer_mode: TokenizerMode = "auto",
         tokenizer_check_interval: int = DEFAULT_CHECK_INTERVAL,
     ) -> None:
-        date = template_date or datetime.date.today()
         if judge_template is None:
             judge_template = SKYWORK_CRITIC_TEMPLATE.read_text(encoding="utf-8")
-        self._template = PromptTemplate(judge_template, _KIND, date)
-        chat_template = ChatTemplate(tokenizer, date)
+        self._template = PromptTemplate(judge_template, _SUBJECT)
+        chat_template = ChatTemplate(tokenizer, template_date or datetime.date.today())
         super().__init__(
             tokenizer,
             chat_template,
@@ -101,8 +103,10 @@ class JudgeEncoder(Encoder):
         before_first = self._sections[0].strip()
         inner_ids = self._tokenize_range(before_first, 0, len(before_first))[1:-1]
         self._ids_before_first = tuple(inner_ids)
-        reader = PrerenderedReader(tokenizer, "", bool(self.added_bos))
-        self._warning_finder = WarningFinder(reader.special_markers, False)
+        self.prerendered_reader = PrerenderedReader(
+            tokenizer, self._renderer.render_probe(), bool(self.added_bos)
+        )
+        self._warning_finder = WarningFinder(self.prerendered_reader.special_markers, False)
 
     def encode(
         self,
@@ -215,7 +219,7 @@ class JudgeEncoder(Encoder):
         except InvalidConversationError as error:
             raise ModelLoadError(
                 f"no prompt with two answers can be rendered ({error.detail}); fix the template, "
-                f"or {_KIND.hint}"
+                f"or {_SUBJECT.hint}"
             ) from error
         missing = [name for name in (_PROMPT, _FIRST, _SECOND) if name not in text]
         if missing or text.index(_FIRST) > text.index(_SECOND):

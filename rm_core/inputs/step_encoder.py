@@ -88,8 +88,10 @@ class StepEncoder(Encoder):
             )
         )
         self.label_ids = self._format.label_ids
-        reader = PrerenderedReader(tokenizer, probe, bool(self.added_bos))
-        self._warning_finder = WarningFinder(reader.special_markers, warn_on_system_prompt)
+        self.prerendered_reader = PrerenderedReader(tokenizer, probe, bool(self.added_bos))
+        self._warning_finder = WarningFinder(
+            self.prerendered_reader.special_markers, warn_on_system_prompt
+        )
 
     def encode(
         self,

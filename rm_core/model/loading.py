@@ -27,7 +27,10 @@ from rm_core.compilation import CompilationChoice, choose_compilation, recompile
 from rm_core.config import ModelConfig, read_date
 from rm_core.errors import ModelLoadError, RewardError
 from rm_core.heads import Head
+from rm_core.inputs.base_encoder import Encoder
 from rm_core.inputs.encoder import ChatEncoder
+from rm_core.inputs.judge_encoder import JudgeEncoder
+from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder_layers
@@ -80,7 +83,7 @@ class LoadedModel:
         compilation: whether the decoder layers are compiled, once for rows of any length.
         devices: devices of the model, in the order of its layers; usually one.
         fingerprint: fingerprint of the model's rewards.
-        encoder: renders and tokenizes conversations for the model.
+        encoder: turns conversations, steps or pairs of answers into token ids for the model.
         self_check: rewards that the engine must reproduce; None if the self-check is off.
     """
 
@@ -96,7 +99,7 @@ class LoadedModel:
     compilation: CompilationChoice
     devices: tuple[torch.device, ...]
     fingerprint: Fingerprint
-    encoder: ChatEncoder
+    encoder: Encoder
     self_check: SelfCheck | None
 
     @property
@@ -105,16 +108,16 @@ class LoadedModel:
         return self.devices[0]
 
 
-def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> ChatEncoder:
-    """Load the tokenizer and chat template of a checkpoint.
+def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> Encoder:
+    """Load the encoder for the kind of a checkpoint, with its tokenizer and chat template.
 
     Args:
         config: names the checkpoint.
         checkpoint: the opened checkpoint, if the caller already has it.
 
     Raises:
-        ModelLoadError: the checkpoint does not exist, it has no chat template, or `max_length`
-            exceeds the model's positions.
+        ModelLoadError: the checkpoint does not exist, its tokenizer or chat template does not fit
+            its kind, or `max_length` exceeds the model's positions.
     """
     checkpoint = checkpoint or open_checkpoint(config, weights=False)
     check_transformers_config(checkpoint)
@@ -122,7 +125,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
     tokenizer = _load_tokenizer(checkpoint.path)
     _check_token_ids(tokenizer, checkpoint)
     if config.chat_template is not None:
-        tokenizer.chat_template = _read_template(config.chat_template)
+        tokenizer.chat_template = _read_template(config.chat_template, "chat template")
     limit = checkpoint.position_limit
     if config.max_length is not None and config.max_length > limit.positions:
         raise ModelLoadError(
@@ -130,17 +133,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
             f"positions ({limit.reason}); lower max_length"
         )
     try:
-        return ChatEncoder(
-            tokenizer,
-            pad_token_id=checkpoint.config.get("pad_token_id"),
-            max_length=config.max_length or checkpoint.max_length,
-            warn_on_system_prompt=bool(
-                checkpoint.entry and checkpoint.entry.system_prompt_advised_against
-            ),
-            template_date=read_date(config.template_date) if config.template_date else None,
-            tokenizer_mode=config.tokenizer_mode,
-            tokenizer_check_interval=config.tokenizer_check_interval,
-        )
+        return _create_encoder(config, checkpoint, tokenizer)
     except RewardError:
         raise
     # A tokenizer that could be read may still fail on its first text, even by a panic in Rust.
@@ -151,6 +144,32 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> C
             f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; "
             "does tokenizer.json belong to this checkpoint?"
         ) from error
+
+
+def _create_encoder(
+    config: ModelConfig, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase
+) -> Encoder:
+    choice = checkpoint.kind
+    advised_against = checkpoint.entry and checkpoint.entry.system_prompt_advised_against
+    options: dict[str, Any] = {
+        "max_length": config.max_length or checkpoint.max_length,
+        "template_date": read_date(config.template_date) if config.template_date else None,
+        "tokenizer_mode": config.tokenizer_mode,
+        "tokenizer_check_interval": config.tokenizer_check_interval,
+    }
+    if choice.kind == "judge":
+        path = config.judge_template
+        return JudgeEncoder(
+            tokenizer,
+            judge_template=None if path is None else _read_template(path, "judge template"),
+            verdict_prefix=config.verdict_prefix,
+            verdict_labels=config.verdict_labels,
+            **options,
+        )
+    options["warn_on_system_prompt"] = bool(advised_against)
+    if choice.step_format is not None:
+        return StepEncoder(tokenizer, choice.step_format, **options)
+    return ChatEncoder(tokenizer, pad_token_id=checkpoint.config.get("pad_token_id"), **options)
 
 
 @use_ieee_products()
@@ -293,7 +312,7 @@ def _quantize(
     head: Head,
     config: ModelConfig,
     devices: tuple[torch.device, ...],
-    encoder: ChatEncoder,
+    encoder: Encoder,
 ) -> SelfCheck | None:
     """Quantize the layers in place; score the samples with plain transformers before and after."""
     quantized = config.quantization != "none"
@@ -386,18 +405,18 @@ def _has_window(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _read_template(path: str) -> str:
+def _read_template(path: str, name: str) -> str:
     file = Path(path).expanduser()
     try:
         # Reading a pipe would block, and reading a device would never end.
         if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_JSON_BYTES):
             raise ModelLoadError(
-                f"the chat template {path!r} is not a regular file of at most "
+                f"the {name} {path!r} is not a regular file of at most "
                 f"{MAX_JSON_BYTES >> 20} MiB; give the path of a Jinja file"
             )
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"the chat template {path!r} cannot be read: {error}") from error
+        raise ModelLoadError(f"the {name} {path!r} cannot be read: {error}") from error
 
 
 def check_transformers_config(checkpoint: Checkpoint) -> None:

@@ -19,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rm_core.config import Kind
 from rm_core.errors import InvalidConversationError, ModelLoadError
 from rm_core.heads import Head
+from rm_core.inputs.base_encoder import Encoder
 from rm_core.inputs.encoder import ChatEncoder, find_readout_position
+from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.step_items import StepItem
 from rm_core.model.pipeline_parallel import install_transfer_hooks
 from rm_core.packing import TokenIds
 from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
-from rm_core.types import PrerenderedText, ScoreError
+from rm_core.types import Encoded, PrerenderedText, ScoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +55,14 @@ CONVERSATIONS = (
 )
 """Messages of each conversation; the chat templates of most families accept them."""
 
+_ANSWERS = tuple(messages[-1]["content"] for messages in CONVERSATIONS)
+_ITEMS: dict[Kind, tuple[object, ...]] = {
+    "step": tuple(StepItem(_QUESTION["content"], response=answer) for answer in _ANSWERS),
+    "judge": (
+        JudgePair(_QUESTION["content"], *_ANSWERS[:2]),
+        JudgePair(_QUESTION["content"], *_ANSWERS[1:]),
+    ),
+}
 # Distance between the ends of prefixes, in tokens. Plain transformers computes the logits of all
 # prefixes in one pass, the engine in one batch.
 _PREFIX_STEP = 16
@@ -117,13 +129,20 @@ class SelfCheck:
         return largest
 
 
-def encode_samples(encoder: ChatEncoder) -> tuple[TokenIds, ...]:
+def encode_samples(encoder: Encoder) -> tuple[TokenIds, ...]:
     """Return token ids of the built-in conversations, truncated to the model's limit.
+
+    A step model reads them as problems with steps, and a judge as pairs of answers.
 
     Raises:
         ModelLoadError: token ids differ from those of transformers' `apply_chat_template`, not
             counting BOS.
     """
+    if not isinstance(encoder, ChatEncoder):
+        items = _ITEMS[encoder.kind]
+        # Only a limit of a few tokens is an error here.
+        encoded = [each for each in encoder.encode_all(items) if isinstance(each, Encoded)]
+        return tuple(each.input_ids for each in encoded)
     return tuple(_encode_sample(encoder, messages) for messages in CONVERSATIONS)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from rm_core import (
-    Chat,
     RankedAnswer,
     ScoreError,
     Verdict,
@@ -21,6 +20,7 @@ from rm_core import (
     rank_answers,
     sigmoid,
 )
+from rm_core.inputs.conversations import ChatJson
 from serve.api.routes.results import build_envelope, build_error, compute_ranks, try_parse
 from serve.api.schemas import CompareRequest, RankRequest
 from serve.errors import BadRequestError
@@ -54,7 +54,7 @@ async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResp
 
 
 async def judge_answers(
-    body: RankRequest, service: ScoringService, joined: Sequence[Chat | ScoreError]
+    body: RankRequest, service: ScoringService, joined: Sequence[ChatJson | ScoreError]
 ) -> JSONResponse:
     """Compare every pair of answers in both orders, and rank them by their mean margin.
 
@@ -63,7 +63,9 @@ async def judge_answers(
         service: scores the pairs.
         joined: the prompt with each answer, or the answer's error.
     """
-    answers = [add_tools(item, body.tools) for item in joined if not isinstance(item, ScoreError)]
+    answers: list[Any] = [
+        add_tools(item, body.tools) for item in joined if not isinstance(item, ScoreError)
+    ]
     if len(joined) < 2:
         raise BadRequestError(
             f"`responses` has {len(joined)} answers, and a judge compares at least 2; give more"
