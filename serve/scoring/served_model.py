@@ -74,6 +74,7 @@ class ScoreResult:
         tokenize_s: seconds of rendering and tokenizing, with the wait for the tokenizer.
         queue_duration_s: seconds until the first conversation went to the model.
         inference_s: seconds of the forward passes of the batches with the request's conversations.
+        encoded: the encoded conversations, if they were asked for.
     """
 
     model: str
@@ -85,11 +86,26 @@ class ScoreResult:
     tokenize_s: float
     queue_duration_s: float
     inference_s: float
+    encoded: Sequence[Encoded | ScoreError] = ()
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens of all conversations that were scored."""
         return sum(result.num_tokens for result in self.results if isinstance(result, Reward))
+
+
+class _ScoredSlice(NamedTuple):
+    """Results of a slice of a request.
+
+    Attributes:
+        results: result of each conversation.
+        num_cached_tokens: tokens of the sequences whose outputs came from the cache.
+        encoded: the encoded conversations, if they were asked for.
+    """
+
+    results: list[Reward | ScoreError]
+    num_cached_tokens: int
+    encoded: Sequence[Encoded | ScoreError]
 
 
 class ServedModel:
@@ -278,13 +294,16 @@ class ServedModel:
                 return ScoreResult(
                     model=self.settings.alias,
                     kind="classifier" if options.every_token else self.encoder.kind,
-                    results=[result for results, _ in slices for result in results],
+                    results=[result for results, _, _ in slices for result in results],
                     fingerprint=fingerprint,
                     num_computed_tokens=flow.num_computed_tokens,
-                    num_cached_tokens=sum(num_cached for _, num_cached in slices),
+                    num_cached_tokens=sum(num_cached for _, num_cached, _ in slices),
                     tokenize_s=tokenizer.seconds,
                     queue_duration_s=flow.queue_duration_s or 0.0,
                     inference_s=flow.inference_s,
+                    encoded=[item for _, _, encoded in slices for item in encoded]
+                    if options.keep_encoded
+                    else (),
                 )
             # The model that computed the rewards is not the one that `model_info` describes.
             self.update_info(await self._fetch_info())
@@ -296,9 +315,9 @@ class ServedModel:
         flow: RequestFlow,
         fingerprint: Fingerprint,
         options: RequestOptions,
-    ) -> list[tuple[list[Reward | ScoreError], int]]:
+    ) -> list[_ScoredSlice]:
         """Tokenize each slice while those before it are scored; return `_score_slice` of each."""
-        tasks: list[asyncio.Task[tuple[list[Reward | ScoreError], int]]] = []
+        tasks: list[asyncio.Task[_ScoredSlice]] = []
         try:
             async with asyncio.TaskGroup() as group:
                 async for encoded in tokenizer:
@@ -315,8 +334,8 @@ class ServedModel:
         flow: RequestFlow,
         fingerprint: Fingerprint,
         options: RequestOptions,
-    ) -> tuple[list[Reward | ScoreError], int]:
-        """Return the results of a slice, and the tokens of the sequences found in the cache."""
+    ) -> _ScoredSlice:
+        """Return the results of a slice that was encoded."""
         if options.every_token:
             encoded = [read_every_token(item) for item in encoded]
         kind = self.encoder.kind
@@ -352,7 +371,8 @@ class ServedModel:
             raw=every_token,
         )
         num_missing_tokens = sum(len(m.sequence) for m in missing)
-        return results, sum(map(len, sequences)) - num_missing_tokens
+        num_cached_tokens = sum(map(len, sequences)) - num_missing_tokens
+        return _ScoredSlice(results, num_cached_tokens, encoded if options.keep_encoded else ())
 
     async def _apply_backpressure(
         self,

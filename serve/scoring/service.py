@@ -160,6 +160,7 @@ class ScoringService:
         kinds: Sequence[Kind] = ("classifier", "step"),
         aggregation: Aggregation = "last",
         every_token: bool = False,
+        keep_encoded: bool = False,
     ) -> ScoreResult:
         """Score conversations; result i belongs to conversation i.
 
@@ -175,6 +176,7 @@ class ScoringService:
             kinds: kinds of models that may score the conversations.
             aggregation: how a step model's rewards of steps become the reward.
             every_token: read the model at each token, and return its outputs raw.
+            keep_encoded: return the encoded conversations as well.
 
         Raises:
             UnknownModelError: see `resolve_model`.
@@ -189,7 +191,9 @@ class ScoringService:
             name, conversations, context, truncation, priority, max_length
         )
         model.require_kind(*kinds)
-        options = replace(options, aggregation=aggregation, every_token=every_token)
+        options = replace(
+            options, aggregation=aggregation, every_token=every_token, keep_encoded=keep_encoded
+        )
         model.require_ready()
         model.check_capacity(context.client, self.settings.max_queued_tokens)
         if self._is_draining:

@@ -62,6 +62,7 @@ class RequestOptions:
         max_length: maximum number of tokens in a conversation, if less than the model's limit.
         aggregation: how a step model's rewards of steps become the reward.
         every_token: whether the model is read at each token, and its outputs are returned raw.
+        keep_encoded: whether the result has the encoded conversations.
         max_messages: see the setting.
         max_queued_tokens: see the setting.
         max_request_characters: maximum of all conversations together; a prompt counts for each of
@@ -75,6 +76,7 @@ class RequestOptions:
     max_length: int | None = None
     aggregation: Aggregation = "last"
     every_token: bool = False
+    keep_encoded: bool = False
     max_messages: int = 1_000
     max_queued_tokens: int = 2_000_000
     max_request_characters: int = 268_435_456

@@ -31,6 +31,8 @@ from serve.telemetry.logging import current_request
 
 async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResponse:
     """Return the verdict on each pair, and the share of pairs with margin > 0."""
+    if body.tools is not None:
+        raise BadRequestError("a judge does not read `tools`; leave the field out")
     both_orders = body.orders == "both"
     check_num_conversations(
         (1 + both_orders) * len(body.pairs), service.settings.max_conversations, "orders of pairs"

@@ -28,6 +28,7 @@ from serve.api.routes.results import (
     compute_ranks,
     try_parse,
 )
+from serve.api.routes.turns import score_turns
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import (
     CompareRequest,
@@ -48,6 +49,8 @@ router = APIRouter(
 
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
+    if body.turns == "all":
+        return await score_turns(body, service)
     conversations = body.get_conversations()
     scores = await service.score(
         body.model,
@@ -57,7 +60,11 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
         context=current_request(),
         aggregation=body.aggregation,
     )
-    results = [{"index": i, **build_item(result)} for i, result in enumerate(scores.results)]
+    aggregation = {"aggregation": body.aggregation} if scores.kind == "step" else {}
+    results = [
+        {"index": i, **build_item(r)} | (aggregation if isinstance(r, Reward) else {})
+        for i, r in enumerate(scores.results)
+    ]
     if body.is_single and "reward" in results[0]:
         # A published client reads the reward from this field.
         results[0]["score"] = results[0]["reward"]
