@@ -21,8 +21,10 @@ from typing import Any, TypeVar
 
 from rm_core import (
     Aggregation,
+    ConversationTooLongError,
     Encoded,
     Encoder,
+    InputError,
     InvalidConversationError,
     JudgePair,
     NotReadyError,
@@ -183,6 +185,8 @@ class RequestTokenizer:
     ) -> list[Encoded | ScoreError]:
         """Tokenize one slice. Runs on the encoder's thread."""
         options = self._options
+        if options.every_token and all(isinstance(c, PrerenderedTokens) for c in conversations):
+            return [self._take_tokens(c) for c in conversations]
         errors = [check_num_messages(c, options.max_messages) for c in conversations]
         accepted = [c for c, error in zip(conversations, errors, strict=True) if error is None]
         encoded = iter(
@@ -195,6 +199,20 @@ class RequestTokenizer:
             )
         )
         return [next(encoded) if error is None else error for error in errors]
+
+    def _take_tokens(self, conversation: object) -> Encoded | ScoreError:
+        """Return token ids as they are, to be read at each of them."""
+        assert isinstance(conversation, PrerenderedTokens)
+        ids, limit = conversation.input_ids, self._options.max_length or self._encoder.max_length
+        if 0 < len(ids) <= limit:
+            return Encoded("", ids, tuple(range(len(ids))), input_format="tokens:every-token")
+        error: InputError = ConversationTooLongError(
+            f"the input has {len(ids)} tokens and the limit is {limit}; a value for each token "
+            "needs all of them: shorten it"
+        )
+        if not ids:
+            error = InvalidConversationError("the input has no tokens; give at least one")
+        return ScoreError.from_exception(error)
 
 
 def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:

@@ -96,12 +96,14 @@ class ScoringOptions:
         max_length: limit in tokens, below the model's limit; None for the model's limit.
         priority: see `ScoringService.score`.
         hint: text appended to the error message if a text uses another model's chat template.
+        every_token: see `ScoringService.score`.
     """
 
     truncation: Truncation = "error"
     max_length: int | None = None
     priority: int = 0
     hint: str = ""
+    every_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ async def compute_rewards(
         options.priority,
         options.max_length,
         context=current_request(),
+        every_token=options.every_token,
     )
     results = []
     for index, result in enumerate(scores.results):
@@ -332,9 +335,9 @@ def build_envelope(identifier: str, scored: CompatResult) -> dict[str, Any]:
     }
 
 
-def encode_base64(value: float, order: Literal["<", ">"] = "<") -> str:
-    """Encode a float32 as bytes in base64; `order` is the byte order, `<` for little-endian."""
-    return base64.b64encode(struct.pack(order + "f", value)).decode()
+def encode_base64(values: Sequence[float], order: Literal["<", ">"] = "<") -> str:
+    """Encode float32 values as bytes in base64; `order` is the byte order, `<`: little-endian."""
+    return base64.b64encode(struct.pack(f"{order}{len(values)}f", *values)).decode()
 
 
 def to_header_value(text: str) -> str:

@@ -11,11 +11,13 @@ from typing import Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, model_validator
 
+from rm_core import PrerenderedText
 from serve.api.compat.common import (
     EXAMPLE_TEXT,
     CompatBody,
     Inputs,
     ModelInQuery,
+    ScoringOptions,
     TextList,
     build_response,
     build_usage,
@@ -27,6 +29,7 @@ from serve.api.compat.common import (
     resolve_model_name,
 )
 from serve.api.routing import ServiceDep
+from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
 from serve.telemetry.logging import current_request
 
@@ -99,13 +102,24 @@ async def classify(
 async def embeddings(
     body: EmbeddingBody, service: ServiceDep, model: ModelInQuery = None
 ) -> JSONResponse:
-    """Return the reward of each input, as an embedding of one number."""
+    """Return the reward of each input, as an embedding of one number.
+
+    A step model returns its raw output at every token of the token ids, as its authors' server
+    does: the client applies the sigmoid at the markers.
+    """
     name = resolve_model_name(service, model, body.model)
-    scored = await compute_rewards(service, name, parse_inputs(body.input))
+    inputs = parse_inputs(body.input)
+    every_token = service.resolve_model(name).encoder.kind == "step"
+    if every_token and any(isinstance(item, PrerenderedText) for item in inputs):
+        raise BadRequestError(
+            "`input` has texts, and a step model reads token ids here; send token ids, or the "
+            "problem and its solution to /v1/steps"
+        )
+    scored = await compute_rewards(service, name, inputs, ScoringOptions(every_token=every_token))
     data: list[dict[str, Any]] = []
     for i, result in enumerate(scored.results):
-        reward = result.reward
-        embedding = [reward] if body.encoding_format == "float" else encode_base64(reward)
+        values = list(result.step_rewards) if every_token else [result.reward]
+        embedding = values if body.encoding_format == "float" else encode_base64(values)
         data.append({"embedding": embedding, "index": i, "object": "embedding"})
     content = {"data": data, "model": scored.model, "object": "list", "usage": build_usage(scored)}
     return build_response(content, scored)

@@ -9,6 +9,7 @@ meaningless numbers. The header `x-skyreward-input` reports how the texts were i
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
@@ -23,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from rm_core import PrerenderedText, ScoreError
+from rm_core import PrerenderedText, ScoreError, sigmoid
 from serve.api.compat.common import (
     EXAMPLE_CHAT,
     EXAMPLE_TEXT,
@@ -102,10 +103,10 @@ class _EncodingOptions(CompatBody):
 
     @model_validator(mode="after")
     def _check_task(self) -> _EncodingOptions:
-        if self.task not in (None, "classify"):
+        if self.task not in (None, "classify", "token_classify"):
             raise ValueError(
-                f"task {self.task!r:.40} is not supported by a reward model; use classify or leave "
-                "it out"
+                f"task {self.task!r:.40} is not supported by a reward model; use classify or "
+                "token_classify, or leave it out"
             )
         return self
 
@@ -175,15 +176,25 @@ async def classify(body: TextsBody | MessagesBody, service: ScoringService) -> J
 
 @router.post("/pooling", summary="Score as vLLM's pooling does")
 async def pooling(body: Pooling, service: ServiceDep) -> JSONResponse:
-    """Return the reward of each input as a vector of one number, or as float32 in base64."""
-    scored = await compute_rewards(
-        service, body.model, body.get_conversations(), body.get_options()
-    )
+    """Return the reward of each input as a vector of one number, or as float32 in base64.
+
+    With `token_classify`, and from a step model, one such vector for each token.
+    """
+    is_step_model = service.resolve_model(body.model).encoder.kind == "step"
+    every_token = body.task == "token_classify" or (is_step_model and body.task is None)
+    options = replace(body.get_options(), every_token=every_token)
+    scored = await compute_rewards(service, body.model, body.get_conversations(), options)
     order = body.endianness if body.endianness != "native" else sys.byteorder
+    rewards = body.apply_activation(scored)
     data: list[dict[str, Any]] = []
-    for i, value in enumerate(body.apply_activation(scored)):
-        encoded = encode_base64(value, "<" if order == "little" else ">")
-        vector = [value] if body.encoding_format == "float" else encoded
+    for i, (result, reward) in enumerate(zip(scored.results, rewards, strict=True)):
+        values = [reward]
+        if every_token:
+            activate = sigmoid if body.use_activation else float
+            values = list(map(activate, result.step_rewards))
+        vector: Any = [[value] for value in values] if every_token else values
+        if body.encoding_format == "base64":
+            vector = encode_base64(values, "<" if order == "little" else ">")
         data.append({"index": i, "object": "pooling", "data": vector})
     return _build_list_response("pooling", body, data, scored)
 

@@ -21,11 +21,10 @@ async def score_turns(body: ScoreRequest, service: ScoringService) -> JSONRespon
     The parts are prefixes of the conversation, so that the model computes their tokens once.
     """
     limits = service.settings
-    split = [
-        check_num_messages(conversation, limits.max_messages)
-        or try_parse(split_turns, conversation)
-        for conversation in body.get_conversations()
-    ]
+    split: list[list[tuple[int, Any]] | ScoreError] = []
+    for conversation in body.get_conversations():
+        error = check_num_messages(conversation, limits.max_messages)
+        split.append(try_parse(split_turns, conversation) if error is None else error)
     turns = [turn for item in split if not isinstance(item, ScoreError) for turn in item]
     check_num_conversations(len(turns), limits.max_conversations, "turns of the assistant")
     scores = await service.score(
