@@ -209,7 +209,7 @@ class RewardScorer:
         )
 
     def warm_up(self, largest_batch: bool | None = None) -> None:
-        """Score a short conversation, so that the first request does not pay for lazy setup.
+        """Score a short item, so that the first request does not pay for lazy setup.
 
         Args:
             largest_batch: whether to verify the batch budget by running a full batch as well. None
@@ -217,7 +217,7 @@ class RewardScorer:
 
         Raises:
             DeviceMemoryError: a full batch of the requested budget does not fit.
-            ModelError: the model cannot score the short conversation.
+            ModelError: the model cannot score the short item.
         """
         self.probe()
         if largest_batch is None:
@@ -233,17 +233,16 @@ class RewardScorer:
             logger.warning("batch budget: %s", self._budget.reason)
 
     def probe(self) -> Reward:
-        """Score the warm-up conversation. A working model always returns the same reward.
+        """Score the encoder's probe. A working model always returns the same first output.
 
         Raises:
-            ModelError: the conversation cannot be scored.
+            ModelError: the probe cannot be scored.
         """
-        conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"}]
-        encoded = self.encoder.encode(conversation)
-        (reward,) = self.score_ids([encoded.input_ids]).outputs
-        if isinstance(reward, ScoreError):
-            raise ScoringError(f"the warm-up conversation could not be scored: {reward.message}")
-        return Reward(reward, encoded.num_tokens)
+        encoded = self.encoder.encode(self.encoder.probe)
+        output = self.score_ids([encoded.input_ids]).outputs[0]
+        if isinstance(output, ScoreError):
+            raise ScoringError(f"the warm-up conversation could not be scored: {output.message}")
+        return Reward(output, encoded.num_tokens)
 
     def _fits(self) -> bool:
         """Return whether a full batch fits into the device's memory."""

@@ -69,6 +69,7 @@ class Encoder(ABC):
 
     Attributes:
         kind: kind of the models that read what it encodes.
+        probe: a short item, which every model of the kind can score.
         max_length: maximum number of tokens of one sequence.
         max_unbroken_characters: maximum length of a text without a boundary, which is tokenized at
             once because no position is proven to be safe for a cut. May be changed to any number
@@ -88,6 +89,7 @@ class Encoder(ABC):
     """
 
     kind: Kind
+    probe: object
     prerendered_reader: PrerenderedReader
 
     def __init__(

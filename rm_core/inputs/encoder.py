@@ -72,6 +72,7 @@ class ChatEncoder(Encoder):
     """
 
     kind = "classifier"
+    probe = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi!"})
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class JudgeEncoder(Encoder):
     """
 
     kind = "judge"
+    probe = JudgePair("Hi", "Hi!", "Hello!")
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class StepEncoder(Encoder):
     """
 
     kind = "step"
+    probe = StepItem("Hi", ("Hi!",))
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,43 +90,42 @@ class SelfCheck:
     mean_error: float
     description: str
 
-    def compare(self, rewards: Sequence[float | tuple[float, ...] | ScoreError]) -> float:
-        """Return the largest difference between the engine's rewards and plain transformers'.
+    def compare(self, outputs: Sequence[float | ScoreError]) -> float:
+        """Return the largest difference between the engine's outputs and plain transformers'.
 
         Args:
-            rewards: the engine's results, one for each sequence: the first output or all of them.
+            outputs: the engine's outputs for all sequences, in order.
 
         Returns:
-            The largest absolute difference; 0 if plain transformers computed no finite reward.
+            The largest absolute difference; 0 if plain transformers computed no finite output.
 
         Raises:
-            ModelLoadError: a reward differs by more than its tolerance, or the engine cannot score
+            ModelLoadError: an output differs by more than its tolerance, or the engine cannot score
                 a sequence that plain transformers can score.
         """
         largest = 0.0
-        for reward, outputs, tolerances in zip(rewards, self.outputs, self.tolerances, strict=True):
-            if not all(map(math.isfinite, outputs)):
+        for value, expected, allowed in zip(
+            outputs, chain(*self.outputs), chain(*self.tolerances), strict=True
+        ):
+            if not math.isfinite(expected):
                 continue  # the engine returns an error for such a conversation
-            if isinstance(reward, ScoreError):
+            if isinstance(value, ScoreError):
                 raise ModelLoadError(
                     f"the self-check of {self.model} failed: {self.description} gives a built-in "
-                    f"conversation the reward {outputs[0]:.6g}, and the engine cannot score it: "
-                    f"{reward.message}"
+                    f"conversation the reward {expected:.6g}, and the engine cannot score it: "
+                    f"{value.message}"
                 )
-            ours = reward if isinstance(reward, tuple) else (reward,)
-            for value, expected, allowed in zip(ours, outputs, tolerances, strict=False):
-                difference = abs(value - expected)
-                if not difference <= allowed:
-                    raise ModelLoadError(
-                        f"the self-check of {self.model} failed: {self.description} gives a "
-                        f"built-in conversation the reward {expected:.6g}, the engine gives "
-                        f"{value:.6g} (allowed difference {allowed:.2g}). Probably config.json has "
-                        "a setting, or the architecture a part, that the engine does not follow, "
-                        "such as a different attention mask or different rotary embeddings; remove "
-                        "a setting that the model was trained without, otherwise the model cannot "
-                        "be served"
-                    )
-                largest = max(largest, difference)
+            difference = abs(value - expected)
+            if not difference <= allowed:
+                raise ModelLoadError(
+                    f"the self-check of {self.model} failed: {self.description} gives a built-in "
+                    f"conversation the reward {expected:.6g}, the engine gives {value:.6g} "
+                    f"(allowed difference {allowed:.2g}). Probably config.json has a setting, or "
+                    "the architecture a part, that the engine does not follow, such as a different "
+                    "attention mask or different rotary embeddings; remove a setting that the "
+                    "model was trained without, otherwise the model cannot be served"
+                )
+            largest = max(largest, difference)
         return largest
 
 

@@ -1,0 +1,301 @@
+"""Step models and judges through the application, against plain transformers."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import SPECS, build_checkpoint
+from fastapi.testclient import TestClient
+from kinds import (
+    build_judge,
+    build_step_model,
+    compute_log_odds,
+    compute_step_rewards,
+    read_tokens,
+    serving_models,
+)
+
+from rm_core import JudgePair, ModelConfig, load_encoder
+
+PROBLEM = "Jane has 12 apples and gives 4 to Mark. How many are left?"
+SOLUTIONS = [
+    "12 - 4 = 8\nSo Jane has 8 apples left.",
+    "12 - 4 = 8\n\nSo Jane has 9 apples left.\n",
+    "",
+    "I cannot help with that.",
+]
+ANSWERS = ["Paris.", "The capital of France is Paris, a city on the Seine.", "I am sorry."]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("kinds")
+    return {
+        "prm": build_step_model(root / "prm"),
+        "judge": build_judge(root / "judge"),
+        "rm": build_checkpoint(root / "rm", SPECS["llama-v0.2"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def client(folders: dict[str, Path]) -> Iterator[TestClient]:
+    judge = {"name": str(folders["judge"]), "kind": "judge"}
+    with serving_models(prm=folders["prm"], judge=judge, rm=folders["rm"]) as client:
+        yield client
+
+
+def post(client: TestClient, path: str, status: int = 200, **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def near(values: list[float]) -> Any:
+    return pytest.approx(values, abs=1e-4, rel=0)
+
+
+def test_step_rewards_equal_the_authors_arithmetic(
+    client: TestClient, folders: dict[str, Path]
+) -> None:
+    items = [{"prompt": PROBLEM, "response": solution} for solution in SOLUTIONS]
+    expected = [compute_step_rewards(folders["prm"], PROBLEM, s.split("\n")) for s in SOLUTIONS]
+    together = post(client, "/v1/steps", model="prm", items=items, aggregation="min")
+    alone = [post(client, "/v1/steps", model="prm", items=[item]) for item in items]
+    for index, rewards in enumerate(expected):
+        result = together["results"][index]
+        assert result["step_rewards"] == near(rewards)
+        assert result["reward"] == min(result["step_rewards"])
+        assert (result["num_steps"], result["aggregation"]) == (len(rewards), "min")
+        (single,) = alone[index]["results"]
+        assert single["step_rewards"] == near(rewards)
+        assert single["reward"] == single["step_rewards"][-1]
+    # The problem and the first step are shared, and a repeated request is in the cache.
+    usage = together["usage"]
+    assert usage["num_computed_tokens"] < usage["num_tokens"]
+    again = post(client, "/v1/steps", model="prm", items=items)["usage"]
+    assert (again["num_computed_tokens"], again["num_cached_tokens"]) == (0, usage["num_tokens"])
+
+
+def test_steps_are_taken_as_they_are(client: TestClient, folders: dict[str, Path]) -> None:
+    steps = ["12 - 4 = 8", "So Jane has 8 apples left."]
+    prompt = [{"role": "user", "content": PROBLEM}]
+    items: list[Any] = [
+        {"prompt": prompt, "steps": steps},
+        {"prompt": PROBLEM, "steps": ["12 - 4 = 8\nSo Jane has 8 apples left."]},
+        {"prompt": PROBLEM},
+        {"prompt": PROBLEM, "steps": []},
+        {"prompt": PROBLEM, "steps": ["x"] * 2000},
+    ]
+    results = post(client, "/v1/steps", model="prm", items=items)["results"]
+    expected = compute_step_rewards(folders["prm"], PROBLEM, steps)
+    assert results[0]["step_rewards"] == near(expected)
+    assert results[1]["step_rewards"] == near(expected[-1:])
+    assert [result["error"]["code"] for result in results[2:]] == [
+        "invalid_conversation",
+        "invalid_conversation",
+        "conversation_too_long",
+    ]
+
+
+def test_score_reads_the_last_turn_as_the_solution(
+    client: TestClient, folders: dict[str, Path]
+) -> None:
+    conversations = [
+        [{"role": "user", "content": PROBLEM}, {"role": "assistant", "content": solution}]
+        for solution in SOLUTIONS[:2]
+    ]
+    results = post(
+        client, "/v1/score", model="prm", conversations=conversations, aggregation="product"
+    )["results"]
+    for result, solution in zip(results, SOLUTIONS, strict=False):
+        expected = compute_step_rewards(folders["prm"], PROBLEM, solution.split("\n"))
+        assert result["step_rewards"] == near(expected)
+        assert result["reward"] == pytest.approx(math.prod(expected), abs=1e-4)
+        assert result["aggregation"] == "product"
+    ranked = post(
+        client,
+        "/v1/rank",
+        model="prm",
+        prompt=PROBLEM,
+        responses=SOLUTIONS[:2],
+        aggregation="product",
+    )["results"]
+    assert [r["reward"] for r in ranked] == [r["reward"] for r in results]
+
+
+def test_every_token_is_read_for_the_authors_client(
+    client: TestClient, folders: dict[str, Path]
+) -> None:
+    encoder = load_encoder(ModelConfig(str(folders["prm"])))
+    conversation = [
+        {"role": "user", "content": PROBLEM},
+        {"role": "assistant", "content": SOLUTIONS[0]},
+    ]
+    encoded = encoder.encode(conversation)
+    ids = list(encoded.input_ids)
+    body = post(client, "/v1/embeddings", model="prm", input=[ids, ids[:5]])
+    values, prefix = (item["embedding"] for item in body["data"])
+    assert (len(values), prefix) == (len(ids), near(values[:5]))
+    expected = compute_step_rewards(folders["prm"], PROBLEM, SOLUTIONS[0].split("\n"))
+    assert [1 / (1 + math.exp(-values[i])) for i in encoded.readouts] == near(expected)
+    packed = post(client, "/v1/embeddings", model="prm", input=ids, encoding_format="base64")
+    content = base64.b64decode(packed["data"][0]["embedding"])
+    assert list(struct.unpack(f"<{len(ids)}f", content)) == near(values)
+    pooled = post(client, "/pooling", model="prm", input=[ids])
+    assert list(itertools.chain(*pooled["data"][0]["data"])) == near(values)
+    texts = post(client, "/v1/embeddings", 400, model="prm", input=["2+2?"])
+    assert "/v1/steps" in texts["message"]
+
+
+def test_classifier_is_read_at_every_token(client: TestClient) -> None:
+    text = "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+    ids = post(client, "/tokenize", model="rm", prompt=text)["tokens"]
+    pooled = post(client, "/pooling", model="rm", input=[ids], task="token_classify")
+    values = list(itertools.chain(*pooled["data"][0]["data"]))
+    one = post(client, "/pooling", model="rm", input=[ids])["data"][0]["data"]
+    assert (len(values), values[-1:]) == (len(ids), near(one))
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "body", "hint"),
+    [
+        ("rm", "/v1/steps", {"items": [{"prompt": "q", "response": "a"}]}, "/v1/score"),
+        ("judge", "/v1/steps", {"items": [{"prompt": "q", "response": "a"}]}, "/v1/compare"),
+        ("judge", "/v1/score", {"messages": [{"role": "user", "content": "q"}]}, "/v1/compare"),
+        ("prm", "/v1/score", {"conversations": [], "turns": "all"}, "/v1/steps"),
+    ],
+)
+def test_route_that_does_not_fit_the_kind(
+    client: TestClient, model: str, path: str, body: dict[str, Any], hint: str
+) -> None:
+    error = post(client, path, 400, model=model, **body)["error"]
+    assert error["code"] == "wrong_kind"
+    assert hint in error["message"]
+
+
+def test_models_show_their_kinds(client: TestClient) -> None:
+    data = client.get("/v1/models").json()["data"]
+    assert [(model["id"], model["kind"]) for model in data] == [
+        ("prm", "step"),
+        ("judge", "judge"),
+        ("rm", "classifier"),
+    ]
+    info = client.get("/info").json()["models"]
+    assert all(info[alias]["kind_reason"] for alias in ("prm", "judge", "rm"))
+
+
+def test_judge_equals_the_full_logits_in_both_orders(
+    client: TestClient, folders: dict[str, Path]
+) -> None:
+    encoder = load_encoder(ModelConfig(str(folders["judge"]), kind="judge"))
+    vocabulary = read_tokens(folders["judge"])
+    labels = (vocabulary["A"], vocabulary["B"])
+    pairs = [
+        {"prompt": "What is the capital of France?", "chosen": a, "rejected": b}
+        for a, b in itertools.permutations(ANSWERS, 2)
+    ]
+    body = post(client, "/v1/compare", model="judge", pairs=pairs)
+    results = {(p["chosen"], p["rejected"]): r for p, r in zip(pairs, body["results"], strict=True)}
+    for (chosen, rejected), result in results.items():
+        pair = JudgePair("What is the capital of France?", chosen, rejected)
+        expected = [
+            compute_log_odds(folders["judge"], list(encoder.encode(p).input_ids), labels)
+            for p in (pair, pair.swap())
+        ]
+        given, swapped = result["orders"]
+        log_odds = [given["log_odds"], -swapped["log_odds"]]
+        assert log_odds == near([value for value, _ in expected])
+        masses = [given["label_mass"], swapped["label_mass"]]
+        assert masses == near([mass for _, mass in expected])
+        assert result["margin"] == -results[rejected, chosen]["margin"]  # to the bit
+        assert result["consistent"] == (given["log_odds"] > 0) == (swapped["log_odds"] > 0) or (
+            not result["consistent"]
+        )
+        assert result["chosen_reward"] is result["rejected_reward"] is None
+    assert body["usage"]["num_computed_tokens"] < body["usage"]["num_tokens"] / 2
+    assert body["accuracy"] == pytest.approx(0.5, abs=0.5)
+
+
+def test_judge_reads_the_given_order_alone(client: TestClient) -> None:
+    pair = {"prompt": "What is the capital of France?", "chosen": "Paris.", "rejected": "Lyon."}
+    (both,) = post(client, "/v1/compare", model="judge", pairs=[pair])["results"]
+    (given,) = post(client, "/v1/compare", model="judge", pairs=[pair], orders="given")["results"]
+    assert given["orders"] == both["orders"][:1]
+    assert given["margin"] == given["orders"][0]["log_odds"]
+
+
+def test_judge_ranks_by_the_mean_margin(client: TestClient) -> None:
+    prompt = "What is the capital of France?"
+    ranked = post(client, "/v1/rank", model="judge", prompt=prompt, responses=ANSWERS)
+    pairs = [
+        {"prompt": prompt, "chosen": a, "rejected": b}
+        for a, b in itertools.permutations(ANSWERS, 2)
+    ]
+    compared = post(client, "/v1/compare", model="judge", pairs=pairs)["results"]
+    for index, answer in enumerate(ANSWERS):
+        margins = [
+            r["margin"] for p, r in zip(pairs, compared, strict=True) if p["chosen"] == answer
+        ]
+        assert ranked["results"][index]["reward"] == pytest.approx(sum(margins) / 2, abs=1e-4)
+    rewards = [result["reward"] for result in ranked["results"]]
+    assert ranked["best_index"] == rewards.index(max(rewards))
+
+
+def test_bad_answer_spoils_no_neighbor_of_a_judge(client: TestClient) -> None:
+    prompt = "What is the capital of France?"
+    responses = [ANSWERS[0], "far " * 5000, ANSWERS[1]]
+    results = post(client, "/v1/rank", model="judge", prompt=prompt, responses=responses)["results"]
+    assert results[1]["error"]["code"] == "conversation_too_long"
+    plain = post(client, "/v1/rank", model="judge", prompt=prompt, responses=ANSWERS[:2])["results"]
+    assert [results[0]["reward"], results[2]["reward"]] == [r["reward"] for r in plain]
+    assert results[0]["warnings"][0].startswith("1 of 2 comparisons failed")
+    pairs: list[Any] = [
+        {"prompt": prompt, "chosen": "Paris."},
+        {"prompt": prompt, "chosen": "Paris.", "rejected": "Lyon."},
+    ]
+    broken, whole = post(client, "/v1/compare", model="judge", pairs=pairs)["results"]
+    assert (broken["error"]["code"], "margin" in whole) == ("invalid_conversation", True)
+    post(client, "/v1/rank", 400, model="judge", prompt=prompt, responses=["Paris."])
+
+
+def test_turn_rewards_are_those_of_the_parts(client: TestClient) -> None:
+    whole = [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "And of Spain?"},
+        {"role": "assistant", "content": "Madrid."},
+        {"role": "user", "content": "Thank you!"},
+        {"role": "assistant", "content": "You are welcome."},
+    ]
+    body = post(client, "/v1/score", model="rm", messages=whole, turns="all")
+    (result,) = body["results"]
+    parts = [whole[:2], whole[:4], whole]
+    plain = post(client, "/v1/score", model="rm", conversations=parts)["results"]
+    assert [turn["message"] for turn in result["turn_rewards"]] == [1, 3, 5]
+    assert [t["reward"] for t in result["turn_rewards"]] == [r["reward"] for r in plain]
+    assert result["reward"] == result["score"] == plain[-1]["reward"]
+    # Every token of the conversation is computed once.
+    assert body["usage"]["num_computed_tokens"] == plain[-1]["num_tokens"]
+    assert "warnings" not in result
+    bad = post(client, "/v1/score", model="rm", conversations=[whole[:3], parts[0]], turns="all")
+    assert "error" in bad["results"][0]
+    assert bad["results"][1]["reward"] == plain[0]["reward"]
+
+
+def test_step_rewards_and_margins_are_counted(client: TestClient) -> None:
+    post(client, "/v1/steps", model="prm", items=[{"prompt": "1+1?", "response": "a\nb\nc"}])
+    text = client.get("/metrics").text
+    counts = {
+        line.split("{")[0]: float(line.split()[-1])
+        for line in text.splitlines()
+        if 'le="+Inf"' in line and ('model="prm"' in line or 'model="judge"' in line)
+    }
+    assert counts["skyreward_step_rewards_bucket"] >= 3
+    assert counts["skyreward_judge_margins_bucket"] >= 2
