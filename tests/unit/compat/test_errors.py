@@ -176,7 +176,7 @@ def test_every_compat_path_has_error_format() -> None:
         for route in router.routes
         if "POST" in getattr(route, "methods", ())
     }
-    native = {"/v1/score", "/v1/compare", "/v1/rank", "/v1/render"}
+    native = {"/v1/score", "/v1/steps", "/v1/compare", "/v1/rank", "/v1/render"}
     assert paths - native == set(GOOD) == set(ERROR_FORMATS)
 
 
