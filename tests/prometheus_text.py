@@ -88,7 +88,7 @@ def moved(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict
 def eventful() -> Metrics:
     """Return metrics of one model with a series of every kind."""
     metrics = Metrics()
-    metrics.add_models(["m"], lambda: {"m": STATE})
+    metrics.add_models({"m": "step", "j": "judge"}, lambda: {"m": STATE})
     context = RequestContext(
         "r",
         route="/v1/score",

@@ -56,7 +56,7 @@ class ScoringService:
             for model, backend in models
         }
         self.metrics.add_models(
-            self._models,
+            {alias: model.encoder.kind for alias, model in self._models.items()},
             lambda: {alias: model.metrics_state for alias, model in self._models.items()},
         )
         self._is_draining = False

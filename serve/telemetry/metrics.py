@@ -164,18 +164,18 @@ class Metrics:
             __version__
         ).set(1)
 
-    def add_models(self, models: Iterable[str], read: ReadStates) -> None:
+    def add_models(self, models: Mapping[str, Kind], read: ReadStates) -> None:
         """Export all series of models at once: a counter that appears late hides its first event.
 
         Args:
-            models: aliases of the models.
+            models: kind of each model by its alias.
             read: returns the state of each model, by alias; called once per scrape.
         """
-        for model in models:
+        for model, kind in models.items():
             for outcome in ("scored", "error"):
                 self._conversations.labels(model, outcome)
-            for kind in ("received", "computed", "cached", "shared"):
-                self._tokens.labels(model, kind)
+            for tokens in ("received", "computed", "cached", "shared"):
+                self._tokens.labels(model, tokens)
             for reason in RETRY_REASONS:
                 self._retries.labels(model, reason)
             for metric in (
@@ -188,7 +188,9 @@ class Metrics:
                 self._prefix_cache_bytes,
             ):
                 metric.labels(model)
-            self._rewards.add_model(model)
+            (self._judge_margins if kind == "judge" else self._rewards).add_model(model)
+            if kind == "step":
+                self._step_rewards.add_model(model)
         self._registry.register(ModelStateCollector(read))
 
     def watch_in_flight(self, read: Callable[[], int]) -> None:

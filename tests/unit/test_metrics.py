@@ -34,7 +34,7 @@ BODY = {"conversations": [conversation("4")]}
 @pytest.fixture
 def metrics() -> Metrics:
     metrics = Metrics()
-    metrics.add_models(["m"], lambda: {"m": STATE})
+    metrics.add_models({"m": "classifier"}, lambda: {"m": STATE})
     return metrics
 
 
