@@ -1,29 +1,28 @@
-"""Verify a scorer against plain transformers and against published rewards.
-
-The reference is deliberately naive and shares no code with the engine: transformers' own
-classifier with eager attention, one conversation at a time, tokenized as in the model cards.
-"""
+"""Verify a scorer against plain transformers (`rm_core.reference`) and published rewards."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 
 from rm_core.catalog.entries import seeds_dir
 from rm_core.catalog.golden import get_golden_rewards
+from rm_core.config import Kind
 from rm_core.inputs.conversations import Messages, join
-from rm_core.model.precision import use_ieee_products
+from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.step_items import StepItem
+from rm_core.reference import build_reference
+from rm_core.results import NUM_OUTPUTS, list_readouts
 from rm_core.scorer import RewardScorer
 from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, bfloat16_step, compute_tolerance
-from rm_core.types import Reward, ScoreError
+from rm_core.types import Encoded, Reward, ScoreError
 
 # Published rewards come from bfloat16 runs. Other engines were observed 1 to 5 bfloat16 steps away.
 GOLDEN_STEPS = 4
@@ -32,77 +31,6 @@ GOLDEN_STEPS = 4
 PAIR_AGREEMENT = 0.9
 MEAN_DIFFERENCE = 0.1
 _SKIPPED_ERRORS = ("template_error", "conversation_too_long")
-
-
-class PlainTransformers:
-    """transformers' own classifier with eager attention, on the scorer's device.
-
-    Args:
-        scorer: scorer whose checkpoint, template and device to use. The weights are loaded again.
-        dtype: dtype of the whole model, including the head.
-    """
-
-    def __init__(self, scorer: RewardScorer, dtype: torch.dtype) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        loaded = scorer.loaded_model
-        path = loaded.checkpoint.path
-        self._device = loaded.device
-        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self._tokenizer.chat_template = scorer.encoder.chat_template
-        self._date = scorer.encoder.template_date
-        self._model: Any = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=dtype,
-            num_labels=1,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-        ).eval()
-        try:
-            self._model.to(self._device)
-        except torch.OutOfMemoryError:  # float32 takes twice the memory; the CPU is slow but works
-            self._device = torch.device("cpu")
-            self._model.to(self._device)
-
-    @use_ieee_products()
-    @torch.inference_mode()
-    def compute_reward(self, messages: Messages) -> float:
-        """Return the logit of one conversation."""
-        bos = self._tokenizer.bos_token
-        with _freeze_clock(self._tokenizer.chat_template, self._date):
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        assert isinstance(text, str)
-        adds_bos = bos is not None and self._tokenizer("").input_ids[:1] == [
-            self._tokenizer.bos_token_id
-        ]
-        if adds_bos:
-            text = text if text.startswith(bos) else bos + text
-        # As in `apply_chat_template(tokenize=True)`: no tokens that the text does not contain.
-        inputs = self._tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        input_ids = inputs["input_ids"].to(self._device)
-        return float(self._model(input_ids=input_ids).logits[0, 0])
-
-
-@contextlib.contextmanager
-def _freeze_clock(template: str, date: str | None) -> Iterator[None]:
-    """Set the clock of transformers' own compiled template to midnight of `date`, if given.
-
-    transformers converts functions among the template's variables to text, so the clock can only be
-    replaced in the globals of the template's environment.
-    """
-    if date is None:
-        yield
-        return
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    template_globals = _compile_jinja_template(template).environment.globals
-    clock = template_globals["strftime_now"]
-    template_globals["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
-    try:
-        yield
-    finally:
-        template_globals["strftime_now"] = clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +61,46 @@ class Check:
 
 def sample_conversations() -> list[tuple[str, Messages]]:
     """Return the built-in conversations with their names: both answers of every sample pair."""
-    lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    conversations = []
-    for pair in map(json.loads, lines):
-        conversations += [
-            (f"{pair['id']}/{side}", join(pair.get("prompt"), pair[side], side))
-            for side in ("chosen", "rejected")
+    return [
+        (f"{pair['id']}/{side}", join(pair.get("prompt"), pair[side], side))
+        for pair in _read_pairs()
+        for side in ("chosen", "rejected")
+    ]
+
+
+def sample_items(kind: Kind) -> list[tuple[str, Any]]:
+    """Return the built-in items for a kind of model with their names, in the order of the pairs."""
+    if kind == "classifier":
+        return [*sample_conversations()]
+    pairs = [pair for pair in _read_pairs() if isinstance(pair["prompt"], str)]
+    sides = (("chosen", "rejected"), ("rejected", "chosen"))
+    if kind == "step":
+        return [
+            (f"{pair['id']}/{side}", StepItem(pair["prompt"], response=pair[side]))
+            for pair in pairs
+            for side, _ in sides
+            if isinstance(pair[side], str)
         ]
-    return conversations
+    return [
+        (f"{pair['id']}/{first} first", JudgePair(pair["prompt"], pair[first], pair[second]))
+        for pair in pairs
+        for first, second in sides
+        if isinstance(pair[first], str) and isinstance(pair[second], str)
+    ]
+
+
+def _read_pairs() -> list[dict[str, Any]]:
+    lines = (seeds_dir() / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{"prompt": None} | json.loads(line) for line in lines]
+
+
+class _Sample(NamedTuple):
+    """An item that the encoder accepts, and the scorer's first output at each of its readouts."""
+
+    name: str
+    item: Any
+    encoded: Encoded
+    outputs: list[float | ScoreError]
 
 
 def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: None) -> list[Check]:
@@ -155,27 +115,57 @@ def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: Non
     progress("golden rewards")
     checks = list(_check_golden_rewards(scorer))
     progress("the built-in conversations")
-    conversations = sample_conversations()
-    results = scorer.score([messages for _, messages in conversations])
-    compared = [
-        (name, messages, result)
-        for (name, messages), result in zip(conversations, results, strict=True)
-        if isinstance(result, Reward) or result.code not in _SKIPPED_ERRORS
-    ]
+    samples, failures = _score_samples(scorer)
+    checks += [_build_check(name, error, math.nan, (0.0, "")) for name, error in failures]
     if scorer.loaded_model.device.type == "cuda":  # the largest checkpoints do not fit twice
         scorer.loaded_model.model.to("cpu")  # type: ignore[arg-type]
         torch.cuda.empty_cache()
-    compared_messages = [messages for _, messages, _ in compared]
-    expected, tolerances, exact = _compute_references(scorer, compared_messages, progress)
+    expected, tolerances, exact = _compute_references(scorer, samples, progress)
+    names = [name for sample in samples for name in _name_readouts(sample)]
+    outputs = [output for sample in samples for output in sample.outputs]
     checks += [
-        _build_check(name, result, reward, (tolerance, "plain transformers, eager"))
-        for (name, _, result), reward, tolerance in zip(compared, expected, tolerances, strict=True)
+        _build_check(name, output, value, (tolerance, "plain transformers, eager"))
+        for name, output, value, tolerance in zip(names, outputs, expected, tolerances, strict=True)
     ]
     if exact:
-        ours = {name: result.reward for name, _, result in compared if isinstance(result, Reward)}
-        exact_rewards = dict(zip((name for name, *_ in compared), exact, strict=True))
-        checks += compare_rankings(ours, exact_rewards)
+        ours = {
+            name: output
+            for name, output in zip(names, outputs, strict=True)
+            if isinstance(output, float)
+        }
+        checks += compare_rankings(ours, dict(zip(names, exact, strict=True)))
     return checks
+
+
+def _score_samples(scorer: RewardScorer) -> tuple[list[_Sample], list[tuple[str, ScoreError]]]:
+    """Score the built-in items that the model can read; return errors of others by name."""
+    kind = scorer.encoder.kind
+    items = sample_items(kind)
+    encoded = scorer.encoder.encode_all(item for _, item in items)
+    readable = [
+        (name, item, result)
+        for (name, item), result in zip(items, encoded, strict=True)
+        if isinstance(result, Encoded)
+    ]
+    found = [result for _, _, result in readable]
+    scored = scorer.score_ids([e.input_ids for e in found], list_readouts(found, kind))
+    outputs = iter(scored.outputs[:: NUM_OUTPUTS[kind]])
+    samples = [
+        _Sample(name, item, result, [*islice(outputs, len(result.readouts))])
+        for name, item, result in readable
+    ]
+    failures = [
+        (name, result)
+        for (name, _), result in zip(items, encoded, strict=True)
+        if isinstance(result, ScoreError) and result.code not in _SKIPPED_ERRORS
+    ]
+    return samples, failures
+
+
+def _name_readouts(sample: _Sample) -> list[str]:
+    if len(sample.encoded.readouts) == 1:
+        return [sample.name]
+    return [f"{sample.name}, step {index}" for index in range(len(sample.encoded.readouts))]
 
 
 def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
@@ -216,7 +206,7 @@ def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> l
 
 
 def _compute_references(
-    scorer: RewardScorer, conversations: Sequence[Messages], progress: Callable[[str], None]
+    scorer: RewardScorer, samples: Sequence[_Sample], progress: Callable[[str], None]
 ) -> tuple[list[float], list[float], list[float]]:
     """Compute the rewards of plain transformers and their tolerances.
 
@@ -232,8 +222,12 @@ def _compute_references(
 
     def compute_rewards(dtype: torch.dtype) -> list[float]:
         progress(f"plain transformers in {str(dtype).removeprefix('torch.')}")
-        plain = PlainTransformers(scorer, dtype)
-        return [plain.compute_reward(messages) for messages in conversations]
+        reference = build_reference(scorer, dtype)
+        return [
+            output
+            for sample in samples
+            for output in reference.compute_outputs(sample.item, sample.encoded)
+        ]
 
     loaded = scorer.loaded_model
     dtype = loaded.model.dtype
@@ -256,7 +250,7 @@ def _compute_references(
 
 def _check_golden_rewards(scorer: RewardScorer) -> Iterable[Check]:
     entry = scorer.loaded_model.checkpoint.entry
-    if entry is None:
+    if entry is None or scorer.encoder.kind != "classifier":
         return
     golden = get_golden_rewards(entry)
     for score in golden.scores:
@@ -266,9 +260,8 @@ def _check_golden_rewards(scorer: RewardScorer) -> Iterable[Check]:
         reward = result.reward if isinstance(result, Reward) else math.inf
         nearest = min(published, key=lambda value: abs(value - reward))
         tolerance = GOLDEN_STEPS * bfloat16_step(nearest)
-        yield _build_check(
-            f"golden/{score.conversation}", result, nearest, (tolerance, score.engine)
-        )
+        ours = result.reward if isinstance(result, Reward) else result
+        yield _build_check(f"golden/{score.conversation}", ours, nearest, (tolerance, score.engine))
     for length in golden.token_lengths:
         messages = [{"role": m.role, "content": m.content} for m in length.messages]
         num_tokens = scorer.encoder.encode(messages).num_tokens
@@ -279,10 +272,9 @@ def _check_golden_rewards(scorer: RewardScorer) -> Iterable[Check]:
 
 
 def _build_check(
-    name: str, result: Reward | ScoreError, expected: float, rule: tuple[float, str]
+    name: str, ours: float | ScoreError, expected: float, rule: tuple[float, str]
 ) -> Check:
     tolerance, note = rule
-    if isinstance(result, ScoreError):
-        return Check(name, None, expected, tolerance, False, f"{result.code}: {result.message}")
-    passed = abs(result.reward - expected) <= tolerance
-    return Check(name, result.reward, expected, tolerance, passed, note)
+    if isinstance(ours, ScoreError):
+        return Check(name, None, expected, tolerance, False, f"{ours.code}: {ours.message}")
+    return Check(name, ours, expected, tolerance, abs(ours - expected) <= tolerance, note)

@@ -5,7 +5,7 @@ from rm_core.heads.judge import JudgeHead
 from rm_core.heads.layout import HeadLayout, choose_layout
 from rm_core.heads.linear import LinearHead, build_row_head
 from rm_core.heads.mlp import MlpHead
-from rm_core.heads.token_logits import CappedTokensHead, read_label_ids, read_sign_ids
+from rm_core.heads.token_logits import CappedTokensHead
 
 __all__ = [
     "CappedTokensHead",
@@ -16,6 +16,4 @@ __all__ = [
     "MlpHead",
     "build_row_head",
     "choose_layout",
-    "read_label_ids",
-    "read_sign_ids",
 ]

@@ -51,12 +51,15 @@ class HeadLayout:
         tensors: names of the head's tensors in the checkpoint; for `lm_head` only if the rows are
             not those of the token embedding.
         description: what the head is, for people.
+        tokens: of `lm_head`, the tokens whose logits are read; empty for those that the encoder of
+            the checkpoint's kind finds (`Encoder.label_ids`).
     """
 
     name: LayoutName
     factors: tuple[float, ...]
     tensors: tuple[str, ...]
     description: str
+    tokens: tuple[int, ...] = ()
 
 
 def choose_layout(
@@ -171,7 +174,8 @@ def _choose_lm_head(
     tensors = tuple(name for name in (LM_HEAD, "lm_head.bias") if name in shapes)
     if config.lm_head_tokens is not None:
         names = " minus ".join(map(str, config.lm_head_tokens))
-        return HeadLayout("lm_head", (), tensors, f"lm_head, logit of token {names}")
+        words = f"lm_head, logit of token {names}"
+        return HeadLayout("lm_head", (), tensors, words, tuple(config.lm_head_tokens))
     if kind.kind == "judge":
         first, second = config.verdict_labels
         words = f"lm_head, log-odds of {config.verdict_prefix + first!r} against {second!r}"

@@ -84,12 +84,14 @@ class Encoder(ABC):
         text_tokenizer: the library that tokenizes texts.
         prerendered_reader: knows the checkpoint's markers, and reads rendered conversations.
         added_bos: text of the BOS that the tokenizer prepends; empty if it prepends none.
+        label_ids: tokens whose logits are the output, for models without a head; else empty.
         omitted_tokens: special tokens that the tokenizer's post-processor would add to a text, and
             that are omitted as in `apply_chat_template(tokenize=True)`. Never contains BOS.
     """
 
     kind: Kind
     probe: object
+    label_ids: tuple[int, ...] = ()
     prerendered_reader: PrerenderedReader
 
     def __init__(

@@ -6,9 +6,8 @@ Every check happens here, before the first request. A process that only tokenize
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +199,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compilation=compilation,
     )
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
-    head = read_head(checkpoint, model, config, _get_encode(checkpoint))
+    head = read_head(checkpoint, model, encoder.label_ids)
     try:
         self_check = _quantize(model, head, config, devices, encoder)
         install_packed_attention(model)
@@ -295,16 +294,6 @@ def _describe_readout_layer(config: ModelConfig, fault: str | None) -> str:
     if config.deterministic:
         return "all tokens: `deterministic` needs shapes that do not depend on the readouts"
     return f"all tokens: {fault}" if fault else "readout tokens only"
-
-
-def _get_encode(checkpoint: Checkpoint) -> Callable[[str], list[int]]:
-    """Return a function that tokenizes a text without special tokens."""
-
-    @functools.cache
-    def load() -> PreTrainedTokenizerBase:
-        return _load_tokenizer(checkpoint.path)
-
-    return lambda text: list(load()(text, add_special_tokens=False).input_ids)
 
 
 def _quantize(

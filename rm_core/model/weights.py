@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
 from rm_core.heads import (
     CappedTokensHead,
@@ -23,8 +22,6 @@ from rm_core.heads import (
     JudgeHead,
     MlpHead,
     build_row_head,
-    read_label_ids,
-    read_sign_ids,
 )
 from rm_core.heads.layout import LM_HEAD, HeadLayout
 from rm_core.model.adapter import merge_adapter
@@ -114,8 +111,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 def read_head(
     checkpoint: Checkpoint,
     body: PreTrainedModel,
-    config: ModelConfig,
-    encode: Callable[[str], Sequence[int]],
+    label_ids: Sequence[int],
 ) -> Head:
     """Load the head of a checkpoint, on the device of the decoder's last layer.
 
@@ -125,8 +121,7 @@ def read_head(
     Args:
         checkpoint: the opened checkpoint, with its weights.
         body: the decoder, on its devices.
-        config: settings of the tokens that are read.
-        encode: tokenizes a text without special tokens.
+        label_ids: tokens whose logits are read, if the checkpoint's layout names none.
 
     Raises:
         ModelLoadError: the head's weights are not finite, or a token does not exist.
@@ -139,7 +134,7 @@ def read_head(
         tensors = {name: tensor.to(body.dtype) for name, tensor in tensors.items()}
     _check_finite(tensors, checkpoint.path)
     if layout.name == "lm_head":
-        return _build_token_head(checkpoint, body, tensors, config, encode).to(device)
+        return _build_token_head(checkpoint, body, tensors, layout.tokens or label_ids).to(device)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     weight = layout.tensors[0]
     row = build_row_head(
@@ -166,8 +161,7 @@ def _build_token_head(
     checkpoint: Checkpoint,
     body: PreTrainedModel,
     tensors: Mapping[str, torch.Tensor],
-    config: ModelConfig,
-    encode: Callable[[str], Sequence[int]],
+    tokens: Sequence[int],
 ) -> Head:
     """Build a head from rows of the language model's head."""
     assert checkpoint.head is not None
@@ -188,12 +182,6 @@ def _build_token_head(
             f"{checkpoint.path} has no {LM_HEAD}, and config.json does not say that the token "
             "embedding is the head (tie_word_embeddings); give the full causal language model"
         )
-    if config.lm_head_tokens is not None:
-        tokens = config.lm_head_tokens
-    elif checkpoint.kind.kind == "judge":
-        tokens = read_label_ids(encode, config.verdict_prefix, config.verdict_labels)
-    else:
-        tokens = read_sign_ids(encode)
     if max(tokens) >= len(weight):
         raise ModelLoadError(
             f"token {max(tokens)} was to be read, but the head of {checkpoint.path} has "

@@ -23,7 +23,7 @@ from rm_core import ModelConfig, ModelLoadError, RewardScorer, ScoreError, load_
 from rm_core.errors import TemplateError
 from rm_core.inputs import chat_template as module
 from rm_core.inputs.chat_template import ChatTemplate
-from rm_core.verification import PlainTransformers
+from rm_core.reference import PlainClassifier
 
 CopyOf = Callable[..., Path]
 DAY = datetime.date(2026, 2, 28)
@@ -329,9 +329,9 @@ def test_template_date_fixes_the_date_and_is_in_the_fingerprint(copy_of: CopyOf)
     assert first.encoder.encoding_sha256 != other.encoder.encoding_sha256
     assert first.encoder.encode(HELLO).text.startswith("26 Jul 2024")
     assert first.score([HELLO]) == again.score([HELLO]) != other.score([HELLO])
-    plain = PlainTransformers(first, first.loaded_model.model.dtype)
+    plain = PlainClassifier(first, first.loaded_model.model.dtype)
     (reward,) = first.score([HELLO])
-    assert plain.compute_reward(HELLO) == pytest.approx(reward.reward, abs=1e-4)  # type: ignore[union-attr]
+    assert plain.compute_outputs(HELLO) == pytest.approx([reward.reward], abs=1e-4)  # type: ignore[union-attr]
     today = load_encoder(ModelConfig(str(folder))).template_date
     assert today is not None
     assert abs(datetime.date.fromisoformat(today) - datetime.date.today()).days <= 1

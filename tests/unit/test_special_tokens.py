@@ -22,7 +22,7 @@ from rm_core import (
     RewardScorer,
     ScoreError,
 )
-from rm_core.verification import PlainTransformers
+from rm_core.reference import PlainClassifier
 
 CopyOf = Callable[..., Path]
 CONVERSATIONS = [talk("2+2?", "4"), talk("What is the capital of France?", "Paris. " * 8)]
@@ -81,7 +81,7 @@ def test_input_ids_are_tokens_of_the_template_and_bos(
     assert " ".join(scorer.encoder.omitted_tokens) == omitted
     assert (f"would add {omitted} to every text" in caplog.text) == bool(omitted)
     reference = Reference(folder)
-    plain = PlainTransformers(scorer, scorer.loaded_model.model.dtype)
+    plain = PlainClassifier(scorer, scorer.loaded_model.model.dtype)
     for conversation, result in zip(CONVERSATIONS, scorer.score(CONVERSATIONS), strict=True):
         rendered = reference.tokenizer.apply_chat_template(conversation, return_dict=True)
         expected = rendered["input_ids"]
@@ -92,7 +92,7 @@ def test_input_ids_are_tokens_of_the_template_and_bos(
         reference.input_ids = lambda _, ids=expected: ids  # type: ignore[method-assign]
         assert isinstance(result, Reward)
         assert result.reward == pytest.approx(reference.reward(conversation), abs=1e-4)
-        assert plain.compute_reward(conversation) == pytest.approx(result.reward, abs=1e-4)
+        assert plain.compute_outputs(conversation) == pytest.approx([result.reward], abs=1e-4)
         prerendered = [PrerenderedText(encoded.text), PrerenderedText(encoded.text, close=True)]
         for other in [*prerendered, PrerenderedTokens(tuple(expected))]:
             assert scorer.encoder.encode(other).input_ids == encoded.input_ids

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from forward_stub import ForwardStub
+from kinds import build_judge, build_step_model
 
 from rm_core import ModelConfig, RewardScorer, ScoreError
 from rm_core.inputs.conversations import Messages
@@ -164,3 +165,21 @@ def test_published_rewards_within_tolerance_pass(copy_of: Callable[..., Path]) -
             forward.run = lambda _, tree, *__, x=reward: [x] * len(tree.sequences)
             again = {c.name: c for c in verify(scorer)}[check.name]
             assert again.passed == passes
+
+
+@pytest.mark.parametrize("kind", ["step", "judge"])
+def test_verify_covers_step_models_and_judges(kind: str, tmp_path: Path) -> None:
+    folder = build_step_model(tmp_path) if kind == "step" else build_judge(tmp_path)
+    config = ModelConfig(str(folder), kind=kind, device="cpu")  # type: ignore[arg-type]
+    if kind == "step":
+        config = ModelConfig(str(folder), device="cpu")
+    scorer = RewardScorer.load(config)
+    checks = verify(scorer)
+    assert len(checks) >= 10
+    assert [check for check in checks if not check.passed] == []
+
+    def shifted(loaded: Any, tree: PrefixTree, *rest: Any) -> list[float]:
+        return [output + 0.01 for output in forward_batch(loaded, tree, *rest)]
+
+    checks = verify(RewardScorer(scorer.loaded_model, forward=shifted))
+    assert not any(check.passed for check in checks)
