@@ -52,7 +52,7 @@ def combine_orders(given: Reward, swapped: Reward | None = None) -> Verdict:
 def expand_orders(
     pairs: Sequence[JudgePair | ScoreError], *, both_orders: bool = True
 ) -> list[JudgePair]:
-    """Return what the judge reads for each pair that is no error: one order or both."""
+    """Return what the judge reads for each readable pair: one order or both."""
     expanded = []
     for pair in pairs:
         if not isinstance(pair, ScoreError):

@@ -148,8 +148,8 @@ def render_around_markers(
 ) -> list[str]:
     """Render messages, and return the parts of the text around the markers in them.
 
-    A character that occurs in no message stands for the marker, so that a marker that a caller
-    typed is never taken for one.
+    A character that occurs in no message is written in place of the marker, so that a marker that
+    a caller typed is never taken for one.
 
     Args:
         renderer: renders the chat template.
