@@ -6,12 +6,10 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from checkpoints import SPECS, build_tokenizer, edit_config, edit_weights
-from fakes import ready
-from fastapi.testclient import TestClient
 from torch import nn
 from transformers import (
     AutoModel,
@@ -22,13 +20,9 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
-from waiting import until
 
-from serve.api.app import create_app
-from serve.config.settings import Settings
-from serve.scoring.service import ScoringService
-from serve.worker.backends import load_scorer
-from serve.worker.worker import Worker
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -125,6 +119,17 @@ def compute_log_odds(
 @contextlib.contextmanager
 def serving_models(**models: Path | dict[str, Any]) -> Iterator[TestClient]:
     """A client of the application with real models on the CPU, by alias; all in this process."""
+    # Not on a machine that only checks a GPU.
+    from fakes import ready
+    from fastapi.testclient import TestClient
+    from waiting import until
+
+    from serve.api.app import create_app
+    from serve.config.settings import Settings
+    from serve.scoring.service import ScoringService
+    from serve.worker.backends import load_scorer
+    from serve.worker.worker import Worker
+
     chosen = [
         {"alias": alias, "device": "cpu"} | ({"name": str(m)} if isinstance(m, Path) else m)
         for alias, m in models.items()

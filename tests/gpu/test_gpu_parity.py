@@ -21,12 +21,14 @@ import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint
 from gpu.parity import compute_allowed_error
+from kinds import build_judge, build_step_model
 from reference import CONVERSATIONS, Messages, Reference
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, Reward, RewardScorer
 from rm_core.attention.select import is_flash_attn_4_installed, is_flash_attn_installed
 from rm_core.model.placement import is_new_gpu
 from rm_core.tolerance import bfloat16_step
+from rm_core.verification import verify
 
 pytestmark = [
     pytest.mark.gpu,
@@ -202,3 +204,14 @@ def test_compiled_layers_give_rewards_of_plain_layers(name: str, checkpoint_of: 
     # The first row compiles; beyond the limit layers would run uncompiled without an error.
     assert graphs | {counters["stats"]["unique_graphs"]} == {max(graphs)}
     assert 0 < max(graphs) <= 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["step", "judge"])
+def test_step_models_and_judges_equal_plain_transformers(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    folder = build_step_model(tmp_path) if kind == "step" else build_judge(tmp_path)
+    checks = verify(load(folder, "auto", dtype=dtype, kind=kind if kind == "judge" else "auto"))
+    assert len(checks) >= 10
+    assert [check for check in checks if not check.passed] == []
