@@ -152,14 +152,19 @@ class StepEncoder(Encoder):
         texts = (*(message["content"] for message in prompt), *steps)
         is_long = sum(map(len, texts)) >= LONG_TEXT
 
+        def refuse_more_than_limit(num_tokens: int) -> None:
+            if num_tokens > limit:
+                raise ConversationTooLongError(
+                    format_too_long(f"at least {num_tokens}", limit, _ADVICE)
+                )
+
         def extend(input_ids: list[int], text: str) -> None:
             if text:
                 self._extend(input_ids, text, 0, limit)
-            if is_long and len(input_ids) > limit:
-                raise ConversationTooLongError(
-                    format_too_long(f"at least {len(input_ids)}", limit, _ADVICE)
-                )
+            if is_long:
+                refuse_more_than_limit(len(input_ids))
 
+        refuse_more_than_limit(len(steps))  # every step has a token that is read
         sequence = TokenSequence(extend, self._prepend_bos([]))
         self._format.write(prompt, steps, sequence)
         return sequence

@@ -22,8 +22,9 @@ class MathShepherdFormat(StepFormatBase):
     def __init__(self, tools: FormatTools) -> None:
         self._find_ends = tools.find_ends
         start, marked = tools.tokenize("a"), tools.tokenize(f"a{self.marker}")
-        labels = tools.tokenize("+ -")
-        if marked[:-1] != start or len(labels) != 2:
+        lines, labels = tools.tokenize(f"a{self.marker}\nb{self.marker}"), tools.tokenize("+ -")
+        is_single = marked[:-1] == start and lines.count(marked[-1]) == 2
+        if not is_single or len(labels) != 2:
             raise ModelLoadError(
                 f"the tokenizer has no single tokens for {self.marker!r}, `+` and `-`, at which a "
                 "model of the step format `math-shepherd` is read; take the tokenizer of the "
