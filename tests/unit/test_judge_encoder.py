@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import vocabularies
 from checkpoints import SPECS, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from rm_core import (
     ConversationTooLongError,
@@ -41,10 +43,16 @@ TEMPLATE = (
 TEXTS = st.text("ab \n[]AB'<|>é中{}", max_size=30)
 
 
-def tiny(**options: Any) -> JudgeEncoder:
+@functools.cache
+def tokenizer_of_judge() -> PreTrainedTokenizerFast:
     tokenizer = build_tokenizer(SPECS["llama-v0.2"])
     tokenizer.chat_template = TEMPLATE
-    return JudgeEncoder(tokenizer, **{"max_length": 4_096, **options})
+    return tokenizer
+
+
+@functools.cache
+def tiny(**options: Any) -> JudgeEncoder:
+    return JudgeEncoder(tokenizer_of_judge(), **{"max_length": 4_096, **options})
 
 
 def write_critic_prompt(prompt: str, first: str, second: str) -> str:
@@ -73,7 +81,12 @@ def test_critic_template_is_the_published_file() -> None:
 def test_critic_reads_published_ids() -> None:
     template = Path(trl.__file__).parent / "chat_templates" / "llama3_1.jinja"
     tokenizer = vocabularies.llama3(chat_template=template.read_text())
-    encoder = JudgeEncoder(tokenizer, max_length=8_192, template_date=datetime.date(2024, 7, 26))
+    encoder = JudgeEncoder(
+        tokenizer,
+        max_length=8_192,
+        template_date=datetime.date(2024, 7, 26),
+        tokenizer_mode="tokenizers",
+    )
     pair = read_jane()
     given_order, swapped = encoder.encode_all([pair, pair.swap()])
     prompt, prefix = given_order.input_ids[:-1], given_order.input_ids[-1]
@@ -104,8 +117,7 @@ def test_critic_reads_published_ids() -> None:
 def test_pair_is_encoded_as_a_generation_prompt_and_the_prefix(
     prompt: str, first: str, second: str
 ) -> None:
-    encoder, tokenizer = tiny(), build_tokenizer(SPECS["llama-v0.2"])
-    tokenizer.chat_template = TEMPLATE
+    encoder, tokenizer = tiny(), tokenizer_of_judge()
     encoded = encoder.encode_pair(prompt, first, second)
     messages = [{"role": "user", "content": write_critic_prompt(prompt, first, second)}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -129,7 +141,7 @@ def test_shared_prefix_does_not_change_ids() -> None:
 
 
 def test_labels_must_be_single_tokens_after_the_prefix() -> None:
-    tokenizer = build_tokenizer(SPECS["llama-v0.2"])
+    tokenizer = tokenizer_of_judge()
     yes_no = tiny(verdict_prefix="", verdict_labels=("1", "2"))
     assert [[i] for i in yes_no.label_ids] == [
         tokenizer.encode(label, add_special_tokens=False) for label in "12"
@@ -138,10 +150,8 @@ def test_labels_must_be_single_tokens_after_the_prefix() -> None:
     assert encoded.input_ids[-1] == tokenizer.encode("\n\n", add_special_tokens=False)[-1]
     with pytest.raises(ModelLoadError, match="'Response 1' is not one token after the prefix"):
         tiny(verdict_prefix="[[", verdict_labels=("Response 1", "Response 2"))
-    merging = build_tokenizer(SPECS["llama-v0.2"])
-    merging.chat_template = TEMPLATE
     with pytest.raises(ModelLoadError, match="'the' is not one token after the prefix ' '"):
-        JudgeEncoder(merging, max_length=99, verdict_prefix=" ", verdict_labels=("the", "a"))
+        tiny(verdict_prefix=" ", verdict_labels=("the", "a"))
 
 
 def test_other_template_gets_messages() -> None:
@@ -165,7 +175,7 @@ def test_other_template_gets_messages() -> None:
     assert "q | a | b" in single.encode_pair("q", "a", "b").text
     assert encoder.template_sha256 != single.template_sha256 != tiny().template_sha256
     assert encoder.encoding_sha256 != tiny().encoding_sha256
-    assert tiny().encoding_sha256 == tiny().encoding_sha256
+    assert tiny(max_length=99).encoding_sha256 == tiny().encoding_sha256
 
 
 @pytest.mark.parametrize(

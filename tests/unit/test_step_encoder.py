@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -119,6 +120,7 @@ def as_json(ids: Any) -> str:
     return json.dumps(list(ids), separators=(",", ":"))
 
 
+@functools.cache
 def tiny(family: str, template: str | None = None, **options: Any) -> PreTrainedTokenizerFast:
     tokenizer = build_tokenizer(SPECS[family])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
@@ -129,19 +131,22 @@ def tiny(family: str, template: str | None = None, **options: Any) -> PreTrained
     return tokenizer
 
 
-def skywork(**options: Any) -> StepEncoder:
-    tokenizer = tiny("qwen3", bos_token="<|im_start|>")
-    return StepEncoder(tokenizer, "skywork", **{"max_length": 4_096, **options})
+@functools.cache
+def skywork() -> StepEncoder:
+    return StepEncoder(tiny("qwen3", bos_token="<|im_start|>"), "skywork", max_length=4_096)
 
 
+@functools.cache
 def qwen_math() -> StepEncoder:
     return StepEncoder(tiny("qwen3", QWEN3_TEMPLATE), "qwen-math", max_length=4_096)
 
 
+@functools.cache
 def rlhflow() -> StepEncoder:
     return StepEncoder(tiny("llama-v0.2"), "rlhflow", max_length=4_096)
 
 
+@functools.cache
 def sentencepiece() -> PreTrainedTokenizerFast:
     """A tokenizer with the components of Mistral's: BPE over the whole text, `▁` for a space."""
     corpus = ["Step 1: 2 + 2 = 4. ки"] * 50 + ["▁a ▁+ ▁- ▁ки".replace("▁", " ")] * 50
@@ -167,8 +172,25 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
 
 
+@functools.cache
 def math_shepherd() -> StepEncoder:
     return StepEncoder(sentencepiece(), "math-shepherd", max_length=4_096)
+
+
+@functools.cache
+def real_qwen() -> PreTrainedTokenizerFast:
+    """The real vocabulary, with what the checkpoints of both families add to it."""
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
+    tokenizer = vocabularies.qwen(
+        bos_token="<|im_start|>", chat_template=template.read_text(encoding="utf-8")
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
+    return tokenizer
+
+
+@functools.cache
+def real_skywork() -> StepEncoder:
+    return StepEncoder(real_qwen(), "skywork", max_length=4_096, tokenizer_mode="tokenizers")
 
 
 def encode_as_skywork(
@@ -187,16 +209,13 @@ def encode_as_skywork(
 def test_skywork_examples_have_published_ids(
     response: str, num_tokens: int, readouts: tuple[int, ...], digest: str
 ) -> None:
-    tokenizer = vocabularies.qwen(bos_token="<|im_start|>")
-    encoded = StepEncoder(tokenizer, "skywork", max_length=4_096).encode(
-        StepItem(EGGS, response=response)
-    )
+    encoded = real_skywork().encode(StepItem(EGGS, response=response))
     assert encoded.num_tokens == num_tokens
     assert encoded.readouts == readouts
     assert hashlib.sha256(as_json(encoded.input_ids).encode()).hexdigest().startswith(digest)
     assert encoded.input_ids[:8] == (151644, 18315, 295, 748, 77778, 10962, 220, 16)
     assert encoded.input_ids[64:66] == (3081, 5267)  # the line feed merged with the question mark
-    whole = tokenizer(f"<|im_start|>{EGGS}\n{response}\n").input_ids
+    whole = real_qwen()(f"<|im_start|>{EGGS}\n{response}\n").input_ids
     assert len(whole) < num_tokens, "tokenized at once, other ids are read"
 
 
@@ -210,9 +229,7 @@ def test_skywork_examples_have_published_ids(
     ],
 )
 def test_skywork_reads_every_line_feed(response: str, ids: list[int]) -> None:
-    tokenizer = vocabularies.qwen(bos_token="<|im_start|>")
-    encoder = StepEncoder(tokenizer, "skywork", max_length=4_096)
-    encoded = encoder.encode(StepItem("q?", response=response))
+    encoded = real_skywork().encode(StepItem("q?", response=response))
     assert encoded.input_ids == (151644, 80, 5267, *ids)
     assert encoded.readouts == tuple(i + 3 for i, token in enumerate(ids) if token == 198)
 
@@ -295,9 +312,7 @@ def read_at(tokenizer: Any, encoded: Encoded) -> list[str]:
 
 def test_qwen_math_encodes_as_its_model_card() -> None:
     """The card: apply_chat_template, encode, and a mask where the id is that of `<extra_0>`."""
-    template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
-    tokenizer = vocabularies.qwen(chat_template=template.read_text())
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
+    tokenizer = real_qwen()
     (marker,) = tokenizer.encode("<extra_0>")
     steps = ["Add 2 and 2.\n", "So it is 4. ", "", "\\boxed{4}"]
     messages = [
@@ -306,9 +321,8 @@ def test_qwen_math_encodes_as_its_model_card() -> None:
         {"role": "assistant", "content": "<extra_0>".join(steps) + "<extra_0>"},
     ]
     ids = tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False))
-    encoded = StepEncoder(tokenizer, "qwen-math", max_length=4_096).encode(
-        StepItem("2+2?", tuple(steps))
-    )
+    encoder = StepEncoder(tokenizer, "qwen-math", max_length=99, tokenizer_mode="tokenizers")
+    encoded = encoder.encode(StepItem("2+2?", tuple(steps)))
     assert list(encoded.input_ids) == ids
     assert encoded.readouts == tuple(i for i, token in enumerate(ids) if token == marker)
     assert read_at(tokenizer, encoded)[1:] == steps[1:]
@@ -500,7 +514,8 @@ def test_digests_distinguish_formats() -> None:
     encoders = [skywork(), qwen_math(), math_shepherd(), rlhflow()]
     assert len({encoder.template_sha256 for encoder in encoders}) == 4
     assert len({encoder.encoding_sha256 for encoder in encoders}) == 4
-    assert skywork().encoding_sha256 == skywork().encoding_sha256
+    other = StepEncoder(tiny("qwen3", bos_token="<|im_start|>"), "skywork", max_length=99)
+    assert other.encoding_sha256 == skywork().encoding_sha256
     assert (skywork().chat_template, qwen_math().chat_template) == ("", QWEN3_TEMPLATE)
 
 
