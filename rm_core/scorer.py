@@ -37,10 +37,11 @@ from rm_core.memory import (
     choose_prefix_cache_size,
     halve,
 )
-from rm_core.model.decoder import get_decoder_layers, get_head_dim, get_num_key_value_heads
+from rm_core.model.decoder import get_head_dim, get_num_key_value_heads
 from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, load_model
+from rm_core.model.pipeline_parallel import get_layer_devices
 from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache
 from rm_core.results import NUM_OUTPUTS, Aggregation, list_readouts, merge_results
@@ -129,7 +130,7 @@ class RewardScorer:
                 get_num_key_value_heads(config),
                 get_head_dim(config),
                 dtype,
-                [next(layer.parameters()).device for layer in get_decoder_layers(model)],
+                get_layer_devices(model, loaded_model.devices),
             )
 
     @classmethod

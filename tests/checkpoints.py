@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     Gemma2Config,
     Gemma2ForSequenceClassification,
     LlamaConfig,
@@ -180,6 +182,75 @@ def build_checkpoint(folder: Path, spec: Spec) -> Path:
     return folder
 
 
+# Entries of the config, in addition to the common ones, of architectures beyond the families.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "mistral": {"sliding_window": 32},
+    "gemma": {},
+    "gemma3_text": {
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "query_pre_attn_scalar": 16,
+    },
+    "olmo2": {},
+    "olmo3": {"sliding_window": 32, "layer_types": [*["sliding_attention"] * 3, "full_attention"]},
+    "phi3": {"sliding_window": None},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "glm4": {"partial_rotary_factor": 0.5},
+    "starcoder2": {"sliding_window": 32},
+    "gpt_neox": {"num_key_value_heads": None, "head_dim": None},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
+    "diffllama": {},
+    "falcon": {"num_key_value_heads": None, "head_dim": None},
+    "granite": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+}
+
+
+def build_decoder(
+    folder: Path, model_type: str, kind: Any = AutoModelForSequenceClassification, **entries: Any
+) -> PreTrainedModel:
+    """Write a random float32 checkpoint of a class of transformers; return its model.
+
+    Args:
+        folder: folder to write.
+        model_type: name of the architecture's config.
+        kind: auto class of the model.
+        entries: further entries of the config.
+    """
+    tokenizer = build_tokenizer(SPECS["qwen3"])
+    config = {
+        "vocab_size": len(tokenizer) + 8,  # transformers adds tokens to those of some families
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+        "num_labels": 1,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.12,
+    }
+    config |= ARCHITECTURES.get(model_type, {}) | entries
+    optional = ("num_key_value_heads", "head_dim")
+    config = {k: v for k, v in config.items() if v is not None or k not in optional}
+    torch.manual_seed(0)
+    model = kind.from_config(
+        AutoConfig.for_model(model_type, **config), attn_implementation="eager"
+    ).eval()
+    if hasattr(model, "score"):
+        with torch.no_grad():
+            model.score.weight.normal_(std=1.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
 def edit_config(folder: Path, **changes: object) -> None:
     """Change entries of config.json; None removes one."""
     file = folder / "config.json"
@@ -214,10 +285,12 @@ def refusal(folder: Path | str, **settings: Any) -> str:
 
 
 __all__ = [
+    "ARCHITECTURES",
     "SPECS",
     "PathOf",
     "Spec",
     "build_checkpoint",
+    "build_decoder",
     "build_model",
     "build_tokenizer",
     "edit_config",

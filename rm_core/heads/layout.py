@@ -100,7 +100,8 @@ def choose_layout(
     weight = _WEIGHTS[name]
     bias = weight.removesuffix("weight") + "bias"
     tensors = [weight]
-    if bias in shapes and not has_plain_head | (name == "v_head"):
+    # transformers' classifiers, Athene and InternLM2 have no bias.
+    if bias in shapes and not (name == "v_head" or (name == "score" and has_plain_head)):
         tensors.append(bias)
     if name == "score MLP":
         tensors += [n for n in (_INNER, _INNER.replace("weight", "bias")) if n in shapes]

@@ -134,11 +134,9 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
         ModelLoadError: the checkpoint does not exist or would score wrongly.
     """
     base, adapter_name = split_name(config.name)
-    entry = find_entry(base) or (find_entry(config.catalog_name) if config.catalog_name else None)
+    entry, allow_bin = _find_entry(config, base)
     if adapter_name is not None:
         entry = None  # its golden rewards and published results are those of other weights
-    published_in_bin = getattr(entry, "weights_in_bin", None)
-    allow_bin = config.allow_bin or bool(published_in_bin and published_in_bin.value)
     path = _locate(base, config.revision, weights, allow_bin)
     check_files(path)
     _refuse_adapter(path)
@@ -167,6 +165,31 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
         head_settings=_format_head_settings(config),
         adapter=adapter,
     )
+
+
+def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
+    """Find a checkpoint's folder and its weight files, whatever the model is.
+
+    Args:
+        config: `name`, `revision`, `catalog_name` and `allow_bin` are read.
+
+    Raises:
+        ModelLoadError: the checkpoint or its weights do not exist, or the name has an adapter.
+    """
+    base, adapter = split_name(config.name)
+    if adapter is not None:
+        raise ModelLoadError(f"{config.name} has an adapter; give the base model alone")
+    _, allow_bin = _find_entry(config, base)
+    path = _locate(base, config.revision, True, allow_bin)
+    check_files(path)
+    return path, find_weight_files(path, allow_bin=allow_bin)
+
+
+def _find_entry(config: ModelConfig, base: str) -> tuple[CatalogEntry | None, bool]:
+    """Return the catalog entry, and whether pickle files may be read."""
+    entry = find_entry(base) or (find_entry(config.catalog_name) if config.catalog_name else None)
+    published_in_bin = getattr(entry, "weights_in_bin", None)
+    return entry, config.allow_bin or bool(published_in_bin and published_in_bin.value)
 
 
 def split_name(name: str) -> tuple[str, str | None]:

@@ -167,7 +167,9 @@ def check_config(file: Path, config: Mapping[str, Any]) -> str:
     """
     _refuse_switches(file, config)
     for key, (allowed, is_allowed) in _RULES.items():
-        if key in config and not is_allowed(config[key]):
+        # transformers writes 0 for a window that is not used.
+        is_unused = key == "sliding_window" and config.get("use_sliding_window") is False
+        if key in config and not is_allowed(config[key]) and not (is_unused and config[key] == 0):
             raise ModelLoadError(
                 f"{key} of {file} is {quote(config[key], 80)}; it must be {allowed}: correct "
                 "it, or download the file again"

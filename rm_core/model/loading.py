@@ -199,6 +199,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compilation=compilation,
     )
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
+    if config.deterministic and any(p.dim() > 2 for p in model.parameters()):
+        raise ModelLoadError(
+            f"{config.name} has experts, whose products depend on how many tokens of a batch each "
+            "of them gets, so its rewards are not batch-invariant; turn `deterministic` off"
+        )
     head = read_head(checkpoint, model, encoder.label_ids)
     try:
         self_check = _quantize(model, head, config, devices, encoder)

@@ -31,8 +31,8 @@ def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> 
         model.to(devices[0])  # type: ignore[arg-type]
         return
     decoder, layers = get_decoder(model), get_decoder_layers(model)
-    for index, layer in enumerate(layers):
-        layer.to(devices[get_stage(index, len(layers), len(devices))])
+    for layer, device in zip(layers, get_layer_devices(model, devices), strict=True):
+        layer.to(device)
     for name, module in decoder.named_children():
         if name != "layers":
             module.to(devices[-1] if "norm" in name else devices[0])
@@ -63,6 +63,14 @@ def install_transfer_hooks(
         )
         for index, layer in enumerate(layers)
     ]
+
+
+def get_layer_devices(
+    model: PreTrainedModel, devices: Sequence[torch.device]
+) -> list[torch.device]:
+    """Return the device of each layer of a model that `move_to_devices` has moved."""
+    number = len(get_decoder_layers(model))
+    return [devices[get_stage(index, number, len(devices))] for index in range(number)]
 
 
 def get_stage(index: int, num_layers: int, num_stages: int) -> int:

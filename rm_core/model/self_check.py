@@ -268,33 +268,36 @@ def _compute_mean_difference(plain: Sequence[torch.Tensor], exact: Sequence[torc
 def _widen_products(model: PreTrainedModel) -> Iterator[None]:
     """Make a half-precision model compute in float32, and a float32 model in float64.
 
-    The output of the embeddings is widened, norms follow the dtype of their input, and each linear
-    layer uses a wider copy of its weight during its product, so that memory holds one such copy at
-    a time.
+    The output of the embeddings is widened, and each other module uses wider copies of its weights
+    while it runs, so that memory holds the copies of one module at a time.
     """
     wide = torch.float64 if model.dtype == torch.float32 else torch.float32
     narrow: dict[nn.Parameter, torch.Tensor] = {}
 
-    def widen(linear: nn.Module, _args: Any) -> None:
-        for parameter in linear.parameters():
+    def widen(module: nn.Module, _args: Any) -> None:
+        for parameter in module.parameters(recurse=False):
             narrow[parameter] = parameter.data
             parameter.data = parameter.data.to(wide)
 
-    def restore(linear: nn.Module, _args: Any, _out: Any) -> None:
-        for parameter in linear.parameters():
+    def restore(module: nn.Module, _args: Any, _out: Any) -> None:
+        for parameter in module.parameters(recurse=False):
             parameter.data = narrow.pop(parameter)
 
     handles = []
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(lambda _m, _args, out: out.to(wide)))
+        elif any(True for _ in module.parameters(recurse=False)):
             handles += [
                 module.register_forward_pre_hook(widen),
                 module.register_forward_hook(restore, always_call=True),
             ]
-        elif isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_hook(lambda _m, _args, out: out.to(wide)))
+    # The kernels for several experts at once have no float64.
+    experts = model.config._experts_implementation
+    model.set_experts_implementation("eager")
     try:
         yield
     finally:
+        model.set_experts_implementation(experts)
         for handle in handles:
             handle.remove()

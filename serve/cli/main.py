@@ -222,5 +222,36 @@ def verify(**model: Any) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder to write; must be empty or not exist.",
+)
+@click.option(
+    "--allow-bin",
+    is_flag=True,
+    help="Read the pickle files of a checkpoint that the catalogue does not know as published so; "
+    "only tensors are read, no code.",
+)
+@handle_errors
+def convert(model: str, output: Path, **options: Any) -> None:
+    """Write the weights of MODEL, pytorch_model*.bin, as safetensors.
+
+    Configuration and tokenizer files are copied; the rewards stay the same. MODEL is a folder or a
+    hub id; NAME@REVISION pins a revision.
+
+    Example: skyreward convert Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B -o prm-1.5b/
+    """
+    from rm_core.model.conversion import convert_checkpoint
+    from serve.jobs.command import build_model_config
+
+    echo_status(f"wrote {convert_checkpoint(build_model_config(model, **options), output)}")
+
+
 if __name__ == "__main__":
     main()

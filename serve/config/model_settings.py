@@ -20,15 +20,21 @@ from rm_core.config import (
     read_date,
 )
 from rm_core.errors import ModelLoadError
-from rm_core.model.checkpoint import find_local_folder
+from rm_core.model.checkpoint import find_local_folder, split_name
 
 
 class ModelSettings(BaseModel):
-    """One served model. As a string: `NAME`, `ALIAS=NAME`, either with `@REVISION`."""
+    """One served model. As a string: `NAME`, `ALIAS=NAME`, either with `@REVISION`.
+
+    NAME may be `BASE+ADAPTER`, each with its revision.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Model to load: `demo`, a local folder, or a hub id (ORG/NAME).")
+    name: str = Field(
+        description="Model to load: `demo`, a local folder, or a hub id (ORG/NAME). BASE+ADAPTER "
+        "merges a LoRA adapter into a base model (needs peft)."
+    )
     alias: str = Field(
         default="", description="Name in requests. Default: the folder's name, or the hub id."
     )
@@ -202,16 +208,21 @@ class ModelSettings(BaseModel):
             # The name of a folder may contain `=` or `@`.
             has_alias = "=" in value and not find_local_folder(value)
             alias, rest = value.split("=", 1) if has_alias else ("", value)
-            name, _, revision = (rest, "", "") if find_local_folder(rest) else rest.partition("@")
-            value = {"name": name, "alias": alias, "revision": revision or None}
+            base, plus, adapter = (rest, "", "") if find_local_folder(rest) else rest.partition("+")
+            name, _, revision = (base, "", "") if find_local_folder(base) else base.partition("@")
+            value = {"name": name + plus + adapter, "alias": alias, "revision": revision or None}
         if not isinstance(value, dict):
             return value
         name = str(value.get("name", ""))
-        if name != "demo" and (folder := find_local_folder(name)):
-            # Absolute: replicas may have another working directory.
-            value = {**value, "name": str(folder)}
-            name = folder.name
-        return {**value, "alias": value.get("alias") or name}
+        base, plus, adapter = (name, "", "") if find_local_folder(name) else name.partition("+")
+        # Absolute: replicas may have another working directory.
+        folders = [n != "demo" and find_local_folder(n) for n in (base, adapter)]
+        value = {
+            **value,
+            "name": f"{folders[0] or base}{plus}{folders[1] or adapter}",
+        }
+        short = [f.name if f else n for f, n in zip(folders, (base, adapter), strict=True)]
+        return {**value, "alias": value.get("alias") or plus.join(short)}
 
     @field_validator("chat_template", "judge_template")
     @classmethod
@@ -264,7 +275,8 @@ class ModelSettings(BaseModel):
     @property
     def is_on_hub(self) -> bool:
         """Whether the model must be fetched: it is neither the embedded model nor a folder."""
-        return self.name != "demo" and find_local_folder(self.name) is None
+        names = (name for name in split_name(self.name) if name is not None)
+        return any(name != "demo" and find_local_folder(name) is None for name in names)
 
     def to_model_config(self) -> ModelConfig:
         """Return the options with which the engine loads the model."""
