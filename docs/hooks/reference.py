@@ -226,7 +226,7 @@ def _metrics() -> Iterator[tuple[str, str, str, str]]:
         cache=CacheStats(0, 0, 0, 0, 0, 0),
     )
     metrics = Metrics()
-    metrics.add_models(["ALIAS"], lambda: {"ALIAS": state})
+    metrics.add_models({"ALIAS": "classifier"}, lambda: {"ALIAS": state})
     (registry,) = (v for v in vars(metrics).values() if isinstance(v, CollectorRegistry))
     found = set()
     for collector in list(registry._collector_to_names):

@@ -425,6 +425,11 @@ class RenderResult(BaseModel):
     input_ids: list[int] | None = None
     num_tokens: int | None = None
     readout_position: int | None = None
+    readout_positions: list[int] | None = Field(
+        default=None,
+        description="index in `input_ids` of the token read after each step, for a step model; "
+        "`readout_position` is the last of them",
+    )
     offsets: list[tuple[int, int]] | None = Field(
         default=None,
         description="start and end of each token in `text`, in characters (code points), if "

@@ -39,6 +39,7 @@ from rm_core import (
     StepItem,
     TemplateError,
     load_encoder,
+    to_render_json,
 )
 from rm_core.inputs.steps.qwen_math import SYSTEM_PROMPT
 
@@ -517,6 +518,14 @@ def test_digests_distinguish_formats() -> None:
     other = StepEncoder(tiny("qwen3", bos_token="<|im_start|>"), "skywork", max_length=99)
     assert other.encoding_sha256 == skywork().encoding_sha256
     assert (skywork().chat_template, qwen_math().chat_template) == ("", QWEN3_TEMPLATE)
+
+
+def test_render_has_every_readout() -> None:
+    encoded = skywork().encode(StepItem("2+2?", response="Add.\n4"))
+    rendered = to_render_json(encoded)
+    assert rendered["readout_positions"] == list(encoded.readouts)
+    assert rendered["readout_position"] == encoded.num_tokens - 1
+    assert "readout_positions" not in to_render_json(skywork().encode(StepItem("2+2?", ("4",))))
 
 
 def set_bos(folder: Path) -> None:
