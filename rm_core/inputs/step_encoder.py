@@ -28,6 +28,8 @@ _ADVICE = (
     "a step model reads the whole solution, so nothing is cut off, whatever `truncation` says: "
     "shorten the problem or the solution"
 )
+# Formats may drop blank pieces, so that more pieces than tokens are possible.
+_MAX_PIECES = 65_536
 
 
 class StepEncoder(Encoder):
@@ -116,13 +118,13 @@ class StepEncoder(Encoder):
         """
         item = conversation if isinstance(conversation, StepItem) else parse_solution(conversation)
         prompt = parse_prompt(item.prompt)
+        limit = min(self.max_length, max_length or self.max_length)
         if item.steps is None:
             solution = item.response or ""
-            steps = self._format.split(solution)
+            steps = self._split(solution, limit)
         else:
             solution = "\n".join(item.steps)
             steps = [*item.steps]
-        limit = min(self.max_length, max_length or self.max_length)
         sequence = self._write(prompt, steps, limit)
         input_ids, text = sequence.input_ids, "".join(sequence.texts)
         if len(input_ids) > limit:
@@ -146,6 +148,17 @@ class StepEncoder(Encoder):
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count the tokens that continuations of the solution share, as in a beam search."""
         return self._format.count_prompt_tokens(input_ids)
+
+    def _split(self, response: str, limit: int) -> list[str]:
+        """Divide a response into steps; refuse it before a list of far too many is built."""
+        num_pieces = response.count(self._format.separator) + 1
+        most = max(limit, _MAX_PIECES)
+        if num_pieces > most:
+            raise ConversationTooLongError(
+                f"the response is divided into {num_pieces:,} pieces, and at most {most:,} are "
+                f"read; the limit is {limit} tokens: shorten it, or remove blank lines"
+            )
+        return self._format.split(response)
 
     def _write(self, prompt: Messages, steps: Sequence[str], limit: int) -> TokenSequence:
         """Write an item; refuse a long one before all of it is tokenized."""

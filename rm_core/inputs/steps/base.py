@@ -83,6 +83,7 @@ class StepFormatBase(ABC):
     Attributes:
         name: value of the setting `step_format`.
         needs_chat_template: whether the checkpoint's chat template writes the text.
+        separator: text at which a response is divided.
         marker: text of the token that ends a step.
         warns_about_marker: whether the marker in the texts themselves is probably an error.
         label_ids: rows of `lm_head` whose softmax gives the value: good step, bad step. Empty for a
@@ -94,6 +95,7 @@ class StepFormatBase(ABC):
 
     name: ClassVar[StepFormat]
     needs_chat_template: ClassVar[bool] = False
+    separator: ClassVar[str]
     marker: ClassVar[str]
     warns_about_marker: ClassVar[bool] = True
     label_ids: tuple[int, ...] = ()

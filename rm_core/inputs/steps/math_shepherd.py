@@ -17,6 +17,7 @@ class MathShepherdFormat(StepFormatBase):
     """Problem and steps as one text, with ` ки` after each step."""
 
     name = "math-shepherd"
+    separator = "\n"
     marker = " ки"
 
     def __init__(self, tools: FormatTools) -> None:
@@ -35,7 +36,7 @@ class MathShepherdFormat(StepFormatBase):
 
     def split(self, response: str) -> list[str]:
         """Split at line feeds, without blank lines."""
-        return split_nonblank(response, "\n")
+        return split_nonblank(response, self.separator)
 
     def write(self, prompt: Messages, steps: Sequence[str], sequence: TokenSequence) -> None:
         """Write one text, and find the markers in its token ids."""

@@ -28,6 +28,7 @@ class QwenMathFormat(StepFormatBase):
 
     name = "qwen-math"
     needs_chat_template = True
+    separator = "\n\n"
     marker = "<extra_0>"
 
     def __init__(self, tools: FormatTools) -> None:
@@ -44,7 +45,7 @@ class QwenMathFormat(StepFormatBase):
 
     def split(self, response: str) -> list[str]:
         """Split at blank lines."""
-        return split_nonblank(response, "\n\n")
+        return split_nonblank(response, self.separator)
 
     def write(self, prompt: Messages, steps: Sequence[str], sequence: TokenSequence) -> None:
         """Write the rendered conversation.

@@ -24,6 +24,7 @@ class RlhflowFormat(StepFormatBase):
 
     name = "rlhflow"
     needs_chat_template = True
+    separator = "\n\n"
     marker = "+"
     warns_about_marker = False  # normal in mathematics
 
@@ -65,7 +66,7 @@ class RlhflowFormat(StepFormatBase):
 
     def split(self, response: str) -> list[str]:
         """Split at blank lines; an empty piece is a step."""
-        return [piece.strip() for piece in response.split("\n\n")]
+        return [piece.strip() for piece in response.split(self.separator)]
 
     def _render(self, prompt: Messages, steps: Sequence[str]) -> list[str]:
         def write_messages(reply: str) -> Messages:

@@ -19,6 +19,7 @@ class SkyworkFormat(StepFormatBase):
     """BOS, problem, and lines. A step of several lines is read at the end of its last line."""
 
     name = "skywork"
+    separator = "\n"
     marker = "\n"
     warns_about_marker = False  # lines are normal in a problem
 
@@ -40,7 +41,7 @@ class SkyworkFormat(StepFormatBase):
 
     def split(self, response: str) -> list[str]:
         """Split at every line feed."""
-        return response.split("\n")
+        return response.split(self.separator)
 
     def write(self, prompt: Messages, steps: Sequence[str], sequence: TokenSequence) -> None:
         """Write the problem as one text, and every line as another."""
