@@ -177,7 +177,7 @@ class StepEncoder(Encoder):
             if is_long:
                 refuse_more_than_limit(len(input_ids))
 
-        refuse_more_than_limit(len(steps))  # every step has a token that is read
+        refuse_more_than_limit(self._format.count_min_tokens(steps))
         sequence = TokenSequence(extend, self._prepend_bos([]))
         self._format.write(prompt, steps, sequence)
         return sequence

@@ -273,6 +273,11 @@ def test_further_step_continues_token_ids_of_a_beam() -> None:
         assert longer.readouts[:2] == short.readouts
 
 
+def test_skywork_counts_the_lines_of_a_step() -> None:
+    with pytest.raises(ConversationTooLongError, match="has at least 5002 tokens"):
+        skywork().encode(StepItem("2+2?", ("a", "\n" * 5_000)))
+
+
 def test_skywork_needs_bos_and_no_other_special_tokens() -> None:
     with pytest.raises(ModelLoadError, match=r"no `bos_token`.*<\|im_start\|>"):
         StepEncoder(tiny("qwen3"), "skywork", max_length=100)
@@ -497,6 +502,8 @@ def test_too_long_solution_is_refused_with_its_length(
     for long in ("a b c. " * 20_000, "a b\n\n" * 20_000, "\n\n".join("a" * 30_000)):
         with pytest.raises(ConversationTooLongError, match=r"has at least \d+ tokens"):
             encoder.encode(StepItem("2+2?", response=long), truncation)
+    with pytest.raises(ConversationTooLongError, match=r"has at least 5000 tokens"):
+        encoder.encode(StepItem("2+2?", ("",) * 5_000), truncation)
     with pytest.raises(ConversationTooLongError, match=r"00,001 pieces, and at most 65,536"):
         encoder.encode(StepItem("2+2?", response="\n\n" * 100_000), truncation)
 

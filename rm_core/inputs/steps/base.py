@@ -116,6 +116,10 @@ class StepFormatBase(ABC):
             InvalidConversationError: the format cannot express the prompt.
         """
 
+    def count_min_tokens(self, steps: Sequence[str]) -> int:
+        """Return a lower bound of the tokens: every step has one that is read."""
+        return len(steps)
+
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count the tokens that a continuation of the solution shares: up to the last marker."""
         backwards = input_ids[::-1]

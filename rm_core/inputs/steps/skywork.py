@@ -52,6 +52,10 @@ class SkyworkFormat(StepFormatBase):
                 sequence.add_token(self.marker_id, self.marker)
             sequence.add_readout()
 
+    def count_min_tokens(self, steps: Sequence[str]) -> int:
+        """Return a lower bound of the tokens: every line has a line feed."""
+        return sum(step.count("\n") + 1 for step in steps)
+
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count all tokens: a further step follows the last line feed."""
         return len(input_ids)
