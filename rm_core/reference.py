@@ -119,7 +119,7 @@ class PlainDecoder:
         tensors = checkpoint.files.read_tensors(checkpoint.head.tensors)
         if checkpoint.adapter is not None:
             trained = checkpoint.adapter.read_head()
-            tensors |= {name: trained[name] for name in tensors if name in trained}
+            tensors |= {n: trained[n] for n in checkpoint.head.tensors if n in trained}
         self._tensors = {n: t.to(self._device, torch.float32) for n, t in tensors.items()}
 
     @use_ieee_products()

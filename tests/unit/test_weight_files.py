@@ -14,11 +14,10 @@ import pytest
 import torch
 from checkpoints import build_decoder, edit_config, refusal
 from click.testing import CliRunner
-from reference import CONVERSATIONS
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rm_core import ModelConfig, Reward, RewardScorer, open_checkpoint
+from rm_core import ModelConfig, RewardScorer, open_checkpoint
 from serve.cli.main import main
 
 PRM_CODE = {
@@ -32,6 +31,9 @@ def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as the step models of Skywork are published: one pickle file, and code."""
     folder = tmp_path_factory.mktemp("prm")
     build_decoder(folder, "qwen2", AutoModelForCausalLM)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     weights = OrderedDict(load_file(folder / "model.safetensors"))
     weights["v_head.summary.weight"] = torch.randn(1, 64, generator=generator)
@@ -52,26 +54,22 @@ def load(folder: Path, **settings: Any) -> RewardScorer:
     return RewardScorer.load(ModelConfig(str(folder), device="cpu", **settings))
 
 
-def rewards(scorer: RewardScorer) -> list[float]:
-    results = scorer.score(CONVERSATIONS)
-    return [result.reward for result in results if isinstance(result, Reward)]
+SEQUENCES = [tuple(range(20, 30 + 7 * n)) for n in range(10)]
 
 
-def expected_rewards(folder: Path, scorer: RewardScorer) -> list[float]:
+def outputs(scorer: RewardScorer) -> list[float]:
+    values = scorer.score_ids(SEQUENCES).outputs
+    return [value for value in values if isinstance(value, float)]
+
+
+def compute_outputs(folder: Path) -> list[float]:
+    """Compute the value at the last token of each sequence with plain transformers."""
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     row, bias = weights["v_head.summary.weight"], weights["v_head.summary.bias"]
     with torch.inference_mode():
-        return [
-            float(
-                model.base_model(
-                    torch.tensor([scorer.encoder.encode(m).input_ids])
-                ).last_hidden_state[0, -1]
-                @ row[0]
-                + bias[0]
-            )
-            for m in CONVERSATIONS
-        ]
+        states = [model.base_model(torch.tensor([ids])).last_hidden_state for ids in SEQUENCES]
+        return [float(state[0, -1] @ row[0] + bias[0]) for state in states]
 
 
 def shard(folder: Path) -> None:
@@ -91,7 +89,7 @@ def test_step_model_is_read_from_pickle_without_running_its_code(
     prm: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = load(prm, allow_bin=True)
-    assert rewards(scorer) == pytest.approx(expected_rewards(prm, scorer), abs=1e-4)
+    assert outputs(scorer) == pytest.approx(compute_outputs(prm), abs=1e-4)
     assert scorer.describe().head == "v_head.summary"
     assert scorer.loaded_model.checkpoint.kind.step_format == "skywork"
     assert "which is never run" in caplog.text
@@ -100,7 +98,7 @@ def test_step_model_is_read_from_pickle_without_running_its_code(
 def test_shards_give_the_rewards_of_one_file(prm: Path, tmp_path: Path) -> None:
     folder = copy_of(prm, tmp_path)
     shard(folder)
-    assert rewards(load(folder, allow_bin=True)) == rewards(load(prm, allow_bin=True))
+    assert outputs(load(folder, allow_bin=True)) == outputs(load(prm, allow_bin=True))
 
 
 def test_pickle_needs_permission_and_the_error_says_how(prm: Path) -> None:
@@ -218,7 +216,7 @@ def test_converted_checkpoint_gives_the_same_rewards(
     assert len(list(output.glob("*.safetensors"))) == shards
     assert not list(output.glob("*.bin*")) + list(output.glob("*.py"))
     assert [path.name for path in output.parent.iterdir()] == ["converted"]
-    assert rewards(load(output)) == pytest.approx(rewards(load(prm, allow_bin=True)), abs=1e-5)
+    assert outputs(load(output)) == pytest.approx(outputs(load(prm, allow_bin=True)), abs=1e-5)
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1
     assert "is not empty; give another folder" in again.output
@@ -235,7 +233,7 @@ def test_conversion_of_value_head_alone(prm: Path, tmp_path: Path) -> None:
     arguments = ["convert", str(folder), "-o", str(output), "--allow-bin"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert set(load_file(output / "value_head.safetensors")) == set(head)
-    assert rewards(load(output)) == pytest.approx(rewards(load(prm, allow_bin=True)), abs=1e-5)
+    assert outputs(load(output)) == pytest.approx(outputs(load(prm, allow_bin=True)), abs=1e-5)
 
 
 def test_refused_conversion_leaves_nothing(prm: Path, tmp_path: Path) -> None:
