@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+logger = logging.getLogger(__name__)
+
 _PREFIX = "base_model.model."
 _LORA = "lora_"
 _HEADS = ("score.", "v_head.")
@@ -72,6 +75,14 @@ def read_adapter(
             f"{path} has an adapter of type {quote(config.get('peft_type'), 40)}; only LORA "
             "adapters are merged: merge it with merge_and_unload of peft, and give the result"
         )
+    theirs = _read_template(path)
+    if theirs is not None and theirs != _read_template(base):
+        logger.warning(
+            "the adapter %s has another chat template than the base model, whose template is used; "
+            "if the adapter was trained with its own template, give that with the setting "
+            "`chat_template`",
+            path,
+        )
     if not weights:
         return Adapter(path, revision, config, None, {})
     if importlib.util.find_spec("peft") is None:
@@ -95,6 +106,16 @@ def read_adapter(
             "of peft, and give the result"
         )
     return Adapter(path, revision, config, files, heads)
+
+
+def _read_template(folder: Path) -> str | None:
+    """Return the chat template of a folder's tokenizer; None without one."""
+    if (file := folder / "chat_template.jinja").exists():
+        return file.read_text(encoding="utf-8", errors="replace")
+    if (file := folder / "tokenizer_config.json").exists():
+        template = read_json(file).get("chat_template")
+        return template if isinstance(template, str) else None
+    return None
 
 
 def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:

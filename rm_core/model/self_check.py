@@ -186,19 +186,26 @@ def compute_plain_outputs(
 
     Returns:
         For each sequence, float32 `[num_tokens, num_outputs]` on the CPU: the outputs at every
-        token, if it were read.
+        token, if it were read. NaN at most tokens if the head has several outputs: that of a judge
+        multiplies the whole vocabulary.
     """
     handles = install_transfer_hooks(model, devices) if len(devices) > 1 else []
+    results = []
     try:
-        return [
-            head.apply(
-                model(input_ids=torch.tensor([ids], device=devices[0])).last_hidden_state[0]
-            ).cpu()
-            for ids in sequences
-        ]
+        for ids in sequences:
+            hidden = model(input_ids=torch.tensor([ids], device=devices[0])).last_hidden_state[0]
+            positions = list(range(len(ids)))
+            if head.num_outputs > 1:
+                pad = model.config.get_text_config().pad_token_id
+                read = {len(ids) - 1, find_readout_position(ids, pad)}
+                positions = sorted({*range(_PREFIX_STEP - 1, len(ids), _PREFIX_STEP), *read})
+            outputs = torch.full((len(ids), head.num_outputs), torch.nan)
+            outputs[positions] = head.apply(hidden[positions]).cpu()
+            results.append(outputs)
     finally:
         for handle in handles:
             handle.remove()
+    return results
 
 
 def build_self_check(

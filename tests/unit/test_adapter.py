@@ -155,6 +155,22 @@ def test_adapter_that_cannot_be_merged_is_refused(
     assert "has no adapter_model.safetensors" in refusal(f"{language_model}+{headless}")
 
 
+def test_other_chat_template_of_the_adapter_is_reported(
+    language_model: Path,
+    classifier_adapter: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    adapter = edited(classifier_adapter, tmp_path / "adapter")
+    config = ModelConfig(f"{language_model}+{adapter}")
+    shutil.copy(language_model / "chat_template.jinja", adapter)
+    open_checkpoint(config)
+    assert "chat template" not in caplog.text
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    open_checkpoint(config)
+    assert "has another chat template than the base model" in caplog.text
+
+
 def test_adapter_without_peft_is_refused(
     language_model: Path, classifier_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

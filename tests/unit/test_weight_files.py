@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rm_core import ModelConfig, RewardScorer, open_checkpoint
+from rm_core import ModelConfig, ModelLoadError, RewardScorer, open_checkpoint
 from serve.cli.main import main
 
 PRM_CODE = {
@@ -131,6 +131,28 @@ def test_catalog_permits_pickle_of_checkpoints_published_so(
     for in_bin in (False, None):
         monkeypatch.setattr("rm_core.model.checkpoint.find_entry", find(in_bin))
         assert "only pytorch_model.bin" in refusal(prm)
+
+
+def test_pickle_is_fetched_from_the_hub_only_where_nothing_else_is(
+    prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = copy_of(prm, tmp_path / "models--Org--Tiny" / "snapshots" / commit)
+    calls: list[list[str]] = []
+
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        calls.append(allow_patterns)
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    checkpoint = open_checkpoint(ModelConfig("Org/Tiny", allow_bin=True))
+    assert checkpoint.files is not None
+    assert checkpoint.files.is_pickle
+    assert ["pytorch_model*.bin" in patterns for patterns in calls] == [False, True]
+    assert not [p for patterns in calls for p in patterns if p.endswith((".py", ".pt"))]
+    with pytest.raises(ModelLoadError, match="--allow-bin"):
+        open_checkpoint(ModelConfig("Org/Tiny"))
+    assert len(calls) == 3
 
 
 class Attack:
