@@ -419,7 +419,7 @@ def check_transformers_config(checkpoint: Checkpoint) -> None:
     Raises:
         ModelLoadError: transformers rejects the file; the message contains its reason.
     """
-    from transformers.models.auto import configuration_auto
+    from transformers.models.auto import configuration_auto, modeling_auto
 
     file, family = checkpoint.path / "config.json", checkpoint.family
     architecture = (checkpoint.config.get("architectures") or ["none"])[0]
@@ -432,6 +432,14 @@ def check_transformers_config(checkpoint: Checkpoint) -> None:
         raise ModelLoadError(
             f"model_type of {file} is {quote(family, 80)}, and transformers builds the model by "
             f"it; the architecture {architecture[:80]} is another: correct one of the two"
+        )
+    # Configs of other models may fetch the configs of their parts.
+    tasks = ("CAUSAL_LM", "SEQUENCE_CLASSIFICATION")
+    if not any(family in vars(modeling_auto)[f"MODEL_FOR_{t}_MAPPING_NAMES"] for t in tasks):
+        raise ModelLoadError(
+            f"model_type of {file} is {quote(family, 80)}, which transformers does not know as a "
+            "language model; give a reward model whose decoder is a causal language model, or "
+            "install a release of transformers that has it"
         )
     read_transformers_config(checkpoint.path)
 

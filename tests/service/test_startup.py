@@ -18,7 +18,7 @@ from service_process import assert_refused, damage
     [
         ("no head", "has no score.weight"),
         ("two labels", "declares 2 labels"),
-        ("pickle only", "only safetensors files are loaded"),
+        ("pickle only", "pickle files are read only if"),
     ],
 )
 def test_invalid_checkpoint_is_refused_before_ray_or_loading_starts(

@@ -12,6 +12,8 @@ from reference import CONVERSATIONS
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rm_core import BatchConfig, ModelConfig, Reward, RewardScorer
+from rm_core.attention import install_packed_attention
+from rm_core.model.probe import probe_decoder
 from rm_core.tolerance import bfloat16_step
 
 SERVED = [
@@ -46,6 +48,9 @@ def test_float32_rewards_equal_those_of_transformers_classifier(name: str, tmp_p
     scorer, rewards, expected = rewards_and_references(tmp_path)
     assert rewards == pytest.approx(expected, abs=1e-4, rel=0)
     assert max(expected) - min(expected) > 1
+    # Now with prompts from the prefix cache.
+    again = scorer.score(CONVERSATIONS)
+    assert [r.reward for r in again if isinstance(r, Reward)] == pytest.approx(expected, abs=1e-4)
     described = scorer.describe()
     assert described.family == name
     if name in ON_READOUTS:
@@ -112,6 +117,19 @@ def test_architecture_that_packed_rows_cannot_follow_is_refused(
 ) -> None:
     build_decoder(tmp_path, name)
     assert says in refusal(tmp_path, self_check=self_check)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "olmo2"])
+def test_probe_is_equal_on_several_devices(name: str, tmp_path: Path) -> None:
+    model = build_decoder(tmp_path, name).base_model
+    install_packed_attention(model)
+    cpu = torch.device("cpu")
+    one = probe_decoder(model, (cpu,))
+    assert one == probe_decoder(model, (cpu, cpu))
+    assert (one.readout_layer_fault is None) == (name == "qwen2")
+    assert (one.heads.num_heads, one.heads.num_key_value_heads, one.heads.head_dim) == (4, 2, 16)
+    assert [params.scaling for params in one.params] == [0.25] * 4
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
 def test_window_that_differs_from_the_config_is_refused(

@@ -97,8 +97,8 @@ CONFIGS = {
     "no architecture": ({"architectures": None}, "architecture none", "give the setting `kind`"),
     "unknown model_type": (
         {"architectures": ["FooForSequenceClassification"], "model_type": "foo"},
-        "config.json is rejected by transformers",
-        "model type `foo`",
+        "model_type of",
+        "not know as a language model",
     ),
     "no positions": ({"max_position_embeddings": None}, "no integer max_position_emb", "add it"),
     "positions": ({"max_position_embeddings": "many"}, "no integer max_position_emb", "add it"),

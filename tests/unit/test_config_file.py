@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "heads that do not divide": ({"num_key_value_heads": 3}, "is not a multiple of"),
     "no heads": ({"num_attention_heads": 0}, "from 1 to"),
     "hidden size of text": ({"hidden_size": "64"}, "hidden_size of"),
-    "a window of zero": ({"sliding_window": 0}, "sliding_window of"),
+    "a negative window": ({"sliding_window": -1}, "sliding_window of"),
     "scaling that is a list": ({"rope_scaling": [1]}, "must be an object"),
     "scaling of text": ({"rope_parameters": "yarn"}, "must be an object"),
     "unknown scaling": ({"rope_scaling": {"type": "magic"}}, "rope_type 'magic'; supported"),

@@ -181,4 +181,11 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     }
     if config.template_date and checkpoint.may_ask_for_date(template):
         identity["template_date"] = config.template_date
+    if checkpoint.kind.kind != "classifier":
+        judge_template = config.judge_template
+        identity |= {
+            "kind": checkpoint.kind.kind,
+            "step_format": checkpoint.kind.step_format,
+            "judge_template": judge_template and compute_sha256(os.path.expanduser(judge_template)),
+        }
     return identity
