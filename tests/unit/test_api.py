@@ -13,7 +13,7 @@ from waiting import PATIENCE_S, settle, until, until_async
 
 from rm_core import ModelLoadError, NotReadyError, ScoreError, pack
 from serve.api.app import create_app, drain
-from serve.api.routes import scoring
+from serve.api.routes import results
 from serve.config.settings import Settings
 from serve.errors import UnknownModelError
 from serve.scoring.service import ScoringService
@@ -255,7 +255,7 @@ def test_draining_rejects_new_requests_and_finishes_running_ones(backend: FakeBa
 def test_ranks_are_computed_in_linear_time() -> None:
     rewards = [float(number % 7) for number in range(50)]
     best_first = sorted(rewards, reverse=True)
-    assert scoring._ranks(rewards) == {r: best_first.index(r) + 1 for r in rewards}
+    assert results.compute_ranks(rewards) == {r: best_first.index(r) + 1 for r in rewards}
     compared = 0
 
     class Reward(float):
@@ -266,5 +266,5 @@ def test_ranks_are_computed_in_linear_time() -> None:
 
         __hash__ = float.__hash__
 
-    assert len(scoring._ranks([Reward(number) for number in range(5_000)])) == 5_000
+    assert len(results.compute_ranks([Reward(number) for number in range(5_000)])) == 5_000
     assert compared < 50_000
