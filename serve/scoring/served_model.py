@@ -336,21 +336,21 @@ class ServedModel:
         options: RequestOptions,
     ) -> _ScoredSlice:
         """Return the results of a slice that was encoded."""
-        if options.every_token:
-            encoded = [read_every_token(item) for item in encoded]
+        every_token = options.every_token
+        # The values of every token would take the place of all rewards in the cache.
+        cache = None if every_token else self.cache
         kind = self.encoder.kind
         items = [item for item in encoded if isinstance(item, Encoded)]
         sequences = [item.input_ids for item in items]
-        every_token = options.every_token
         readouts = [i.readouts for i in items] if every_token else list_readouts(items, kind)
         num_outputs = NUM_OUTPUTS[kind]
         scope = "" if self._shares_rewards else flow.client
         outputs: list[float | ScoreError | None]
         outputs = [None] * (num_outputs * sum(len(item.readouts) for item in items))
         keys: list[bytes] = []
-        if self.cache is not None:
+        if cache is not None:
             keys = cache_keys(fingerprint, sequences, scope, readouts, num_outputs)
-            outputs = [self.cache.get(key) for key in keys]
+            outputs = [cache.get(key) for key in keys]
         missing = find_missing(sequences, readouts, outputs, num_outputs)
         computed = await self.dispatcher.compute_outputs(
             flow, [m.sequence for m in missing], [m.readouts for m in missing]
@@ -361,8 +361,8 @@ class ServedModel:
             keys = cache_keys(actual, sequences, scope, readouts, num_outputs)
         for index, output in zip((i for m in missing for i in m.outputs), computed, strict=True):
             outputs[index] = output
-            if self.cache is not None and len(flow.fingerprints) == 1:
-                self.cache.put(keys[index], output)
+            if cache is not None and len(flow.fingerprints) == 1:
+                cache.put(keys[index], output)
         results = merge_results(
             encoded,
             [output for output in outputs if output is not None],
@@ -479,10 +479,3 @@ def find_missing(
             missing.append(MissingOutputs(up_to_readout, left, indices))
         start = stop
     return missing
-
-
-def read_every_token(item: Encoded | ScoreError) -> Encoded | ScoreError:
-    """Return an encoded conversation that is read at each of its tokens."""
-    if isinstance(item, ScoreError):
-        return item
-    return replace(item, readouts=tuple(range(item.num_tokens)))

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_not
 from typing import Any, TypeVar
 
@@ -70,6 +70,8 @@ class RequestOptions:
         max_request_characters: maximum of all conversations together; a prompt counts for each of
             its answers.
         max_request_tokens: maximum of all conversations together.
+        max_request_readouts: maximum of all conversations together: a step model is read at every
+            step, and each value takes time of the gateway.
     """
 
     client: str = ANONYMOUS
@@ -83,6 +85,7 @@ class RequestOptions:
     max_queued_tokens: int = 2_000_000
     max_request_characters: int = 268_435_456
     max_request_tokens: int = 100_000_000
+    max_request_readouts: int = 262_144
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
@@ -163,8 +166,8 @@ class RequestTokenizer:
         self._shared = SharedPrefix()
 
     async def __aiter__(self) -> AsyncIterator[list[Encoded | ScoreError]]:
-        limit = self._options.max_request_tokens
-        num_done = num_tokens = 0
+        limit, max_readouts = self._options.max_request_tokens, self._options.max_request_readouts
+        num_done = num_tokens = num_readouts = 0
         for conversations, size in self._slices:
             started = time.perf_counter()
             work = functools.partial(self._encode, conversations)
@@ -176,6 +179,13 @@ class RequestTokenizer:
                 raise RequestTooLargeError(
                     f"the first {num_done:,} of the request's {self._num_conversations:,} "
                     f"conversations have {num_tokens:,} tokens and the limit is {limit:,}; split "
+                    "it into several requests"
+                )
+            num_readouts += sum(len(e.readouts) for e in encoded if isinstance(e, Encoded))
+            if num_readouts > max_readouts:
+                raise RequestTooLargeError(
+                    f"the first {num_done:,} of the request's {self._num_conversations:,} items "
+                    f"are read at {num_readouts:,} tokens and the limit is {max_readouts:,}; split "
                     "it into several requests"
                 )
             yield encoded
@@ -198,7 +208,8 @@ class RequestTokenizer:
                 check_cancelled=check_cancelled,
             )
         )
-        return [next(encoded) if error is None else error for error in errors]
+        results = [next(encoded) if error is None else error for error in errors]
+        return [read_every_token(r) for r in results] if options.every_token else results
 
     def _take_tokens(self, conversation: object) -> Encoded | ScoreError:
         """Return token ids as they are, to be read at each of them."""
@@ -213,6 +224,13 @@ class RequestTokenizer:
         if not ids:
             error = InvalidConversationError("the input has no tokens; give at least one")
         return ScoreError.from_exception(error)
+
+
+def read_every_token(item: Encoded | ScoreError) -> Encoded | ScoreError:
+    """Return an encoded conversation that is read at each of its tokens."""
+    if isinstance(item, ScoreError):
+        return item
+    return replace(item, readouts=tuple(range(item.num_tokens)))
 
 
 def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:

@@ -163,6 +163,18 @@ def test_classifier_is_read_at_every_token(client: TestClient) -> None:
     assert (len(values), values[-1:]) == (len(ids), near(one))
 
 
+def test_number_of_readouts_of_a_request_is_limited(client: TestClient) -> None:
+    ids = [5] * 1000
+    body = post(client, "/v1/embeddings", 413, model="prm", input=[ids] * 300)
+    assert "262,144" in body["message"]
+    # A value of every token leaves the cache to rewards.
+    (info,) = [m for a, m in client.get("/info").json()["models"].items() if a == "prm"]
+    entries = info["score_cache"]["entries"]
+    post(client, "/v1/embeddings", model="prm", input=[[7, *ids[:50]]])
+    (info,) = [m for a, m in client.get("/info").json()["models"].items() if a == "prm"]
+    assert info["score_cache"]["entries"] == entries
+
+
 @pytest.mark.parametrize(
     ("model", "path", "body", "hint"),
     [

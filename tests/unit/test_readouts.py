@@ -24,7 +24,8 @@ from rm_core import (
 )
 from rm_core.packing import Readouts, TokenIds
 from rm_core.prefix_cache import PrefixCache
-from serve.scoring.served_model import find_missing, read_every_token
+from serve.scoring.served_model import find_missing
+from serve.scoring.tokenization import read_every_token
 from serve.worker.worker import SequenceBatch, Worker
 
 IDS = tuple(range(3, 60))
