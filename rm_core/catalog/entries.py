@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
+from rm_core.config import Kind, StepFormat
 from rm_core.strict_dataclass import read_dataclass, read_with_sources
 
 T = TypeVar("T")
@@ -22,8 +23,10 @@ T = TypeVar("T")
 Status: TypeAlias = Literal["confirmed", "third_party", "inferred", "unconfirmed"]
 """Confirmed by the authors, by a third party, inferred from other facts, or not confirmed."""
 
-Series: TypeAlias = Literal["v0.1", "v0.2", "v2"]
-Family: TypeAlias = Literal["llama", "gemma2", "qwen3"]
+Series: TypeAlias = Literal["v0.1", "v0.2", "v2", "o1-open-prm", "critic"]
+Family: TypeAlias = Literal["llama", "gemma2", "qwen3", "qwen2"]
+HeadKind: TypeAlias = Literal["score", "value_head", "lm_head"]
+"""The score row of a classifier, `v_head` with a bias, or rows of the language-model head."""
 BenchmarkName: TypeAlias = Literal[
     "rewardbench",
     "rewardbench2",
@@ -34,6 +37,9 @@ BenchmarkName: TypeAlias = Literal[
     "judgebench",
     "average-of-seven",  # unweighted mean of the seven benchmarks above, as in the V2 table
     "processbench",
+    "prmbench",
+    "best-of-8",
+    "best-of-64",
     "vl-rewardbench",
 ]
 _FULL_SCALE = {"percent": 100.0, "fraction": 1.0}
@@ -126,7 +132,16 @@ class AttentionAdvice:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One sequence classifier. `parameters` is in billions, lengths are in tokens."""
+    """One checkpoint. `parameters` is in billions, lengths are in tokens.
+
+    Attributes:
+        template: behavior of the chat template; None for a step model, which has none.
+        kind: what the checkpoint is served as.
+        step_format: how a step model divides a solution into steps; None for other kinds.
+        head: head that is read; None for the score row of a classifier.
+        weights_in_bin: whether the weights are published as pickle files only; None for
+            safetensors.
+    """
 
     id: str
     series: Series
@@ -143,11 +158,19 @@ class CatalogEntry:
     tied_embeddings: Fact[bool]
     num_labels: Fact[int]
     dtype: Fact[str]
-    template: TemplateTraits
+    template: TemplateTraits | None
     attention: AttentionAdvice
     licence: Fact[str]
     published: tuple[PublishedResult, ...]
     known_issues: tuple[Fact[str], ...]
+    kind: Kind = "classifier"
+    step_format: StepFormat | None = None
+    head: Fact[HeadKind] | None = None
+    weights_in_bin: Fact[bool] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.step_format is None) == (self.kind == "step"):
+            raise ValueError(f"a step model, and no other kind, has a step_format: {self.id}")
 
     @property
     def name(self) -> str:
@@ -162,7 +185,7 @@ class CatalogEntry:
     @property
     def system_prompt_advised_against(self) -> bool:
         """Whether the authors advise against system messages."""
-        return self.template.system_prompt.value == "advised_against"
+        return bool(self.template and self.template.system_prompt.value == "advised_against")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +193,7 @@ class UnservedModel:
     """A related model that the service does not load, and the reason."""
 
     id: str
-    kind: Literal["process_reward", "critic", "vision_language"]
+    kind: Literal["vision_language"]
     what: str
     reason: str
     architecture: Fact[str]
@@ -211,10 +234,7 @@ def load_catalog() -> tuple[CatalogEntry, ...]:
 
 @functools.cache
 def load_not_served() -> tuple[UnservedModel, ...]:
-    """Return the models that are not served, in file order.
-
-    These are process reward models, critics and a vision-language model.
-    """
+    """Return the models that are not served, in file order."""
     raw = load_json("catalog/not_served.json")["not_served"]
     return tuple(read_with_sources(UnservedModel, row, load_sources(), row["id"]) for row in raw)
 

@@ -44,9 +44,12 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer, including norms."""
+        """Parameters of one layer, including norms and biases."""
         head_norms = 2 * self.head_dim if self.family == "qwen3" else 0
-        return self.linear_weights + _NORMS.get(self.family, 2) * self.hidden_size + head_norms
+        num_biased_heads = self.num_attention_heads + 2 * self.num_key_value_heads
+        biases = num_biased_heads * self.head_dim if self.family == "qwen2" else 0
+        norms = _NORMS.get(self.family, 2) * self.hidden_size + head_norms
+        return self.linear_weights + norms + biases
 
     @property
     def num_parameters(self) -> int:

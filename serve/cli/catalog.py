@@ -12,14 +12,22 @@ from rich.table import Table
 from rm_core import ModelInfo, find_entry, load_catalog, load_not_served, seeds_dir
 from rm_core.attention import AttentionChoice, AttentionTarget, choose_attention
 from rm_core.catalog.entries import CatalogEntry, Fact, UnservedModel, load_sources
+from rm_core.config import Kind
 from rm_core.verification import Check
 from serve.console import Console
 from serve.errors import UnknownCheckpointError
 from serve.escaping import dump_json
 
+# Title of the table, and the benchmark of its column with results, by kind.
+_KINDS: Mapping[Kind, tuple[str, str]] = {
+    "classifier": ("Served as classifiers: a reward for each conversation", "RewardBench"),
+    "step": ("Served as step models: a reward for each step of a solution", "ProcessBench"),
+    "judge": ("Served as judges: which of two responses is better", "RewardBench"),
+}
+
 
 def print_catalog(as_json: bool) -> None:
-    """Print all known checkpoints, and the models that are not served yet."""
+    """Print all known checkpoints by kind, and the models that are not served yet."""
     if as_json:
         _print_json(
             {
@@ -29,19 +37,21 @@ def print_catalog(as_json: bool) -> None:
         )
         return
     console = Console()
-    table = _create_table(
-        "Served", "checkpoint", "family", "context", "RewardBench", "local attention", "licence"
-    )
-    for entry in load_catalog():
-        table.add_row(
-            entry.id,
-            entry.family,
-            str(entry.recommended_max_length or "unconfirmed"),
-            _format_overall(entry),
-            choose_local_attention(entry).name,
-            str(entry.licence.value),
+    for kind, (title, benchmark) in _KINDS.items():
+        table = _create_table(
+            title, "checkpoint", "family", "context", benchmark, "local attention", "licence"
         )
-    console.print(table)
+        for entry in load_catalog():
+            if entry.kind == kind:
+                table.add_row(
+                    entry.id,
+                    entry.family,
+                    str(entry.recommended_max_length or "unconfirmed"),
+                    _format_overall(entry, benchmark.lower()),
+                    choose_local_attention(entry).name,
+                    str(entry.licence.value),
+                )
+        console.print(table)
     reasons = {choice.name: choice.reason for choice in map(choose_local_attention, load_catalog())}
     for name, reason in reasons.items():
         console.print(f"local attention: {name}: {reason}")
@@ -75,6 +85,9 @@ def print_entry(name: str, as_json: bool) -> None:
     console = Console()
     if isinstance(entry, UnservedModel):
         console.print(f"{entry.what}\nNot served yet: {entry.reason}")
+    else:
+        steps = f", step format {entry.step_format}" if entry.step_format else ""
+        console.print(f"served as: {entry.kind}{steps}")
     facts = _create_table(entry.id, "fact", "value", "status", "source")
     for label, fact in _collect_facts(entry):
         facts.add_row(label, _format_value(fact), fact.status, fact.source)
@@ -142,8 +155,8 @@ def _create_table(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def _format_overall(entry: CatalogEntry) -> str:
-    rows = [p for p in entry.published if p.benchmark == "rewardbench" and p.metric == "overall"]
+def _format_overall(entry: CatalogEntry, benchmark: str) -> str:
+    rows = [p for p in entry.published if p.benchmark == benchmark and p.metric == "overall"]
     return " / ".join(dict.fromkeys(f"{row.value:g}" for row in rows)) or "-"
 
 

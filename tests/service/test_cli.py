@@ -150,7 +150,12 @@ def test_models_lists_catalogue() -> None:
     assert "unconfirmed" in one.stdout
     assert "85.2" in one.stdout
     as_json = json.loads(invoke("models", "--json").stdout)
-    assert len(as_json["models"]) == 12
+    assert [model["kind"] for model in as_json["models"]].count("classifier") == 12
+    assert "Served as judges" in listed.stdout
+    assert (
+        "served as: step, step format skywork"
+        in invoke("models", "Skywork-o1-Open-PRM-Qwen-2.5-7B").stdout
+    )
     unknown = invoke("models", "Skywork-Reward-V3")
     assert unknown.exit_code == 1
     assert "Skywork-Reward-V2-Llama-3.1-8B" in unknown.stderr

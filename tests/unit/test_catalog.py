@@ -21,6 +21,8 @@ from rm_core.strict_dataclass import read_dataclass, read_with_sources
 V2 = "Skywork/Skywork-Reward-V2-"
 LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"
 GEMMA_V01 = "Skywork/Skywork-Reward-Gemma-2-27B"
+PRM = "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-"
+CRITIC = "Skywork/Skywork-Critic-Llama-3.1-"
 IDS = [
     LLAMA_V01,
     GEMMA_V01,
@@ -34,7 +36,12 @@ IDS = [
     V2 + "Llama-3.1-8B",
     V2 + "Llama-3.1-8B-40M",
     V2 + "Qwen3-8B",
+    PRM + "1.5B",
+    PRM + "7B",
+    CRITIC + "8B",
+    CRITIC + "70B",
 ]
+CLASSIFIERS = IDS[:12]
 
 
 def entry(name: str) -> CatalogEntry:
@@ -92,12 +99,13 @@ def test_unpublished_facts_are_unconfirmed():
             assert e.trained_length == Fact(16384, "confirmed", "reward-v2-readme")
         else:
             assert e.trained_length.status == "unconfirmed"
-            assert e.template.system_prompt.status == "unconfirmed"
+            assert e.template is None or e.template.system_prompt.status == "unconfirmed"
         if e.family == "llama":
+            assert e.template is not None
             assert e.template.dated_header is not None
             assert e.template.dated_header.status == "unconfirmed"
         else:
-            assert e.template.dated_header is None
+            assert e.template is None or e.template.dated_header is None
     assert entry(LLAMA_V01).pad_token_id.status == "confirmed"
     assert entry(LLAMA_V01 + "-v0.2").pad_token_id.status == "inferred"
 
@@ -111,6 +119,9 @@ def test_unpublished_facts_are_unconfirmed():
         (GEMMA_V01 + "-v0.2", 0, 2, (1,), 256000),
         (V2 + "Qwen3-8B", None, 151643, (151645,), 151936),
         (V2 + "Llama-3.2-3B", None, 128000, (128001, 128008, 128009), 128256),
+        (PRM + "1.5B", 151643, 151644, (151645,), 151936),
+        (PRM + "7B", 151643, 151644, (151645,), 152064),
+        (CRITIC + "70B", None, 128000, (128001, 128008, 128009), 128256),
     ],
 )
 def test_special_token_ids(name: str, pad: int | None, bos: int, eos: tuple[int, ...], vocab: int):
@@ -133,6 +144,10 @@ def test_special_token_ids(name: str, pad: int | None, bos: int, eos: tuple[int,
         (V2 + "Llama-3.2-1B", 2048, 16, 32, 8, 1.24),
         (V2 + "Llama-3.2-3B", 3072, 28, 24, 8, 3.21),
         (V2 + "Llama-3.1-8B-40M", 4096, 32, 32, 8, 7.50),
+        (PRM + "1.5B", 1536, 28, 12, 2, 3.09 / 2),
+        (PRM + "7B", 3584, 28, 28, 4, 15.2 / 2 - 152064 * 3584 / 1e9),
+        (CRITIC + "8B", 4096, 32, 32, 8, 7.50),
+        (CRITIC + "70B", 8192, 80, 64, 8, 70.55 - 128256 * 8192 / 1e9),
     ],
 )
 def test_geometry(name: str, hidden: int, layers: int, heads: int, kv_heads: int, billions: float):
@@ -151,9 +166,10 @@ def test_recommended_lengths_and_advice_on_system_prompts():
     lengths = {e.id: e.recommended_max_length for e in load_catalog()}
     v1_lengths = [lengths.pop(name) for name in IDS[:4]]
     assert v1_lengths == [131072, 8192, 131072, 8192]
+    assert [lengths.pop(name) for name in IDS[12:]] == [4096, 4096, 131072, 131072]
     assert set(lengths.values()) == {16384}
     advised = [e.id for e in load_catalog() if e.system_prompt_advised_against]
-    assert advised == IDS[4:]
+    assert advised == IDS[4:12]
     assert [entry(V2 + n).max_position_embeddings.value for n in ("Qwen3-4B", "Llama-3.2-1B")] == [
         40960,
         131072,
@@ -167,13 +183,11 @@ def test_recommended_max_length_is_none_if_unknown():
 
 
 def test_template_traits():
-    assert [e.template.renders_bos.value for e in load_catalog() if e.series == "v0.1"] == [
-        False
-    ] * 2
-    assert [e.template.renders_bos.value for e in load_catalog() if e.series == "v0.2"] == [
-        True
-    ] * 2
-    endings = {e.family: e.template.last_text.value for e in load_catalog()}
+    templates = {e.id: e.template for e in load_catalog() if e.template}
+    assert [name for name in IDS if name not in templates] == [PRM + "1.5B", PRM + "7B"]
+    assert [templates[name].renders_bos.value for name in IDS[:2]] == [False] * 2
+    assert [templates[name].renders_bos.value for name in IDS[2:4]] == [True] * 2
+    endings = {entry(name).family: templates[name].last_text.value for name in CLASSIFIERS}
     assert endings == {
         "llama": "<|eot_id|>",
         "gemma2": "<end_of_turn>\n",
@@ -186,7 +200,8 @@ def test_only_gemma_refuses_sdpa():
         gemma = e.family == "gemma2"
         assert list(e.attention.refused) == (["sdpa"] if gemma else [])
         assert (e.attention.softcap is not None) == gemma
-        assert "flash_attention_2" in (e.attention.recommended.value or ())
+        recommended = e.attention.recommended.value
+        assert recommended is None if e.kind != "classifier" else "flash_attention_2" in recommended
     attention = entry(GEMMA_V01).attention
     assert attention.recommended.value == ("flash_attention_2", "eager")
     assert attention.softcap == Fact(50.0, "confirmed", "gemma-v01-config")
@@ -195,24 +210,34 @@ def test_only_gemma_refuses_sdpa():
 
 def test_licences_of_entries():
     licences = {e.id: e.licence.value for e in load_catalog()}
-    assert {licences[name] for name in IDS[:4]} == {"Skywork Community License"}
+    assert {licences[name] for name in [*IDS[:4], *IDS[12:]]} == {"Skywork Community License"}
     assert licences[V2 + "Qwen3-4B"] == "Apache-2.0"
     assert licences[V2 + "Llama-3.2-1B"] == "Llama 3.2 Community License"
     assert licences[V2 + "Llama-3.1-8B-40M"] == "Llama 3.1 Community License"
 
 
-def test_models_that_are_not_served():
-    rows = load_not_served()
-    assert [row.kind for row in rows] == [
-        "process_reward",
-        "process_reward",
-        "critic",
-        "critic",
-        "vision_language",
-    ]
-    assert all(len(row.reason) > 40 and len(row.what) > 40 for row in rows)
-    assert [p.value for p in rows[1].published] == [70.8, 53.6, 22.9, 21.0, 42.1]
-    assert all(find_entry(row.id) is None for row in rows)
+def test_kinds_of_entries():
+    kinds = {e.id: (e.kind, e.step_format) for e in load_catalog()}
+    assert {kinds.pop(name) for name in CLASSIFIERS} == {("classifier", None)}
+    assert list(kinds.values()) == [("step", "skywork")] * 2 + [("judge", None)] * 2
+    for name in kinds:
+        e = entry(name)
+        assert e.head is not None
+        assert e.weights_in_bin is not None
+        assert e.weights_in_bin.value is True
+        assert e.weights_in_bin.status == "confirmed"
+        assert e.head.value == {"step": "value_head", "judge": "lm_head"}[e.kind]
+    assert {(e.head, e.weights_in_bin) for e in load_catalog() if e.kind == "classifier"} == {
+        (None, None)
+    }
+
+
+def test_only_vision_language_model_is_not_served():
+    (row,) = load_not_served()
+    assert row.kind == "vision_language"
+    assert len(row.reason) > 40
+    assert len(row.what) > 40
+    assert find_entry(row.id) is None
 
 
 BROKEN = {
@@ -231,6 +256,9 @@ BROKEN = {
     "result off the scale": (["published", 0, "value"], 938.0, "percent"),
     "unknown benchmark": (["published", 0, "benchmark"], "glue", "glue"),
     "object for a list": (["known_issues"], {}, "a list"),
+    "unknown kind": (["kind"], "critic", "critic"),
+    "step model without format": (["kind"], "step", "step_format"),
+    "format of a classifier": (["step_format"], "skywork", "step_format"),
 }
 
 
