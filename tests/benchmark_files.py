@@ -166,6 +166,57 @@ def ppe_correctness(num_rows: int = 3, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def processbench(num_rows: int = 6, seed: int = 0) -> RowsOf:
+    rng = random.Random(seed)
+    return {
+        f"{subset}.json": [
+            {
+                "id": f"{subset}-{index}",
+                "generator": "a-model",
+                "problem": text(rng),
+                "steps": [text(rng) for _ in range(3)],
+                "final_answer_correct": index % 2 == 0,
+                "label": -1 if index % 2 == 0 else index % 3,
+            }
+            for index in range(num_rows)
+        ]
+        for subset in ("gsm8k", "math", "olympiadbench", "omnimath")
+    }
+
+
+def prmbench(num_rows: int = 2, seed: int = 0) -> RowsOf:
+    rng = random.Random(seed)
+    names = ("circular", "confidence", "counterfactual", "deception", "domain_inconsistency")
+    more = ("missing_condition", "redundency", "step_contradiction", "multi_solutions")
+    return {
+        f"prm_test_{name}.jsonl": [
+            {
+                "idx": f"prm_{index}",
+                "modified_question": text(rng),
+                "modified_process": [f"{step + 1}. {text(rng)}" for step in range(3)],
+                "error_steps": [] if name == "multi_solutions" else [2],
+                "classification": name,
+            }
+            for index in range(num_rows)
+        ]
+        for name in (*names, *more)
+    }
+
+
+def best_of_n(num_rows: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    return [
+        {
+            "id": f"set-{index}",
+            "prompt": text(rng),
+            "responses": [f"{text(rng)}\n{text(rng)}" for _ in range(4)],
+            "correct": [True, False, index % 2 == 0, False],
+            "answers": ["7", "8", "7", None],
+        }
+        for index in range(num_rows)
+    ]
+
+
 EVERY: dict[str, RowsOf] = {
     "rewardbench": {"filtered-00000-of-00001.jsonl": rewardbench()},
     "rewardbench2": {"test-00000-of-00001.jsonl": rewardbench2()},
@@ -174,6 +225,9 @@ EVERY: dict[str, RowsOf] = {
     "judgebench": {"dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl": judgebench()},
     "ppe-preference": {"test-00000-of-00001.jsonl": ppe_preference()},
     "ppe-correctness": {"PPE-GPQA-Best-of-K/train-00000-of-00001.jsonl": ppe_correctness()},
+    "processbench": processbench(),
+    "prmbench": prmbench(),
+    "best-of-n": {"sets.jsonl": best_of_n()},
 }
 
 

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rm_core.benchmarks import judgebench, ppe, rewardbench, rewardbench2, rm_bench, rmb
+from rm_core.benchmarks import (
+    judgebench,
+    ppe,
+    prmbench,
+    processbench,
+    rewardbench,
+    rewardbench2,
+    rm_bench,
+    rmb,
+)
 from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
 
 Row = dict[str, Any]
@@ -126,6 +135,46 @@ def graded_row(number: int, scores: Sequence[float], pairs: Sequence[Sequence[in
     return row | {f"response_{i + 1}": f"Answer {i}." for i in range(len(scores))}
 
 
+def process_row(number: int, subset: str, label: int, num_steps: int = 4) -> Row:
+    return {
+        "id": f"{subset}-{number}",
+        "generator": "someone",
+        "problem": "How many?",
+        "steps": [f"So {i}." for i in range(num_steps)],
+        "final_answer_correct": label == -1,
+        "label": label,
+    }
+
+
+def prm_row(
+    number: int, classification: str, error_steps: Sequence[int], num_steps: int = 4
+) -> Row:
+    steps = [f"{i}. So {i}." for i in range(1, num_steps + 1)]
+    return {
+        "idx": f"row_{number}",
+        "original_question": "How many?",
+        "modified_question": "How many, then?",
+        "original_process": steps,
+        "modified_process": steps,
+        "modified_steps": list(error_steps),
+        "error_steps": list(error_steps),
+        "reason": "",
+        "classification": classification,
+    }
+
+
+def response_set_row(
+    number: int, correct: Sequence[bool], answers: Sequence[str | None] | None = None
+) -> Row:
+    return {
+        "id": number,
+        "prompt": "How many?",
+        "responses": [f"First {i}.\nThen {i}." for i in range(len(correct))],
+        "correct": list(correct),
+        "answers": answers and list(answers),
+    }
+
+
 def whole(name: str) -> list[tuple[Row, str]]:
     """All rows of a benchmark, each with the path of its file."""
     return list(_WHOLE[name]())
@@ -191,6 +240,27 @@ def _graded() -> Iterator[tuple[Row, str]]:
             yield graded_row(number, scores, pairs), f"PPE-{name}-Best-of-K/train.parquet"
 
 
+def _process() -> Iterator[tuple[Row, str]]:
+    for subset, title in processbench.TITLES.items():
+        num_errors = processbench.COUNTS[f"{title}/error"]
+        for number in range(num_errors + processbench.COUNTS[f"{title}/correct"]):
+            label = number % 4 if number < num_errors else -1
+            yield process_row(number, subset, label), f"{subset}.json"
+
+
+def _prm() -> Iterator[tuple[Row, str]]:
+    for name, count in prmbench.CLASSES.items():
+        for number in range(count):
+            errors = [] if name == prmbench.WITHOUT_ERRORS else [2, 3 + number % 3]
+            yield prm_row(number, name, errors), f"prm800k_test_p1_4o_{name}.jsonl"
+
+
+def _response_sets() -> Iterator[tuple[Row, str]]:
+    for number in range(40):
+        correct = [(number + place) % 3 == 0 for place in range(5)]
+        yield response_set_row(number, correct, ["1", "2", None, "1", "2"]), "sets.jsonl"
+
+
 _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "rewardbench": _rewardbench,
     "rewardbench2": _rewardbench2,
@@ -199,4 +269,7 @@ _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "judgebench": _judgebench,
     "ppe-preference": _votes,
     "ppe-correctness": _graded,
+    "processbench": _process,
+    "prmbench": _prm,
+    "best-of-n": _response_sets,
 }

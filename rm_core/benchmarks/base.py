@@ -1,16 +1,19 @@
 """Base of all benchmarks: items, their rewards, and the results computed from them.
 
 A benchmark is a pure function from rewards to results. Other modules compute the rewards, read the
-files and show the results.
+files and show the results. Step models and judges give other numbers than one reward for each
+response; `ScoredItem` says which.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rm_core.benchmarks.variants import BenchmarkOptions
+from rm_core.config import Kind
 from rm_core.inputs.conversations import Messages
 
 ItemKey = tuple[str, str]
@@ -29,6 +32,13 @@ class Preference(NamedTuple):
     worse: int
 
 
+class StepItem(NamedTuple):
+    """A problem, and the steps of one solution."""
+
+    prompt: str
+    steps: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One row of a benchmark.
@@ -37,7 +47,8 @@ class Item:
         id: id of the row in the data.
         subset: name of the subset, as in `scores.jsonl`.
         prompt: messages that the responses answer.
-        responses: responses, in the order of `rewards` in `scores.jsonl`.
+        responses: responses, in the order of `rewards` in `scores.jsonl`; in a benchmark of steps,
+            the steps of one solution.
         preferences: every pair of responses of which the benchmark knows the better one; the pairs
             do not contain ties.
         metadata: other data of the row that results need: a category, a label, a goal. Items with
@@ -61,12 +72,45 @@ class Item:
         """Name of the item in messages."""
         return f"item {self.id!r} of {self.subset!r}"
 
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of responses that a judge compares: ascending indices, sorted."""
+        return tuple(sorted({(min(pair), max(pair)) for pair in self.preferences}))
+
+    @property
+    def step_item(self) -> StepItem:
+        """The item of a benchmark of steps, as a step model scores it."""
+        return StepItem(self.prompt[-1]["content"], self.responses)
+
 
 class ScoredItem(NamedTuple):
-    """An item and the raw reward of each response, in order; all rewards are finite."""
+    """An item and the numbers of a model, all finite.
+
+    Attributes:
+        item: the item.
+        rewards: raw reward of each response, in order; empty if a judge compared the responses.
+        log_odds: for each of `item.pairs`, the judge's log-odds that the first response of the pair
+            is better: one number per order of presentation, first the order of the pair, then the
+            swapped order. Empty for other models.
+        step_rewards: rewards of the steps of each response, if a step model scored responses.
+    """
 
     item: Item
-    rewards: Sequence[float]
+    rewards: Sequence[float] = ()
+    log_odds: Sequence[Sequence[float]] = ()
+    step_rewards: Sequence[Sequence[float]] = ()
+
+    def get_margin(self, preference: Preference) -> float:
+        """Return how much better the model finds the better response; negative if it is wrong.
+
+        Difference of the rewards, or the judge's log-odds, averaged over the orders.
+        """
+        better, worse = preference
+        if not self.log_odds:
+            return self.rewards[better] - self.rewards[worse]
+        orders = self.log_odds[self.item.pairs.index((min(preference), max(preference)))]
+        log_odds = math.fsum(orders) / len(orders)
+        return log_odds if better < worse else -log_odds
 
 
 class ItemScore(NamedTuple):
@@ -165,12 +209,18 @@ class OfficialProtocol:
         dtype: dtype of the published runs; `skyreward eval` uses the loader's choice, and the
             report names both.
         source: where the settings are published.
+        keeps_first: whether the first row counts if several rows have the key of one item;
+            otherwise such rows are an error.
+        drops_steps: whether steps after the maximum length have no reward and do not count;
+            otherwise a solution that is too long is an error.
     """
 
     max_length: int | None
     truncation: str
     dtype: str
     source: str
+    keeps_first: bool = False
+    drops_steps: bool = False
 
 
 class Benchmark(Protocol):
@@ -182,10 +232,12 @@ class Benchmark(Protocol):
         hub: datasets on the hub.
         official_protocol: settings of the official runner.
         options: chosen variant of the computation; `options.to_dict()` returns it by name.
+        kinds: kinds of models that can be evaluated. With steps alone, an item is one solution.
     """
 
     name: str
     title: str
+    kinds: tuple[Kind, ...]
     hub: tuple[HubDataset, ...]
     official_protocol: OfficialProtocol
     options: BenchmarkOptions
@@ -206,6 +258,15 @@ class Benchmark(Protocol):
 
     def compute_result(self, scored: Sequence[ScoredItem]) -> BenchmarkResult:
         """Compute the benchmark's result, which does not depend on the order of items."""
+        ...
+
+
+@runtime_checkable
+class JointlyGradedBenchmark(Benchmark, Protocol):
+    """A benchmark that grades an item by all items, such as by a threshold chosen on them."""
+
+    def grade_items(self, scored: Sequence[ScoredItem]) -> list[ItemScore]:
+        """Return the grade of each item, in order."""
         ...
 
 

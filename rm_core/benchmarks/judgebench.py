@@ -32,6 +32,7 @@ from rm_core.benchmarks.base import (
 )
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions, choice
+from rm_core.config import Kind
 from rm_core.text import quote
 
 CATEGORIES: Mapping[str, str] = {
@@ -68,6 +69,7 @@ class JudgeBench:
 
     name = "judgebench"
     title = "JudgeBench"
+    kinds: tuple[Kind, ...] = ("classifier", "step", "judge")
     official_protocol = OfficialProtocol(
         max_length=None,
         truncation="error",
@@ -121,9 +123,17 @@ class JudgeBench:
         )
 
     def grade_item(self, scored_item: ScoredItem) -> ItemScore:
-        """Grade as right if the labeled answer has the higher reward."""
-        a_reward, b_reward = scored_item.rewards
+        """Grade as right if the labeled answer has the higher reward.
+
+        A judge's verdict in each order counts 1 or -1, and the sum must be positive, so that two
+        different verdicts are wrong.
+        """
         label_is_a = scored_item.item.preferences[0].better == 0
+        if scored_item.log_odds:
+            (orders,) = scored_item.log_odds
+            sum_of_verdicts = sum((value > 0) - (value < 0) for value in orders)
+            return ItemScore((sum_of_verdicts > 0) if label_is_a else (sum_of_verdicts < 0), 1)
+        a_reward, b_reward = scored_item.rewards
         if a_reward == b_reward:
             return ItemScore(self.options.orders == "one" and not label_is_a, 1)
         return ItemScore((a_reward > b_reward) == label_is_a, 1)

@@ -33,6 +33,7 @@ from rm_core.benchmarks.base import (
 from rm_core.benchmarks.best_of_n import CURVE_SIZES, Candidates, compute_curve
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions
+from rm_core.config import Kind
 
 NUM_VOTES = 16038
 NUM_PROMPTS = 2555
@@ -57,6 +58,7 @@ class PPEPreference:
 
     name = "ppe-preference"
     title = "PPE preference"
+    kinds: tuple[Kind, ...] = ("classifier", "step", "judge")
     hub = (HubDataset("lmarena-ai/PPE-Human-Preference-V1", "test"),)
     official_protocol = _OFFICIAL_PROTOCOL
 
@@ -108,6 +110,7 @@ class PPECorrectness:
 
     name = "ppe-correctness"
     title = "PPE correctness"
+    kinds: tuple[Kind, ...] = ("classifier", "step")
     hub = tuple(HubDataset(f"lmarena-ai/PPE-{name}-Best-of-K", "train") for name in SETS)
     official_protocol = _OFFICIAL_PROTOCOL
 
@@ -188,9 +191,8 @@ def _read_prompt(columns: StrictRow) -> list[dict[str, Any]]:
 
 
 def _grade_pairs(scored_item: ScoredItem) -> ItemScore:
-    rewards = scored_item.rewards
     return grade_comparisons(
-        [rewards[better] > rewards[worse] for better, worse in scored_item.item.preferences]
+        [scored_item.get_margin(pair) > 0 for pair in scored_item.item.preferences]
     )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from rm_core.benchmarks.base import Benchmark
 from rm_core.benchmarks.judgebench import JudgeBench
 from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
+from rm_core.benchmarks.prmbench import PRMBench
+from rm_core.benchmarks.processbench import ProcessBench
+from rm_core.benchmarks.response_sets import BestOfN
 from rm_core.benchmarks.rewardbench import RewardBench
 from rm_core.benchmarks.rewardbench2 import RewardBench2
 from rm_core.benchmarks.rm_bench import RMBench
@@ -25,6 +28,9 @@ _OFFICIAL: tuple[Any, ...] = (
     JudgeBench(),
     PPEPreference(),
     PPECorrectness(),
+    ProcessBench(),
+    PRMBench(),
+    BestOfN(),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _OFFICIAL})
 """Every benchmark in its official variant."""

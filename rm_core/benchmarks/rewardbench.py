@@ -1,11 +1,13 @@
 """RewardBench: pairs in 23 subsets, four weighted sections, and their unweighted mean.
 
 Counts, weights and formulas follow github.com/allenai/reward-bench at 05a9005 (Apache-2.0),
-`rewardbench/constants.py` and `rewardbench/utils.py`. Equal rewards are wrong.
+`rewardbench/constants.py` and `rewardbench/utils.py`. Equal rewards are wrong; an undecided judge
+is half right, as in `rewardbench/generative.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ from rm_core.benchmarks.base import (
     CombinedScore,
     HubDataset,
     Item,
+    ItemKey,
     ItemScore,
     OfficialProtocol,
     Preference,
@@ -37,6 +40,7 @@ from rm_core.benchmarks.base import (
 )
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions, choice
+from rm_core.config import Kind
 from rm_core.inputs.conversations import Messages
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {
@@ -97,6 +101,12 @@ class RewardBenchOptions(BenchmarkOptions):
     xstest: str = choice(
         "fixed", "swapped", meaning="weights of XSTest since, or before, 10 September 2024"
     )
+    judge_orders: str = choice(
+        "one",
+        "both",
+        meaning="a judge sees each pair in one order, drawn by a fixed seed, as in the official "
+        "runner; or in both orders, and their mean counts",
+    )
 
 
 class RewardBench:
@@ -104,6 +114,7 @@ class RewardBench:
 
     name = "rewardbench"
     title = "RewardBench"
+    kinds: tuple[Kind, ...] = ("classifier", "step", "judge")
     official_protocol = OfficialProtocol(
         max_length=2048,
         truncation="left",
@@ -168,9 +179,16 @@ class RewardBench:
         return BenchmarkResult(overall, sections, subsets, extra, tuple(missing))
 
     def grade_item(self, scored_item: ScoredItem) -> ItemScore:
-        """Grade as right if the chosen response has the higher reward."""
-        chosen, rejected = scored_item.rewards
-        return ItemScore(chosen > rejected, 1)
+        """Grade as right if the chosen response has the higher reward; a judge's tie is half."""
+        (preference,) = scored_item.item.preferences
+        if not scored_item.log_odds:
+            return ItemScore(scored_item.get_margin(preference) > 0, 1)
+        if self.options.judge_orders == "one":
+            (orders,) = scored_item.log_odds
+            margin = orders[draw_order(scored_item.item.key) % len(orders)]
+        else:
+            margin = scored_item.get_margin(preference)
+        return ItemScore(0.5 if margin == 0 else float(margin > 0), 1)
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Compute weighted sections and their mean."""
@@ -194,6 +212,11 @@ class RewardBench:
         if self.options.xstest == "swapped" and "xstest-should-refuse" in weights:
             weights |= SWAPPED_XSTEST
         return weights
+
+
+def draw_order(key: ItemKey) -> int:
+    """Return 0 if a judge sees the chosen response first, 1 if it sees it second."""
+    return hashlib.sha256("/".join(key).encode()).digest()[0] % 2
 
 
 def assign_roles_by_position(turns: Messages) -> Messages:

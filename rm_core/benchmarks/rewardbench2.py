@@ -33,6 +33,7 @@ from rm_core.benchmarks.base import (
 )
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions, choice
+from rm_core.config import Kind
 from rm_core.text import format_names, quote
 
 TIES = "Ties"
@@ -78,6 +79,7 @@ class RewardBench2:
 
     name = "rewardbench2"
     title = "RewardBench 2"
+    kinds: tuple[Kind, ...] = ("classifier", "step")
     hub = (HubDataset("allenai/reward-bench-2", "test"),)
     official_protocol = OfficialProtocol(
         max_length=2048,

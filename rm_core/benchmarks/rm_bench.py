@@ -35,6 +35,7 @@ from rm_core.benchmarks.base import (
 )
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions
+from rm_core.config import Kind
 from rm_core.text import quote
 
 SUBSETS: Mapping[str, int] = {
@@ -60,6 +61,7 @@ class RMBench:
 
     name = "rm-bench"
     title = "RM-Bench"
+    kinds: tuple[Kind, ...] = ("classifier", "step", "judge")
     hub = (HubDataset("THU-KEG/RM-Bench", "train"),)
     official_protocol = OfficialProtocol(
         max_length=2048,
@@ -118,8 +120,8 @@ class RMBench:
 
     def grade_item(self, scored_item: ScoredItem) -> ItemScore:
         """Compare every chosen with every rejected answer: nine comparisons."""
-        chosen, rejected = scored_item.rewards[:NUM_STYLES], scored_item.rewards[NUM_STYLES:]
-        return grade_comparisons([better > worse for better in chosen for worse in rejected])
+        margins = [scored_item.get_margin(pair) for pair in scored_item.item.preferences]
+        return grade_comparisons([margin > 0 for margin in margins])
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Compute four domains and their mean; the two subsets of safety are pooled."""
@@ -142,7 +144,7 @@ def compute_matrix(scored: Sequence[ScoredItem]) -> Matrix:
     for scored_item in scored:
         for i in range(NUM_STYLES):
             for j in range(NUM_STYLES):
-                counts[i][j] += scored_item.rewards[i] > scored_item.rewards[NUM_STYLES + j]
+                counts[i][j] += scored_item.get_margin(Preference(i, NUM_STYLES + j)) > 0
     return [[count / len(scored) for count in row] for row in counts]
 
 

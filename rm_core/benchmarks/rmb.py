@@ -34,6 +34,7 @@ from rm_core.benchmarks.base import (
 )
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions
+from rm_core.config import Kind
 from rm_core.text import quote
 
 SECTIONS: Mapping[str, int] = {
@@ -53,6 +54,7 @@ class RMB:
 
     name = "rmb"
     title = "RMB"
+    kinds: tuple[Kind, ...] = ("classifier", "step", "judge")
     hub: tuple[HubDataset, ...] = ()  # The data is published on GitHub only.
     official_protocol = OfficialProtocol(
         max_length=2048,
@@ -99,8 +101,9 @@ class RMB:
         )
 
     def grade_item(self, scored_item: ScoredItem) -> ItemScore:
-        """Grade as right if the first answer has a higher reward than every other answer."""
-        return ItemScore(scored_item.rewards[0] > max(scored_item.rewards[1:]), 1)
+        """Grade as right if the first answer is better than every other answer."""
+        margins = [scored_item.get_margin(pair) for pair in scored_item.item.preferences]
+        return ItemScore(min(margins) > 0, 1)
 
     def combine(self, tallies: Mapping[str, Tally]) -> CombinedScore:
         """Compute four sections, each pooled over its scenarios, and their unweighted mean."""

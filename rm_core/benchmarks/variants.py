@@ -1,10 +1,13 @@
 """Options of a benchmark: variants in which its published results differ.
 
-Each option is a choice among names. The first choice is today's official variant and the default.
+Each option is a choice among names; some accept a number instead. The first choice is today's
+official variant and the default.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
@@ -19,21 +22,37 @@ class Option(NamedTuple):
         name: name of the option.
         choices: allowed values; the first is the default.
         meaning: what the option determines.
+        accepts_number: whether any finite number is allowed too.
     """
 
     name: str
     choices: tuple[str, ...]
     meaning: str
+    accepts_number: bool = False
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Allowed values, for messages."""
+        return (*self.choices, "NUMBER") if self.accepts_number else self.choices
+
+    def allows(self, value: str) -> bool:
+        """Return whether a value is allowed."""
+        if value in self.choices:
+            return True
+        with contextlib.suppress(ValueError):
+            return self.accepts_number and math.isfinite(float(value))
+        return False
 
 
-def choice(*choices: str, meaning: str) -> Any:
+def choice(*choices: str, meaning: str, accepts_number: bool = False) -> Any:
     """Define a field of an options class.
 
     Args:
         choices: allowed values; the first is the default.
         meaning: what the option determines, in words.
+        accepts_number: whether any finite number is allowed too.
     """
-    return field(default=choices[0], metadata={"choices": choices, "meaning": meaning})
+    return field(default=choices[0], metadata={"option": (choices, meaning, accepts_number)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +66,16 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         for option in self.list_options():
             value = getattr(self, option.name)
-            if value not in option.choices:
+            if not option.allows(value):
                 raise BenchmarkDataError(
                     f"the option `{option.name}` is {value!r}; it must be "
-                    f"{' or '.join(option.choices)}: {option.meaning}"
+                    f"{' or '.join(option.values)}: {option.meaning}"
                 )
 
     @classmethod
     def list_options(cls) -> tuple[Option, ...]:
         """Return all options, in order."""
-        return tuple(
-            Option(item.name, item.metadata["choices"], item.metadata["meaning"])
-            for item in fields(cls)
-        )
+        return tuple(Option(item.name, *item.metadata["option"]) for item in fields(cls))
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str]) -> Self:

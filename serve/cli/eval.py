@@ -33,6 +33,9 @@ BENCHMARK_NAMES = (
     "judgebench",
     "ppe-preference",
     "ppe-correctness",
+    "processbench",
+    "prmbench",
+    "best-of-n",
 )
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
@@ -201,7 +204,7 @@ def _load_benchmark(name: str, variants: tuple[str, ...]) -> Any:
 
     if "help" in variants:
         for option in list_options(name):
-            click.echo(f"{option.name}={'|'.join(option.choices)}  {option.meaning}")
+            click.echo(f"{option.name}={'|'.join(option.values)}  {option.meaning}")
         sys.exit()
     pairs = [text.partition("=") for text in variants]
     for variant, equals, _ in pairs:

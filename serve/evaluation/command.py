@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Truncation
-from rm_core.benchmarks.base import Benchmark, ScoredItem
+from rm_core.benchmarks.base import Benchmark
 from serve.errors import EvaluationError, JobStoppedError
 from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data
@@ -17,7 +17,6 @@ from serve.evaluation.files import (
     REPORT,
     SUMMARY,
     is_partial,
-    read_scores,
     read_summary,
     write_files,
 )
@@ -32,6 +31,7 @@ from serve.evaluation.runner import (
     run_scoring_job,
     write_items,
 )
+from serve.evaluation.scores import read_scores
 from serve.jobs.atomic_io import reject_foreign_link
 from serve.jobs.command import EXIT_PARTIAL, ExecutorOptions
 from serve.jobs.progress import Progress
@@ -90,7 +90,7 @@ def evaluate_models(
     folders = _choose_folders(request.output, executor_options)
     data = request.load()
     _make_folder(request.output)
-    items = write_items(data.items, request.output, overwrite=overwrite)
+    path = write_items(data.items, request.output, overwrite=overwrite)
     applied_truncation: Truncation = truncation or official.truncation  # type: ignore[assignment]
     gc.freeze()
     evaluations: list[Evaluation] = []
@@ -99,7 +99,7 @@ def evaluate_models(
         for options, folder in zip(executor_options, folders, strict=True):
             _make_folder(folder)
             try:
-                rewards = run_scoring_job(items, folder, options, context)
+                rewards = run_scoring_job(path, data.items, folder, options, context)
             except JobStoppedError as error:
                 request.notify(f"{error.detail}; run the same command again to continue")
                 return shutdown.exit_code
@@ -129,7 +129,7 @@ def evaluate_scores(
     data = request.load()
     earlier = _read_earlier_summary(scores, request.benchmark.name)
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")
-    rewards = ItemRewards(by_key=read_scores(scores, data.items))
+    rewards = ItemRewards(by_key=read_scores(scores, data.items, request.benchmark))
     _make_folder(request.output)
     write_items(data.items, request.output, overwrite=overwrite)
     evaluation = _build_evaluation(request, data, rewards, [name], inherit_provenance(earlier))
@@ -152,7 +152,7 @@ def _build_evaluation(
     scored, failed = [], []
     for item in data.items:
         if item.key in rewards.by_key:
-            scored.append(ScoredItem(item, tuple(rewards.by_key[item.key])))
+            scored.append(rewards.by_key[item.key])
         elif item.key in rewards.errors:
             failed.append((item, rewards.errors[item.key]))
     result = request.benchmark.compute_result(scored)

@@ -18,14 +18,17 @@ from rm_core.benchmarks.base import (
     BenchmarkResult,
     DecomposableBenchmark,
     Item,
+    ItemScore,
+    JointlyGradedBenchmark,
     ScoredItem,
 )
 from rm_core.benchmarks.registry import build_benchmark, list_options
 from serve.errors import EvaluationError, MissingExtraError
 from serve.evaluation.data import load_data
-from serve.evaluation.files import SCORES, SUMMARY, read_scores, read_summary
+from serve.evaluation.files import SUMMARY, read_summary
 from serve.evaluation.result import collect_metrics
 from serve.evaluation.runner import ITEMS, read_items
+from serve.evaluation.scores import SCORES, read_scores
 
 
 class McNemar(NamedTuple):
@@ -220,8 +223,8 @@ def load_run(
         items = list(load_data(loaded, data, split=split, exclude=folder, notify=notify).items)
     else:
         items = read_items(_find_items(folder, path))
-    rewards = read_scores(scores, items)
-    scored = [ScoredItem(item, rewards[item.key]) for item in items if item.key in rewards]
+    by_key = read_scores(scores, items, loaded)
+    scored = [by_key[item.key] for item in items if item.key in by_key]
     return LoadedRun(str(summary.get("model", path.stem)), str(path), loaded, tuple(scored))
 
 
@@ -248,8 +251,12 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
             )
     counts = [0, 0, 0, 0]
     flipped = []
-    for a, b in pairs:
-        for unit_a, unit_b in zip(_iter_units(first, a), _iter_units(second, b), strict=True):
+    grades = (
+        _grade_items(first, [a for a, _ in pairs]),
+        _grade_items(second, [b for _, b in pairs]),
+    )
+    for (a, b), grade_a, grade_b in zip(pairs, *grades, strict=True):
+        for unit_a, unit_b in zip(_iter_units(a, grade_a), _iter_units(b, grade_b), strict=True):
             counts[2 * (not unit_a.right) + (not unit_b.right)] += 1
             if unit_a.right != unit_b.right:
                 flipped.append(FlippedItem(a.item, unit_b.right, (unit_a.margin, unit_b.margin)))
@@ -293,16 +300,24 @@ class _Unit(NamedTuple):
     margin: float
 
 
-def _iter_units(run: LoadedRun, one: ScoredItem) -> Iterator[_Unit]:
-    """Yield the units of an item that the benchmark counts."""
-    margins = [one.rewards[p.better] - one.rewards[p.worse] for p in one.item.preferences]
+def _grade_items(run: LoadedRun, scored: Sequence[ScoredItem]) -> Sequence[ItemScore | None]:
+    """Return the grades of items; None for a benchmark that has no grades of single items."""
     if isinstance(run.benchmark, DecomposableBenchmark):
-        credit = run.benchmark.grade_item(one)
-        if credit.total == len(margins) > 1:
+        return [run.benchmark.grade_item(one) for one in scored]
+    if isinstance(run.benchmark, JointlyGradedBenchmark):
+        return run.benchmark.grade_items(scored)
+    return [None] * len(scored)
+
+
+def _iter_units(one: ScoredItem, grade: ItemScore | None) -> Iterator[_Unit]:
+    """Yield the units of an item that the benchmark counts."""
+    margins = [one.get_margin(preference) for preference in one.item.preferences]
+    if grade is not None:
+        if grade.total == len(margins) > 1:
             yield from (_Unit(margin > 0, margin) for margin in margins)
-        elif credit.total:
+        elif grade.total:
             # Also for benchmarks that count a tie as right, or as partly right.
-            yield _Unit(credit.right == credit.total, min(margins))
+            yield _Unit(grade.right == grade.total, min(margins, default=0.0))
     elif margins:
         yield _Unit(min(margins) > 0, min(margins))
 

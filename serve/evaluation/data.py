@@ -83,6 +83,8 @@ def load_data(
         names.append(source.name if request.name.startswith(HUB_PREFIX) else request.name)
         origins = _Origins(request.name, source)
         for row_location, item in _iter_items(benchmark, source, origins):
+            if item.key in items and benchmark.official_protocol.keeps_first:
+                continue
             if item.key in items:
                 raise BenchmarkDataError(
                     f"{row_location}: id {item.id!r} of {item.subset!r} was already in "

@@ -39,6 +39,7 @@ _MAX_MISTAKES = 20
 _NO_INTERVAL = "too few items for a 95% interval"
 # Metrics that are plotted instead of listed.
 _PLOT_KEYS = ("matrices", "best_of_n")
+_BOUNDS = ("best", "worst")
 
 
 class Pair(NamedTuple):
@@ -65,11 +66,11 @@ class Pair(NamedTuple):
 
 
 class CurvePlot(NamedTuple):
-    """A plot of one line for each model.
+    """A plot of lines, such as one for each model.
 
     Attributes:
         frame: axes of the plot.
-        lines: points of each model, from left to right.
+        lines: points of each line, from left to right.
         guides: dashed lines, each a list of points.
     """
 
@@ -90,6 +91,22 @@ class RangePlot(NamedTuple):
     curves: CurvePlot
     ranges: Sequence[tuple[float, float]]
     bins: Sequence[Sequence[Bin]]
+
+
+class BestOfNPlot(NamedTuple):
+    """Curves of best of n.
+
+    Attributes:
+        curves: the plot.
+        names: name of each line.
+        sizes: values of n.
+        rows: values by name of the line or of the bound, for the values of n that it has.
+    """
+
+    curves: CurvePlot
+    names: Sequence[str]
+    sizes: Sequence[int]
+    rows: Mapping[str, Sequence[float]]
 
 
 def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -154,12 +171,12 @@ def build_pairs(scored_items: Iterable[ScoredItem]) -> list[Pair]:
     """Return all pairs, in the order of the items."""
     pairs = []
     for one in scored_items:
-        item, rewards = one
+        item = one.item
         prompt_length = sum(len(get_content(message)) for message in item.prompt)
         for preference in item.preferences:
             better, worse = preference
             length_difference = len(item.responses[better]) - len(item.responses[worse])
-            margin = rewards[better] - rewards[worse]
+            margin = one.get_margin(preference)
             pairs.append(Pair(one, preference, margin, length_difference, prompt_length))
     return pairs
 
@@ -318,30 +335,46 @@ def _find_lowest(lines: Iterable[Iterable[Point]]) -> float:
     return min(point.interval[0] for line in lines for point in line if point.interval)
 
 
-def _iter_best_of_n(
-    evaluations: Sequence[Evaluation],
-) -> Iterator[tuple[str, tuple[CurvePlot, Sequence[int], Sequence[Mapping[str, Any] | None]]]]:
-    """Yield the name of each set that has curves, with its plot, the values of n and the curves."""
+def _iter_best_of_n(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, BestOfNPlot]]:
+    """Yield the name of each set that has curves, with its plot."""
+    models = shorten_names([one.model for one in evaluations])
     by_model = [one.result.extra.get("best_of_n", {}) for one in evaluations]
     for name in _merge_names(by_model):
-        curves = [sets.get(name) for sets in by_model]
-        longest = max((curve for curve in curves if curve), key=lambda curve: len(curve["n"]))
+        curves = {
+            model: sets[name] for model, sets in zip(models, by_model, strict=True) if name in sets
+        }
+        longest = max(curves.values(), key=lambda curve: len(curve["n"]))
         sizes: list[int] = longest["n"]
         if not sizes:
             continue
+        values = dict(_iter_curves(curves))
         lines = [
             [
-                Point(sizes.index(n), value, None, f"best of {n}: {format_percent(value)}")
-                for n, value in zip(curve["n"], curve["reward"], strict=True)
+                Point(index, value, None, f"best of {n}: {format_percent(value)}")
+                for index, (n, value) in enumerate(zip(sizes, line, strict=False))
             ]
-            for curve in (one or {"n": [], "reward": []} for one in curves)
+            for line in values.values()
         ]
-        guides = [[*enumerate(longest[bound])] for bound in ("best", "worst")]
+        guides = [[*enumerate(longest[bound])] for bound in _BOUNDS]
         lowest = min(*longest["worst"], *(point.y for line in lines for point in line))
         ticks = [(float(index), str(n)) for index, n in enumerate(sizes)]
         x_axis = Axis("n", -0.3, len(sizes) - 0.7, ticks)
         frame = Frame(x_axis, build_percent_axis("truth", lowest), _CURVE_HEIGHT)
-        yield name, (CurvePlot(frame, lines, guides), sizes, curves)
+        rows = values | {f"{bound} response": longest[bound] for bound in _BOUNDS}
+        yield name, BestOfNPlot(CurvePlot(frame, lines, guides), list(values), sizes, rows)
+
+
+def _iter_curves(
+    curves: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, Sequence[float]]]:
+    """Yield the name and the values of each line: of a model, of a way to select, or of both."""
+    for model, curve in curves.items():
+        ways = [way for way in curve if way not in ("n", *_BOUNDS)]
+        for way in ways:
+            if len(ways) == 1:
+                yield model if len(curves) > 1 else "truth", curve[way]
+            else:
+                yield f"{model}: {way}" if len(curves) > 1 else way, curve[way]
 
 
 def _find_worst_pairs(pairs: Iterable[Pair]) -> list[Pair]:

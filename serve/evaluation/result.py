@@ -102,7 +102,7 @@ def collect_provenance(
         "data": data.name,
         # Of the items in their order, independent of the data's location.
         "items_sha256": hashlib.sha256(b"".join(encode_items(data.items))).hexdigest(),
-        "ties": _TIES.get(benchmark.name, "wrong"),
+        **({} if benchmark.kinds == ("step",) else {"ties": _TIES.get(benchmark.name, "wrong")}),
         **benchmark.options.to_dict(),
     }
     if provenance := rewards.provenance:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation, open_checkpoint
-from rm_core.benchmarks.base import Item, ItemKey, Preference
+from rm_core.benchmarks.base import Item, ItemKey, Preference, ScoredItem
 from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
@@ -67,14 +67,14 @@ class ItemRewards:
     """The rewards or errors of the items.
 
     Attributes:
-        by_key: rewards of each item that has all of them, in the order of its responses.
+        by_key: each item that has all of its rewards.
         errors: error of each other item that was tried.
         num_truncated: number of items with a truncated conversation; None if unknown.
         provenance: model and truncation of the rewards; None if unknown.
         summary: summary of the job; None without a job.
     """
 
-    by_key: dict[ItemKey, list[float]] = field(default_factory=dict)
+    by_key: dict[ItemKey, ScoredItem] = field(default_factory=dict)
     errors: dict[ItemKey, ScoreError] = field(default_factory=dict)
     num_truncated: int | None = None
     provenance: ScoringProvenance | None = None
@@ -157,12 +157,17 @@ def read_items(path: Path) -> list[Item]:
 
 
 def run_scoring_job(
-    items: Path, folder: Path, executor_options: ExecutorOptions, context: EvalContext
+    path: Path,
+    items: Sequence[Item],
+    folder: Path,
+    executor_options: ExecutorOptions,
+    context: EvalContext,
 ) -> ItemRewards:
     """Score the items that are not scored yet, and return the rewards of all items.
 
     Args:
-        items: file of `write_items`.
+        path: file of `write_items`.
+        items: the items in it.
         folder: folder of the job.
         executor_options: a local model, or services.
         context: state shared by the command's jobs.
@@ -172,7 +177,7 @@ def run_scoring_job(
         RewardError: the job cannot start or continue.
     """
     spec = JobSpec(
-        source=open_source(str(items)),
+        source=open_source(str(path)),
         output=folder / REWARDS,
         truncation=context.truncation,
         chunk_rows=_CHUNK_ROWS,
@@ -198,7 +203,7 @@ def run_scoring_job(
             if model:
                 provenance = ScoringProvenance(model, context.truncation)
                 provenance.write(provenance_path)
-    rewards = _read_rewards(spec.output)
+    rewards = _read_rewards(spec.output, items)
     rewards.provenance, rewards.summary = provenance, summary
     return rewards
 
@@ -231,14 +236,13 @@ def get_alias(executor_options: ExecutorOptions) -> str | None:
     return ModelSettings.model_validate(executor_options.model["model"]).alias
 
 
-def _read_rewards(output: Path) -> ItemRewards:
+def _read_rewards(output: Path, items: Sequence[Item]) -> ItemRewards:
     rewards = ItemRewards(num_truncated=0)
-    for record in _iter_records(output):
-        key = (record["id"], record["subset"])
+    for item, record in zip(items, _iter_records(output), strict=True):
         if error := record.get("error"):
-            rewards.errors[key] = ScoreError(error["code"], error["message"])
+            rewards.errors[item.key] = ScoreError(error["code"], error["message"])
         else:
-            rewards.by_key[key] = record["rewards"]
+            rewards.by_key[item.key] = ScoredItem(item, tuple(record["rewards"]))
         rewards.num_truncated = (rewards.num_truncated or 0) + bool(record.get("truncated"))
     return rewards
 

@@ -322,7 +322,7 @@ def _relabel_clusters(clusters: Sequence[Sequence[ScoredItem]]) -> list[ScoredIt
 def _relabel_item(scored_item: ScoredItem, number: int) -> ScoredItem:
     metadata = {**scored_item.item.metadata, "cluster": number}
     item = dataclasses.replace(scored_item.item, metadata=metadata)
-    return ScoredItem(item, scored_item.rewards)
+    return scored_item._replace(item=item)
 
 
 def _grade_margin(margin: float) -> float:

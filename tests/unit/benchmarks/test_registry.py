@@ -19,7 +19,11 @@ NAMES = [
     "judgebench",
     "ppe-preference",
     "ppe-correctness",
+    "processbench",
+    "prmbench",
+    "best-of-n",
 ]
+JOINTLY_GRADED = ("rewardbench2", "processbench", "prmbench")
 
 
 def test_registry_has_names_of_command_line() -> None:
@@ -29,7 +33,7 @@ def test_registry_has_names_of_command_line() -> None:
         assert benchmark.title
         assert benchmark.official_protocol.source
         assert benchmark.official_protocol.truncation in ("error", "left", "right")
-        assert isinstance(benchmark, DecomposableBenchmark) == (name != "rewardbench2")
+        assert isinstance(benchmark, DecomposableBenchmark) == (name not in JOINTLY_GRADED)
 
 
 @pytest.mark.parametrize("name", NAMES)

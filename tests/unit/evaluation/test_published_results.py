@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from rm_core.benchmarks import prmbench, processbench
 from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
+from rm_core.benchmarks.rewardbench import SECTIONS
 from serve.errors import EvaluationError
 from serve.evaluation.console import print_leaderboard
 from serve.evaluation.leaderboard import build_leaderboard
@@ -106,7 +108,8 @@ def test_complete_metric_of_difficulty_and_best_of_n() -> None:
 def test_every_published_metric_has_a_local_name() -> None:
     """Otherwise the metric would never be compared."""
     known = {
-        "rewardbench": {"overall", "Chat", "Chat Hard", "Safety", "Reasoning"},
+        "rewardbench": {"overall", "Chat", "Chat Hard", "Safety", "Reasoning"}
+        | {subset for subsets in SECTIONS.values() for subset in subsets},
         "rewardbench2": {
             "overall", "Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties",
         },
@@ -119,11 +122,14 @@ def test_every_published_metric_has_a_local_name() -> None:
         },
         "ppe-preference": {"overall"},
         "ppe-correctness": {"overall"},
+        "processbench": {"overall", *processbench.TITLES.values(), *processbench.COUNTS},
+        "prmbench": {"overall", *prmbench.CATEGORIES, *prmbench.CLASSES},
+        "best-of-n": set(),
     }  # fmt: skip
     assert set(known) == set(BENCHMARKS)
     for name, allowed in known.items():
         rows = list(iter_published_rows(name))
-        assert len(rows) >= 10
+        assert len(rows) >= {"processbench": 4, "prmbench": 4, "best-of-n": 0}.get(name, 10)
         for row in rows:
             assert set(row.metrics) <= allowed, row
 

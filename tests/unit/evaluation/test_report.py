@@ -103,7 +103,7 @@ def test_worst_mistakes_are_largest_wrong_margins_per_item(tmp_path: Path) -> No
 
 def test_pair_is_measured_from_better_response() -> None:
     one = evaluation("ppe-correctness")
-    item, rewards = one.scored_items[0]
+    item, rewards, *_ = one.scored_items[0]
     first, second = build_pairs([ScoredItem(item, rewards)])
     # The two sampled pairs are the same pair, whose better response is the second one.
     assert first.preference == second.preference == (1, 0)
@@ -136,7 +136,7 @@ def test_report_says_that_items_are_too_few_for_intervals(tmp_path: Path) -> Non
 
 def test_perfect_complete_result_has_no_warning(tmp_path: Path) -> None:
     one = evaluation("rewardbench", size=2)
-    scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, _ in one.scored_items)
+    scored = tuple(ScoredItem(item, [1.0, 0.0]) for item, *_ in one.scored_items)
     result = one.benchmark.compute_result(scored)
     complete = type(result)(result.overall, result.sections, result.subsets, result.extra)
     page = render(tmp_path, Evaluation(one.benchmark, "demo", complete, scored))

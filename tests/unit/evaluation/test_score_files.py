@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_core.benchmarks.base import Item, Preference, ScoredItem
+from rm_core.benchmarks.base import Item, ItemKey, Preference, ScoredItem
+from rm_core.benchmarks.registry import BENCHMARKS
 from serve.errors import EvaluationError, JobInputError, ScoreFileError
-from serve.evaluation.files import read_scores, read_summary, write_scores
+from serve.evaluation.files import read_summary
+from serve.evaluation.scores import read_scores, write_scores
 from serve.jobs.inputs import json_rows
 
 
@@ -31,6 +33,11 @@ GOOD: list[dict[str, Any]] = [
 ]
 
 
+def read_rewards(path: Path) -> dict[ItemKey, Any]:
+    scored = read_scores(path, ITEMS, BENCHMARKS["rmb"])
+    return {key: one.rewards for key, one in scored.items()}
+
+
 def write_lines(path: Path, *records: object) -> Path:
     jsonl = [r if isinstance(r, str) else json.dumps(r) for r in records]
     path.write_text("".join(f"{line}\n" for line in jsonl))
@@ -43,7 +50,7 @@ def test_scores_round_trip_exactly(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "scores.jsonl"
     write_scores(path, [ScoredItem(ITEMS[0], rewards)])
-    assert read_scores(path, ITEMS) == {ITEMS[0].key: rewards}
+    assert read_rewards(path) == {ITEMS[0].key: rewards}
 
 
 def test_scores_may_be_unordered_incomplete_or_compressed(tmp_path: Path) -> None:
@@ -54,9 +61,9 @@ def test_scores_may_be_unordered_incomplete_or_compressed(tmp_path: Path) -> Non
         ("1", "chat"): [1.5, -2.0],
         ("2", "code"): [0.0, 1.0],
     }
-    assert read_scores(path, ITEMS) == expected
+    assert read_rewards(path) == expected
     (tmp_path / "scores.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert read_scores(tmp_path / "scores.jsonl.gz", ITEMS) == expected
+    assert read_rewards(tmp_path / "scores.jsonl.gz") == expected
 
 
 @pytest.mark.parametrize(
@@ -88,12 +95,12 @@ def test_scores_may_be_unordered_incomplete_or_compressed(tmp_path: Path) -> Non
 def test_invalid_line_raises_error(line: object, message: str, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "scores.jsonl", *GOOD, "", line)
     with pytest.raises(ScoreFileError, match=rf"scores.jsonl, line 4: .*{message}"):
-        read_scores(path, ITEMS)
+        read_rewards(path)
 
 
 def test_file_without_rewards_raises_error(tmp_path: Path) -> None:
     with pytest.raises(ScoreFileError, match="no rewards"):
-        read_scores(write_lines(tmp_path / "scores.jsonl", "", ""), ITEMS)
+        read_rewards(write_lines(tmp_path / "scores.jsonl", "", ""))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
@@ -101,7 +108,7 @@ def test_file_in_other_encoding_raises_error(tmp_path: Path, encoding: str) -> N
     path = tmp_path / "scores.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in GOOD), encoding=encoding)
     with pytest.raises(JobInputError, match=r"is UTF-(16|32).*only UTF-8 is read"):
-        read_scores(path, ITEMS)
+        read_rewards(path)
 
 
 def test_too_long_line_raises_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +117,7 @@ def test_too_long_line_raises_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         ScoreFileError, match=r"line 3: the line has \d+ bytes, and the maximum is 100"
     ):
-        read_scores(path, ITEMS)
+        read_rewards(path)
 
 
 @pytest.mark.parametrize("overall", ["NaN", "1e999", '0.5, "overall": 0.6'])
