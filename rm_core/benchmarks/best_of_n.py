@@ -10,26 +10,11 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 CURVE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Values of n, as far as there are enough answers."""
 _NUM_ORDERS = 200
-Aggregation: TypeAlias = Literal["last", "min", "mean", "product"]
-AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
-
-
-def aggregate(step_rewards: Sequence[float], aggregation: Aggregation) -> float:
-    """Return the reward of a response from the rewards of its steps."""
-    match aggregation:
-        case "last":
-            return step_rewards[-1]
-        case "min":
-            return min(step_rewards)
-        case "mean":
-            return math.fsum(step_rewards) / len(step_rewards)
-        case "product":
-            return math.prod(step_rewards)
 
 
 class Candidates(NamedTuple):

@@ -30,11 +30,8 @@ from rm_core.benchmarks.base import (
     Tally,
 )
 from rm_core.benchmarks.best_of_n import (
-    AGGREGATIONS,
     CURVE_SIZES,
-    Aggregation,
     Candidates,
-    aggregate,
     compute_curve,
     compute_expected_best,
     compute_majority,
@@ -43,6 +40,7 @@ from rm_core.benchmarks.rmb import RMB
 from rm_core.benchmarks.strict_row import StrictRow
 from rm_core.benchmarks.variants import BenchmarkOptions, choice
 from rm_core.config import Kind
+from rm_core.results import AGGREGATIONS, Aggregation, aggregate
 
 _SIZES = tuple(sorted({*range(1, 9), *CURVE_SIZES}))
 _REWARD = "reward"

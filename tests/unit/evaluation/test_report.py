@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
 import pytest
 from evaluations import NASTY, evaluation
 from html_pages import check_page, text_of
+from published_rows import read, whole
 
 from rm_core.benchmarks.base import ScoredItem
+from rm_core.benchmarks.registry import BENCHMARKS
 from serve.evaluation.report import build_pairs, write_report
 from serve.evaluation.result import Evaluation
 
@@ -55,6 +58,43 @@ def test_report_has_all_sections(tmp_path: Path, name: str, plots: set[str]) -> 
 
 def _find_labels(page: str) -> list[str]:
     return re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
+
+
+@pytest.mark.parametrize(
+    ("name", "plots", "texts"),
+    [
+        ("processbench", {"Sections", "Subsets"}, ["thresholds: GSM8K", "MATH/error"]),
+        ("prmbench", {"Sections"}, ["negative f1", "mean of sections", "multi_solutions"]),
+        (
+            "best-of-n",
+            {"Best of n: overall"},
+            ["accuracy: product", "majority", "best response", "worst response"],
+        ),
+        ("judgebench", {"Sections", "Margins", "Worst mistakes"}, ["better response"]),
+    ],
+)
+def test_report_of_step_models_and_judges(
+    tmp_path: Path, name: str, plots: set[str], texts: list[str]
+) -> None:
+    benchmark, rng = BENCHMARKS[name], random.Random(2)
+    items = read(benchmark, whole(name)[::15])
+    scored = []
+    for item in items:
+        rewards = [rng.random() for _ in item.responses]
+        if name == "judgebench":
+            log_odds = [[rng.gauss(0, 1), rng.gauss(0, 1)] for _ in item.pairs]
+            scored.append(ScoredItem(item, log_odds=log_odds))
+        elif name == "best-of-n":
+            scored.append(ScoredItem(item, rewards, step_rewards=[[r, 1 - r] for r in rewards]))
+        else:
+            scored.append(ScoredItem(item, rewards))
+    one = Evaluation(benchmark, "demo", benchmark.compute_result(scored), tuple(scored))
+    page = render(tmp_path, one)
+    check_page(page)
+    labels = set(_find_labels(page)) | set(re.findall(r"<h2>([^<]*)</h2>", page))
+    assert plots <= labels
+    for text in texts:
+        assert text in text_of(page)
 
 
 def test_report_is_reproducible_and_escapes_text(tmp_path: Path) -> None:
