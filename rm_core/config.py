@@ -21,7 +21,9 @@ TokenizerMode: TypeAlias = Literal["auto", "tokenizers"]
 Quantization: TypeAlias = Literal["none", "int8", "int8-weights", "fp8", "fp8-weights"]
 Kind: TypeAlias = Literal["classifier", "step", "judge"]
 """One reward at the last token, a value at every step, or the probability of a verdict."""
-StepFormat: TypeAlias = Literal["skywork", "qwen-math", "math-shepherd", "rlhflow"]
+StepFormat: TypeAlias = Literal[
+    "skywork", "qwen-math", "math-shepherd", "rlhflow", "skywork-prmbench"
+]
 """How a process reward model's authors divide a solution into steps and mark them."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import random
@@ -19,6 +20,7 @@ from typing import Any
 
 from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import Messages
+from rm_core.inputs.step_items import StepItem
 from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
@@ -69,10 +71,10 @@ class FakeExecutor:
         self, conversations: Sequence[Messages], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
         assert conversations
-        texts = [json.dumps(conversation) for conversation in conversations]
+        texts = [json.dumps(one, default=dataclasses.astuple) for one in conversations]
         assert len(set(texts)) == len(texts)
         self.calls.append(list(conversations))
-        return self._threads.submit(self._score, len(self.calls) - 1, texts)
+        return self._threads.submit(self._score, len(self.calls) - 1, conversations, texts)
 
     def count_tokens(
         self, conversations: Sequence[Messages], truncation: Truncation
@@ -82,15 +84,19 @@ class FakeExecutor:
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _score(self, number: int, texts: list[str]) -> ScoreBatchResult:
+    def _score(
+        self, number: int, conversations: Sequence[object], texts: list[str]
+    ) -> ScoreBatchResult:
         self.gate.wait()
         self.before(number)
         if self._fail_at is not None and number >= self._fail_at:
             raise self.failure
         time.sleep(self._delay_s)
         results = [
-            ScoreError("conversation_too_long", "too long") if "HUGE" in text else reward_of(text)
-            for text in texts
+            ScoreError("conversation_too_long", "too long")
+            if "HUGE" in text
+            else add_steps(reward_of(text), conversation)
+            for conversation, text in zip(conversations, texts, strict=True)
         ]
         return ScoreBatchResult(
             results, sum(r.num_tokens for r in results if isinstance(r, Reward))
@@ -103,6 +109,14 @@ def reward_of(text: str) -> Reward:
     (number,) = struct.unpack("<f", struct.pack("<f", int.from_bytes(digest[:4], "big") / 2**31))
     truncated, warnings = digest[4] < 20, ("system_prompt",) if digest[5] < 20 else ()
     return Reward(number, len(text) // 4, truncated, warnings)
+
+
+def add_steps(reward: Reward, conversation: object) -> Reward:
+    """Give each step of a solution its own reward."""
+    if not isinstance(conversation, StepItem):
+        return reward
+    steps = [reward_of(f"{conversation.prompt}{step}").reward for step in conversation.steps or ()]
+    return dataclasses.replace(reward, step_rewards=tuple(steps))
 
 
 def records(num_rows: int, seed: int = 0) -> list[dict[str, Any]]:

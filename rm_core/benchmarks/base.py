@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rm_core.benchmarks.variants import BenchmarkOptions
-from rm_core.config import Kind
+from rm_core.config import Kind, StepFormat
 from rm_core.inputs.conversations import Messages
 
 ItemKey = tuple[str, str]
@@ -211,8 +211,8 @@ class OfficialProtocol:
         source: where the settings are published.
         keeps_first: whether the first row counts if several rows have the key of one item;
             otherwise such rows are an error.
-        drops_steps: whether steps after the maximum length have no reward and do not count;
-            otherwise a solution that is too long is an error.
+        step_format: step format of the official runs of Skywork's step models, if it is not that
+            of the models. Steps after its maximum length have no reward and do not count.
     """
 
     max_length: int | None
@@ -220,7 +220,7 @@ class OfficialProtocol:
     dtype: str
     source: str
     keeps_first: bool = False
-    drops_steps: bool = False
+    step_format: StepFormat | None = None
 
 
 class Benchmark(Protocol):

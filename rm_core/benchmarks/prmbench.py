@@ -53,9 +53,6 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "Soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
     "Sensitivity": ("missing_condition", "deception", WITHOUT_ERRORS),
 }
-MARKER = "ки"
-"""Step marker with which PRMBench runs Skywork's models."""
-_MAX_LENGTH = 512
 _STEP_PREFIX = re.compile(r"(?:step\s*\d+\.\s*|\d+\.\s*)", re.IGNORECASE)
 
 
@@ -120,14 +117,13 @@ class PRMBench:
         default = "-0.05" if self._is_prmbench else "0.5"
         threshold = self.options.threshold
         self.threshold = float(default if threshold == "preparation" else threshold)
-        self.step_marker = MARKER if self._is_prmbench else None
         self.official_protocol = OfficialProtocol(
-            max_length=_MAX_LENGTH if self._is_prmbench else None,
-            truncation="right" if self._is_prmbench else "error",
+            max_length=None,
+            truncation="error",
             dtype="bfloat16",
             source="ssmisya/PRMBench@03a539b mr_eval/models/skywork_prm.py",
             keeps_first=True,
-            drops_steps=self._is_prmbench,
+            step_format="skywork-prmbench" if self._is_prmbench else None,
         )
 
     def read(self, row: Mapping[str, Any], origin: str) -> Item:

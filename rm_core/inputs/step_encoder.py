@@ -129,7 +129,11 @@ class StepEncoder(Encoder):
         input_ids, text = sequence.input_ids, "".join(sequence.texts)
         if len(input_ids) > limit:
             raise ConversationTooLongError(format_too_long(str(len(input_ids)), limit, _ADVICE))
-        assert len(sequence.readouts) == len(steps)
+        assert len(sequence.readouts) <= len(steps)
+        if not sequence.readouts:
+            raise ConversationTooLongError(
+                f"no step ends within the maximum length of the step format; {_ADVICE}"
+            )
 
         def render(chat: Chat) -> str | None:
             try:
@@ -142,6 +146,7 @@ class StepEncoder(Encoder):
             text=text,
             input_ids=tuple(input_ids),
             readouts=tuple(sequence.readouts),
+            truncated=len(sequence.readouts) < len(steps),
             warnings=(*warnings, *self._check_markers(sequence)),
         )
 

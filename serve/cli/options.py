@@ -157,7 +157,9 @@ def loading_options(command: CommandT) -> CommandT:
             "--step-format",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "skywork", "qwen-math", "math-shepherd", "rlhflow"]),
+            type=click.Choice(
+                ["auto", "skywork", "qwen-math", "math-shepherd", "rlhflow", "skywork-prmbench"]
+            ),
             help="How a process reward model's authors divide a solution into steps.",
         ),
         click.option(

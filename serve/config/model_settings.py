@@ -118,7 +118,8 @@ class ModelSettings(BaseModel):
     step_format: StepFormat | Literal["auto"] = Field(
         default="auto",
         description="How a step model's authors divide a solution into steps: `skywork`, "
-        "`qwen-math`, `math-shepherd` or `rlhflow`. `auto`: as for `kind`.",
+        "`qwen-math`, `math-shepherd` or `rlhflow`; `skywork-prmbench` is that of a benchmark. "
+        "`auto`: as for `kind`.",
     )
     label: int | None = Field(
         default=None,

@@ -27,6 +27,7 @@ from serve.evaluation.runner import (
     EvalContext,
     ItemRewards,
     apply_official_length,
+    apply_official_steps,
     get_alias,
     run_scoring_job,
     write_items,
@@ -86,7 +87,12 @@ def evaluate_models(
         RewardError: the data cannot be read, or a job cannot start or continue.
     """
     official = request.benchmark.official_protocol
-    executor_options = [apply_official_length(one, official.max_length) for one in executor_options]
+    executor_options = [
+        apply_official_steps(
+            apply_official_length(one, official.max_length), request.benchmark, request.notify
+        )
+        for one in executor_options
+    ]
     folders = _choose_folders(request.output, executor_options)
     data = request.load()
     _make_folder(request.output)
@@ -99,7 +105,9 @@ def evaluate_models(
         for options, folder in zip(executor_options, folders, strict=True):
             _make_folder(folder)
             try:
-                rewards = run_scoring_job(path, data.items, folder, options, context)
+                rewards = run_scoring_job(
+                    request.benchmark, path, data.items, folder, options, context
+                )
             except JobStoppedError as error:
                 request.notify(f"{error.detail}; run the same command again to continue")
                 return shutdown.exit_code

@@ -2,6 +2,10 @@
 
 The entry point is `run_scoring_job`. The items are the job's input, and the job's output has their
 rewards. A second run therefore resumes where the first one ended; a finished job scores nothing.
+
+What is scored of an item depends on the kind of the model and on the benchmark: each response as a
+conversation, each pair of responses in both orders for a judge, or all responses as the steps of
+one solution.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation, open_checkpoint
-from rm_core.benchmarks.base import Item, ItemKey, Preference, ScoredItem
+from rm_core.benchmarks.base import Benchmark, Item, ItemKey, Preference, ScoredItem
+from rm_core.config import Kind
+from rm_core.kinds import KindChoice, choose_kind
 from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
 from serve.jobs.command import ExecutorOptions, build_model_config
 from serve.jobs.executors.base import ScoringModel
+from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
 from serve.jobs.progress import Progress
@@ -33,6 +40,11 @@ REWARDS = "rewards.jsonl"
 PROVENANCE = "scored_by.json"
 # Rows hold up to 32 responses: small chunks keep a stop quick and lose little in a crash.
 _CHUNK_ROWS = 50
+_KIND_NAMES: Mapping[Kind, str] = {
+    "classifier": "a classifier",
+    "step": "a step model",
+    "judge": "a judge",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +169,7 @@ def read_items(path: Path) -> list[Item]:
 
 
 def run_scoring_job(
+    benchmark: Benchmark,
     path: Path,
     items: Sequence[Item],
     folder: Path,
@@ -166,6 +179,7 @@ def run_scoring_job(
     """Score the items that are not scored yet, and return the rewards of all items.
 
     Args:
+        benchmark: benchmark of the items.
         path: file of `write_items`.
         items: the items in it.
         folder: folder of the job.
@@ -173,12 +187,21 @@ def run_scoring_job(
         context: state shared by the command's jobs.
 
     Raises:
+        EvaluationError: the benchmark is not run with models of this kind.
         JobStoppedError: a stop was requested.
         RewardError: the job cannot start or continue.
     """
+    kind = _find_kind(executor_options, folder / PROVENANCE, context)
+    if kind not in benchmark.kinds:
+        raise EvaluationError(
+            f"{benchmark.title} is run with {' or '.join(_KIND_NAMES[k] for k in benchmark.kinds)}"
+            f", and this model is {_KIND_NAMES[kind]}; give another model or another benchmark"
+        )
+    inputs: InputKind = "pairs" if kind == "judge" else "chats"
     spec = JobSpec(
         source=open_source(str(path)),
         output=folder / REWARDS,
+        inputs="steps" if benchmark.kinds == ("step",) else inputs,
         truncation=context.truncation,
         chunk_rows=_CHUNK_ROWS,
         overwrite=context.overwrite,
@@ -229,6 +252,56 @@ def apply_official_length(
     )
 
 
+def apply_official_steps(
+    executor_options: ExecutorOptions, benchmark: Benchmark, notify: Callable[[str], None]
+) -> ExecutorOptions:
+    """Return the options with the step format of the official runs, if that is not the model's.
+
+    Args:
+        executor_options: options of an executor.
+        benchmark: benchmark to run.
+        notify: prints a line for the user: services have their own step format.
+
+    Raises:
+        EvaluationError: the official runs are those of other models.
+    """
+    step_format = benchmark.official_protocol.step_format
+    if step_format is None:
+        return executor_options
+    if executor_options.urls:
+        notify(f"this variant of {benchmark.title} needs services with --step-format {step_format}")
+        return executor_options
+    choice = _choose_local_kind(executor_options)
+    if choice.step_format not in ("skywork", step_format):
+        raise EvaluationError(
+            f"this variant of {benchmark.title} is how its authors run Skywork's step models, and "
+            f"{executor_options.model['model']} is another model; leave the variant out"
+        )
+    return replace(executor_options, model={**executor_options.model, "step_format": step_format})
+
+
+def _find_kind(
+    executor_options: ExecutorOptions, provenance_path: Path, context: EvalContext
+) -> Kind:
+    """Return the kind of the model; services that have scored already are not asked again."""
+    if not executor_options.urls:
+        return _choose_local_kind(executor_options).kind
+    provenance = None if context.overwrite else ScoringProvenance.read(provenance_path)
+    if provenance is not None:
+        return provenance.model.kind
+    executor = executor_options.build_executor(None)
+    is_interruptible = executor.drain_timeout_s is not None
+    with contextlib.closing(executor), context.shutdown.allow_interrupt(is_interruptible):
+        model = executor.get_scoring_model(fetch=True)
+    return model.kind if model else "classifier"
+
+
+def _choose_local_kind(executor_options: ExecutorOptions) -> KindChoice:
+    config = build_model_config(**executor_options.model)
+    checkpoint = open_checkpoint(config)
+    return choose_kind(config, checkpoint.config, checkpoint.entry)
+
+
 def get_alias(executor_options: ExecutorOptions) -> str | None:
     """Return the model's alias; None if only its service knows the alias."""
     if executor_options.urls:
@@ -242,9 +315,19 @@ def _read_rewards(output: Path, items: Sequence[Item]) -> ItemRewards:
         if error := record.get("error"):
             rewards.errors[item.key] = ScoreError(error["code"], error["message"])
         else:
-            rewards.by_key[item.key] = ScoredItem(item, tuple(record["rewards"]))
+            rewards.by_key[item.key] = _read_numbers(item, record)
         rewards.num_truncated = (rewards.num_truncated or 0) + bool(record.get("truncated"))
     return rewards
+
+
+def _read_numbers(item: Item, record: Mapping[str, Any]) -> ScoredItem:
+    """Return an item with the results of its record, see `RowResults.build_columns`."""
+    if "log_odds" in record:
+        return ScoredItem(item, log_odds=record["log_odds"])
+    if "rewards" in record:
+        step_rewards = record.get("step_rewards", ())
+        return ScoredItem(item, tuple(record["rewards"]), step_rewards=step_rewards)
+    return ScoredItem(item, tuple(record["step_rewards"]))
 
 
 def _iter_records(output: Path) -> Iterator[Mapping[str, Any]]:

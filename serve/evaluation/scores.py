@@ -115,8 +115,8 @@ class _LineReader:
         rewards, item = self._record["rewards"], self._item
         unit = "steps" if benchmark.kinds == ("step",) else "responses"
         num_rewards = len(item.responses)
-        may_be_fewer = benchmark.official_protocol.drops_steps and isinstance(rewards, list)
-        if may_be_fewer and 0 < len(rewards) < num_rewards:
+        may_be_fewer = benchmark.official_protocol.step_format is not None
+        if may_be_fewer and isinstance(rewards, list) and 0 < len(rewards) < num_rewards:
             num_rewards = len(rewards)
         self._require_list(
             rewards,

@@ -27,8 +27,10 @@ from rm_core.text import format_keys
 from serve.errors import JobInputError
 from serve.jobs.turns import TranscriptMode, load_messages
 
-RecordKind: TypeAlias = Literal["conversation", "pair", "group"]
-"""Kind of a record, which decides its result columns; see `serve.jobs.row_results`."""
+RecordKind: TypeAlias = Literal["conversation", "pair", "group", "steps", "verdicts"]
+"""Kind of a record, which decides its result columns; see `serve.jobs.row_results`. The last two
+are those of `serve.jobs.inputs.items`.
+"""
 
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 """Names of the better answer of a pair."""

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rm_core import Reward, ScoreError
-from rm_core.inputs.conversations import ChatJson
 from serve.errors import JobStoppedError
 from serve.jobs.executors.base import Executor
+from serve.jobs.inputs.items import ScoringInput
 from serve.jobs.progress import Progress
 from serve.jobs.runner import Chunk, read_chunks
 from serve.jobs.spec import JobSpec
@@ -81,7 +81,7 @@ def _measure_rate(chunk: Chunk, spec: JobSpec, executor: Executor) -> float:
     digests = dict.fromkeys(
         key for _, keys in chunk.rows[:SAMPLE_ROWS] for key in keys if isinstance(key, bytes)
     )
-    sample: list[ChatJson] = [chunk.conversations[digest] for digest in digests]
+    sample: list[ScoringInput] = [chunk.conversations[digest] for digest in digests]
     if not sample:
         return 0.0
     # The first call also loads the model or connects to the cluster.

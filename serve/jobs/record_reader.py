@@ -24,7 +24,7 @@ from rm_core import (
     read_turns,
 )
 from rm_core.inputs.chat_formats import BOS_TEXTS, find_markers
-from rm_core.inputs.conversations import ChatJson, Messages, validate_unicode
+from rm_core.inputs.conversations import Messages, validate_unicode
 from rm_core.text import format_keys
 from serve.jobs.columns import (
     CHOSEN,
@@ -52,6 +52,7 @@ from serve.jobs.columns import (
     is_whole_conversation,
     require_text_only,
 )
+from serve.jobs.inputs.items import ScoringInput
 from serve.jobs.turns import (
     has_function_calls,
     load_messages,
@@ -122,7 +123,7 @@ class ParsedRecord:
     """
 
     kind: RecordKind | None
-    conversations: tuple[ChatJson | ScoreError, ...] = ()
+    conversations: tuple[ScoringInput | ScoreError, ...] = ()
     error: ScoreError | None = None
     warnings: tuple[str, ...] = ()
 

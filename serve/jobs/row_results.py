@@ -16,6 +16,8 @@ RESULT_COLUMNS: Mapping[RecordKind, tuple[str, ...]] = {
     "conversation": ("reward",),
     "pair": ("chosen_reward", "rejected_reward", "margin"),
     "group": ("rewards",),
+    "steps": ("step_rewards",),
+    "verdicts": ("log_odds",),
 }
 
 RESULT_NAMES = (
@@ -172,10 +174,20 @@ class RowResults(NamedTuple):
         columns: dict[str, Any] = {}
         if self.kind == "group" and self.results:
             columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in self.results]
+            if any(r.step_rewards for r in rewards):
+                columns["step_rewards"] = [
+                    list(r.step_rewards) if isinstance(r, Reward) else None for r in self.results
+                ]
         elif failure is None and self.kind == "pair":
             chosen, rejected = (r.reward for r in rewards)
             columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
             columns["margin"] = chosen - rejected
+        elif failure is None and self.kind == "steps":
+            columns["step_rewards"] = list(rewards[0].step_rewards)
+        elif failure is None and self.kind == "verdicts":
+            # Both orders of a pair, each as log-odds that the first response of the pair is better.
+            orders = zip(rewards[::2], rewards[1::2], strict=True)
+            columns["log_odds"] = [[given.reward, -swapped.reward] for given, swapped in orders]
         elif failure is None:
             columns["reward"] = rewards[0].reward
         if any(r.truncated for r in rewards):

@@ -7,20 +7,18 @@ therefore sends the same calls to the executor, and its output is equal to the l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from rm_core import Reward, ScoreError
-from rm_core.inputs.conversations import ChatJson
 from serve.errors import BadRowError, JobStoppedError
-from serve.jobs.columns import Columns
 from serve.jobs.executors.base import Executor, ScoreBatchResult
+from serve.jobs.inputs.items import ScoringInput, compute_digest, list_pairs, list_solutions
 from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
 from serve.jobs.record_reader import ParsedRecord, try_parse_record
@@ -32,9 +30,6 @@ from serve.shutdown import GracefulShutdown
 
 MAX_CHUNK_BYTES = 8 * 2**20
 _POLL_S = 0.2
-
-# Keys are not sorted: templates render functions and their arguments in the order of the keys.
-_canonical = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Chunk:
 
     first_row: int
     rows: Sequence[tuple[ParsedRecord, Sequence[Digest | ScoreError]]]
-    conversations: Mapping[Digest, ChatJson]
+    conversations: Mapping[Digest, ScoringInput]
     num_bytes: int
 
     def fill(self, results: Mapping[Digest, Result]) -> list[RowResults]:
@@ -193,11 +188,6 @@ class ChunkRunner:
         self.progress.add(summary)
 
 
-def compute_digest(conversation: ChatJson) -> Digest:
-    """Return a digest of 16 bytes, equal for conversations that every template renders equally."""
-    return hashlib.blake2b(_canonical(conversation).encode(), digest_size=16).digest()
-
-
 def read_chunks(spec: JobSpec, first_row: int = 0) -> Iterator[Chunk]:
     """Yield the chunks of a job from a row on, which is the first one of a chunk.
 
@@ -210,18 +200,18 @@ def read_chunks(spec: JobSpec, first_row: int = 0) -> Iterator[Chunk]:
         rows.append(row)
         num_bytes += row.size
         if len(rows) == spec.chunk_rows or num_bytes >= MAX_CHUNK_BYTES:
-            yield _parse_chunk(rows, num_bytes, spec.columns)
+            yield _parse_chunk(rows, num_bytes, spec)
             rows, num_bytes = [], 0
     if rows:
-        yield _parse_chunk(rows, num_bytes, spec.columns)
+        yield _parse_chunk(rows, num_bytes, spec)
 
 
-def _parse_chunk(rows: Sequence[Row], num_bytes: int, columns: Columns) -> Chunk:
+def _parse_chunk(rows: Sequence[Row], num_bytes: int, spec: JobSpec) -> Chunk:
     """Parse the rows of a chunk, at least one, and collect its distinct conversations."""
     parsed: list[tuple[ParsedRecord, list[Digest | ScoreError]]] = []
-    conversations: dict[Digest, ChatJson] = {}
+    conversations: dict[Digest, ScoringInput] = {}
     for row in rows:
-        record = try_parse_record(row.record, columns)
+        record = _parse_record(row.record, spec)
         keys: list[Digest | ScoreError] = []
         for conversation in record.conversations:
             if isinstance(conversation, ScoreError):
@@ -231,6 +221,14 @@ def _parse_chunk(rows: Sequence[Row], num_bytes: int, columns: Columns) -> Chunk
             conversations.setdefault(digest, conversation)
         parsed.append((record, keys))
     return Chunk(rows[0].number, parsed, conversations, num_bytes)
+
+
+def _parse_record(record: Any, spec: JobSpec) -> ParsedRecord:
+    if spec.inputs == "steps":
+        return ParsedRecord("steps", tuple(list_solutions(record)))
+    if spec.inputs == "pairs":
+        return ParsedRecord("verdicts", tuple(list_pairs(record)))
+    return try_parse_record(record, spec.columns)
 
 
 def raise_on_error(rows: Sequence[RowResults], first_row: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rm_core import Truncation
 from serve.errors import JobOutputError
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
+from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import FileSource
 
 CHUNK_ROWS = 2_000
@@ -23,6 +24,7 @@ class JobSpec:
         output: file for the rows with their rewards.
         truncation: how to handle conversations that are too long.
         columns: columns of the records.
+        inputs: what to score of a record; other inputs than chats are read without `columns`.
         limit: number of rows to score; None for all.
         chunk_rows: maximum number of rows in a chunk.
         fail_fast: whether to stop at the first row with an error.
@@ -37,6 +39,7 @@ class JobSpec:
     output: Path
     truncation: Truncation = "error"
     columns: Columns = DEFAULT_COLUMNS
+    inputs: InputKind = "chats"
     limit: int | None = None
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
@@ -53,6 +56,7 @@ class JobSpec:
             "chunk_rows": self.chunk_rows,
             "replace_results": self.replace_results,
             **self.columns.as_options(),
+            **({} if self.inputs == "chats" else {"inputs": self.inputs}),
         }
 
     @property

@@ -110,7 +110,7 @@ class StepFormatBase(ABC):
 
     @abstractmethod
     def write(self, prompt: Messages, steps: Sequence[str], sequence: TokenSequence) -> None:
-        """Write an item, with one readout for each step.
+        """Write an item, with one readout for each step; a format may leave out the last steps.
 
         Raises:
             InvalidConversationError: the format cannot express the prompt.

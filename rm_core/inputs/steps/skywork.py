@@ -8,7 +8,9 @@ step, and so is what follows a line feed at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+from rm_core.config import StepFormat
 from rm_core.errors import ModelLoadError
 from rm_core.inputs.conversations import Messages
 from rm_core.inputs.steps.base import FormatTools, StepFormatBase, TokenSequence
@@ -18,7 +20,7 @@ from rm_core.packing import TokenIds
 class SkyworkFormat(StepFormatBase):
     """BOS, problem, and lines. A step of several lines is read at the end of its last line."""
 
-    name = "skywork"
+    name: ClassVar[StepFormat] = "skywork"
     separator = "\n"
     marker = "\n"
     warns_about_marker = False  # lines are normal in a problem

@@ -1,7 +1,7 @@
 """The base of executors; a job does not depend on which executor scores it.
 
-An executor does not know rows, files or chunks: it receives well-formed, distinct conversations and
-returns a reward or an error for each. The job alone keeps state across restarts.
+An executor does not know rows, files or chunks: it receives well-formed, distinct inputs, usually
+conversations, and returns a reward or an error for each. The job alone keeps state across restarts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rm_core import Fingerprint, NotReadyError, Reward, ScoreError, Truncation
-from rm_core.inputs.conversations import ChatJson
+from rm_core.config import Kind
+from serve.jobs.inputs.items import ScoringInput
 
 T = TypeVar("T")
 
@@ -44,11 +45,12 @@ class ScoreBatchResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoringModel:
-    """The model that scores: its name in requests, and its maximum length in tokens."""
+    """The model that scores: its name in requests, its maximum length in tokens, and its kind."""
 
     name: str
     fingerprint: Fingerprint
     max_length: int
+    kind: Kind = "classifier"
 
 
 class Executor(ABC):
@@ -97,7 +99,7 @@ class Executor(ABC):
 
     @abstractmethod
     def count_tokens(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> list[int | ScoreError]:
         """Return the number of tokens of each conversation, in order, without scoring.
 
@@ -106,7 +108,7 @@ class Executor(ABC):
         """
 
     def submit(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
         """Start to score distinct conversations, at least one, and return at once.
 
@@ -137,7 +139,7 @@ class Executor(ABC):
             self._loop = self._thread = None
 
     @abstractmethod
-    async def _prepare(self, conversations: Sequence[ChatJson], truncation: Truncation) -> Any:
+    async def _prepare(self, conversations: Sequence[ScoringInput], truncation: Truncation) -> Any:
         """Return what `_score` needs: connect and tokenize, for example."""
 
     @abstractmethod
@@ -161,7 +163,7 @@ class Executor(ABC):
     async def _run_call(
         self,
         future: Future[ScoreBatchResult],
-        conversations: Sequence[ChatJson],
+        conversations: Sequence[ScoringInput],
         truncation: Truncation,
     ) -> None:
         try:

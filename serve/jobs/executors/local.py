@@ -33,9 +33,9 @@ from rm_core import (
     merge_results,
     open_checkpoint,
 )
-from rm_core.inputs.conversations import ChatJson
 from rm_core.model.placement import resolve_devices, resolve_dtype
 from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.inputs.items import ScoringInput
 from serve.jobs.inputs.storage import compute_sha256
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,12 @@ class LocalExecutor(Executor):
             return None
         scorer = self._load()
         name = self._config.catalog_name or self._config.name
-        return ScoringModel(name, scorer.fingerprint, scorer.encoder.max_length)
+        return ScoringModel(
+            name, scorer.fingerprint, scorer.encoder.max_length, scorer.encoder.kind
+        )
 
     def count_tokens(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> list[int | ScoreError]:
         """Return the number of tokens of each conversation; loads only the tokenizer."""
         encoded = self._encoder.encode_all(conversations, truncation)
@@ -98,7 +100,7 @@ class LocalExecutor(Executor):
         return load_encoder(self._config)
 
     async def _prepare(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> tuple[Encodings, Packing]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizing, self._pack, conversations, truncation)
@@ -119,7 +121,7 @@ class LocalExecutor(Executor):
         self._device.shutdown(cancel_futures=True)
 
     def _pack(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> tuple[Encodings, Packing]:
         scorer = self._load()
         encoded = scorer.encoder.encode_all(conversations, truncation)

@@ -44,11 +44,11 @@ from rm_core import (
     merge_results,
     open_checkpoint,
 )
-from rm_core.inputs.conversations import ChatJson
 from serve.deployments.cluster import connect
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
 from serve.jobs.executors.local import Encodings, resolve_local_identity
+from serve.jobs.inputs.items import ScoringInput
 from serve.scheduler.dispatcher import Dispatcher
 from serve.worker.backends import RayBackend
 
@@ -120,21 +120,21 @@ class RayExecutor(Executor):
         return _CALLS_PER_REPLICA * max(1, self._backend.num_replicas if self._backend else 0)
 
     def submit(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
         """See `Executor`; the future can be cancelled until a replica is up."""
         self._connect()
         return super().submit(conversations, truncation)
 
     def count_tokens(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> list[int | ScoreError]:
         """See `Executor`."""
         encoded = self._tokenizing.submit(self._encode, conversations, truncation).result()
         return [item.num_tokens if isinstance(item, Encoded) else item for item in encoded]
 
     async def _prepare(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> tuple[Dispatcher, Encodings]:
         dispatcher = await self._get_dispatcher()
         loop = asyncio.get_running_loop()
@@ -158,7 +158,7 @@ class RayExecutor(Executor):
         return load_encoder(self._model)
 
     def _encode(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> list[Encoded | ScoreError]:
         return self._encoder.encode_all(conversations, truncation)
 

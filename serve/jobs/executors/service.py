@@ -20,6 +20,7 @@ from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
 from serve.client.responses import ResultsWithUsage, read_count
 from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.inputs.items import ScoringInput
 
 # Requests of one call to each service. Services batch across requests, so a few fill them.
 _CONCURRENCY = 2
@@ -106,13 +107,15 @@ class ServiceExecutor(Executor):
         return 2 + len(self._addresses)
 
     def count_tokens(
-        self, conversations: Sequence[ChatJson], truncation: Truncation
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> list[int | ScoreError]:
         """Return the number of tokens of each conversation, counted by any of the services."""
         with ScoringClient(list(self._addresses), self._model, **self._options) as client:
-            return client.count_tokens(conversations, truncation)
+            return client.count_tokens(_require_chats(conversations), truncation)
 
-    async def _prepare(self, conversations: Sequence[ChatJson], truncation: Truncation) -> _Call:
+    async def _prepare(
+        self, conversations: Sequence[ScoringInput], truncation: Truncation
+    ) -> _Call:
         if self._served is None:
             await asyncio.to_thread(self.resolve_identity)
         if self._client is None:
@@ -124,7 +127,8 @@ class ServiceExecutor(Executor):
                 max_concurrency=_CONCURRENCY,
                 fingerprint=self._served.fingerprint.as_dict(),
             )
-        return partial(self._client.score_with_usage, conversations, truncation)
+        chats = _require_chats(conversations)
+        return partial(self._client.score_with_usage, chats, truncation)
 
     async def _score(self, prepared: _Call) -> ScoreBatchResult:
         response = await prepared()
@@ -149,7 +153,9 @@ class ServiceExecutor(Executor):
                     if state == "ready" and model.get("encoding_sha256"):
                         fingerprint = model["fingerprint"]
                         max_length = read_count(model["max_model_len"])
-                        self._served = ScoringModel(name, Fingerprint(**fingerprint), max_length)
+                        self._served = ScoringModel(
+                            name, Fingerprint(**fingerprint), max_length, model["kind"]
+                        )
                         return {
                             "fingerprint": fingerprint,
                             "encoding_sha256": model["encoding_sha256"],
@@ -162,6 +168,16 @@ class ServiceExecutor(Executor):
                         retryable=True,
                     )
                 time.sleep(_ASK_AGAIN_S)
+
+
+def _require_chats(inputs: Sequence[ScoringInput]) -> list[ChatJson]:
+    chats = [one for one in inputs if isinstance(one, list | dict)]
+    if len(chats) < len(inputs):
+        raise ServiceError(
+            "solutions in steps and pairs of answers are scored by a local model; give --model "
+            "instead of --url"
+        )
+    return chats
 
 
 @contextlib.contextmanager

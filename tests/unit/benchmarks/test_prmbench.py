@@ -12,7 +12,7 @@ from conftest import BENCHMARK_DATA
 from published_rows import prm_row, read, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem
-from rm_core.benchmarks.prmbench import CATEGORIES, CLASSES, MARKER, PRMBench
+from rm_core.benchmarks.prmbench import CATEGORIES, CLASSES, PRMBench
 from rm_core.benchmarks.registry import build_benchmark
 from rm_core.errors import BenchmarkDataError
 
@@ -138,15 +138,12 @@ def test_prmbench_preparation_numbers_and_marks_steps() -> None:
     row["modified_process"] = ["1. One. ", "Step 2.  Two", "3 apples"]
     benchmark = PRMBench(build_benchmark("prmbench", preparation="prmbench").options)  # type: ignore[arg-type]
     item = benchmark.read(row, "")
-    assert benchmark.step_marker == MARKER
-    text = MARKER.join(item.responses)
-    assert text == f"Step 1: One. {MARKER}\nStep 2: Two {MARKER}\nStep 3: 3 apples {MARKER}\n"
-    official = benchmark.official_protocol
-    assert (official.max_length, official.truncation, official.drops_steps) == (512, "right", True)
+    text = "ки".join(item.responses)
+    assert text == "Step 1: One. ки\nStep 2: Two ки\nStep 3: 3 apples ки\n"
+    assert benchmark.official_protocol.step_format == "skywork-prmbench"
     plain = PRMBench()
     assert plain.read(row, "").responses == ("1. One. ", "Step 2.  Two", "3 apples")
-    assert plain.step_marker is None
-    assert plain.official_protocol.max_length is None
+    assert plain.official_protocol.step_format is None
 
 
 def test_prmbench_labels_are_falls_of_the_reward() -> None:

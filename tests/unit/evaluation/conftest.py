@@ -65,7 +65,8 @@ def evaluate(executors: list[FakeExecutor], reports: object, tmp_path: Path) -> 
         request = EvalRequest(benchmark, str(data), None, tmp_path / output, lines.append)
         if scores is not None:
             return evaluate_scores(request, scores, model_name), lines
-        executor_options = [ExecutorOptions({"model": model}) for model in models]
+        kind = {"kind": "step", "step_format": "skywork"} if benchmark.kinds == ("step",) else {}
+        executor_options = [ExecutorOptions({"model": model, **kind}) for model in models]
         arguments = {"truncation": None, "overwrite": False, **overrides}
         return evaluate_models(request, executor_options, **arguments), lines
 

@@ -18,10 +18,10 @@ from serve.cli.options import pop_columns
 from serve.jobs.columns import Columns
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
+from serve.jobs.inputs.items import compute_digest
 from serve.jobs.inputs.source import open_source
 from serve.jobs.progress import Progress
 from serve.jobs.row_results import RowResults
-from serve.jobs.runner import compute_digest
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import format_examples, format_summary
 from serve.shutdown import GracefulShutdown
