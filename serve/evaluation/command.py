@@ -28,6 +28,7 @@ from serve.evaluation.runner import (
     ItemRewards,
     apply_official_length,
     apply_official_steps,
+    choose_inputs,
     get_alias,
     run_scoring_job,
     write_items,
@@ -94,6 +95,10 @@ def evaluate_models(
         for one in executor_options
     ]
     folders = _choose_folders(request.output, executor_options)
+    inputs = [
+        choose_inputs(request.benchmark, options, folder, overwrite=overwrite)
+        for options, folder in zip(executor_options, folders, strict=True)
+    ]
     data = request.load()
     _make_folder(request.output)
     path = write_items(data.items, request.output, overwrite=overwrite)
@@ -102,12 +107,10 @@ def evaluate_models(
     evaluations: list[Evaluation] = []
     with GracefulShutdown(_NOTE) as shutdown, Progress(request.notify) as progress:
         context = EvalContext(applied_truncation, overwrite, request.notify, progress, shutdown)
-        for options, folder in zip(executor_options, folders, strict=True):
+        for options, folder, kind in zip(executor_options, folders, inputs, strict=True):
             _make_folder(folder)
             try:
-                rewards = run_scoring_job(
-                    request.benchmark, path, data.items, folder, options, context
-                )
+                rewards = run_scoring_job(path, data.items, kind, folder, options, context)
             except JobStoppedError as error:
                 request.notify(f"{error.detail}; run the same command again to continue")
                 return shutdown.exit_code

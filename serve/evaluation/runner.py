@@ -168,10 +168,37 @@ def read_items(path: Path) -> list[Item]:
         ) from error
 
 
+def choose_inputs(
+    benchmark: Benchmark, executor_options: ExecutorOptions, folder: Path, *, overwrite: bool
+) -> InputKind:
+    """Return what is scored of each item, by the kind of the model and the benchmark.
+
+    Args:
+        benchmark: benchmark to run.
+        executor_options: a local model, or services.
+        folder: folder of the job. Services that have scored there are not asked again.
+        overwrite: whether to discard existing rewards.
+
+    Raises:
+        EvaluationError: the benchmark is not run with models of this kind.
+        RewardError: the model or the service does not exist.
+    """
+    kind = _find_kind(executor_options, None if overwrite else folder / PROVENANCE)
+    if kind not in benchmark.kinds:
+        allowed = " or ".join(_KIND_NAMES[one] for one in benchmark.kinds)
+        raise EvaluationError(
+            f"{benchmark.title} is run with {allowed}, and this model is {_KIND_NAMES[kind]}; give "
+            "another model or another benchmark"
+        )
+    if benchmark.kinds == ("step",):
+        return "steps"
+    return "pairs" if kind == "judge" else "chats"
+
+
 def run_scoring_job(
-    benchmark: Benchmark,
     path: Path,
     items: Sequence[Item],
+    inputs: InputKind,
     folder: Path,
     executor_options: ExecutorOptions,
     context: EvalContext,
@@ -179,29 +206,21 @@ def run_scoring_job(
     """Score the items that are not scored yet, and return the rewards of all items.
 
     Args:
-        benchmark: benchmark of the items.
         path: file of `write_items`.
         items: the items in it.
+        inputs: see `choose_inputs`.
         folder: folder of the job.
         executor_options: a local model, or services.
         context: state shared by the command's jobs.
 
     Raises:
-        EvaluationError: the benchmark is not run with models of this kind.
         JobStoppedError: a stop was requested.
         RewardError: the job cannot start or continue.
     """
-    kind = _find_kind(executor_options, folder / PROVENANCE, context)
-    if kind not in benchmark.kinds:
-        raise EvaluationError(
-            f"{benchmark.title} is run with {' or '.join(_KIND_NAMES[k] for k in benchmark.kinds)}"
-            f", and this model is {_KIND_NAMES[kind]}; give another model or another benchmark"
-        )
-    inputs: InputKind = "pairs" if kind == "judge" else "chats"
     spec = JobSpec(
         source=open_source(str(path)),
         output=folder / REWARDS,
-        inputs="steps" if benchmark.kinds == ("step",) else inputs,
+        inputs=inputs,
         truncation=context.truncation,
         chunk_rows=_CHUNK_ROWS,
         overwrite=context.overwrite,
@@ -280,18 +299,14 @@ def apply_official_steps(
     return replace(executor_options, model={**executor_options.model, "step_format": step_format})
 
 
-def _find_kind(
-    executor_options: ExecutorOptions, provenance_path: Path, context: EvalContext
-) -> Kind:
-    """Return the kind of the model; services that have scored already are not asked again."""
+def _find_kind(executor_options: ExecutorOptions, provenance_path: Path | None) -> Kind:
     if not executor_options.urls:
         return _choose_local_kind(executor_options).kind
-    provenance = None if context.overwrite else ScoringProvenance.read(provenance_path)
-    if provenance is not None:
+    provenance = provenance_path and ScoringProvenance.read(provenance_path)
+    if provenance:
         return provenance.model.kind
     executor = executor_options.build_executor(None)
-    is_interruptible = executor.drain_timeout_s is not None
-    with contextlib.closing(executor), context.shutdown.allow_interrupt(is_interruptible):
+    with contextlib.closing(executor):
         model = executor.get_scoring_model(fetch=True)
     return model.kind if model else "classifier"
 
