@@ -16,12 +16,11 @@ RESULT_COLUMNS: Mapping[RecordKind, tuple[str, ...]] = {
     "conversation": ("reward",),
     "pair": ("chosen_reward", "rejected_reward", "margin"),
     "group": ("rewards",),
-    "steps": ("step_rewards",),
-    "verdicts": ("log_odds",),
 }
 
 RESULT_NAMES = (
     *(name for names in RESULT_COLUMNS.values() for name in names),
+    "step_rewards",
     "error",
     "truncated",
     "warnings",
@@ -190,6 +189,8 @@ class RowResults(NamedTuple):
             columns["log_odds"] = [[given.reward, -swapped.reward] for given, swapped in orders]
         elif failure is None:
             columns["reward"] = rewards[0].reward
+            if rewards[0].step_rewards:
+                columns["step_rewards"] = list(rewards[0].step_rewards)
         if any(r.truncated for r in rewards):
             columns["truncated"] = True
         if warnings := self.all_warnings:

@@ -43,8 +43,6 @@ _TYPES = {
     "rejected_reward": pa.float32(),
     "margin": pa.float64(),
     "rewards": pa.list_(pa.float32()),
-    "step_rewards": pa.list_(pa.float64()),
-    "log_odds": pa.list_(pa.list_(pa.float32())),
     "error": _ERROR,
     "truncated": pa.bool_(),
     "warnings": pa.list_(pa.string()),
