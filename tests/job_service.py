@@ -20,6 +20,7 @@ class Service:
 
     Attributes:
         state: state of the model.
+        kind: kind of the model.
         num_asked: number of requests to `/info`.
         ready_at: number of the request to `/info` at which the model becomes ready.
         status: status of refused requests.
@@ -33,6 +34,7 @@ class Service:
     def __init__(self) -> None:
         self.fingerprint = dict(FINGERPRINT)
         self.state = "ready"
+        self.kind = "classifier"
         self.num_asked = 0
         self.ready_at: int | None = None
         self.status = 503
@@ -79,6 +81,7 @@ class Service:
             self.state = "ready"
         self.info_gate()
         model = {"state": self.state, "fingerprint": self.fingerprint, "max_model_len": 9}
+        model["kind"] = self.kind
         return {"models": {"demo": model | {"encoding_sha256": "e"}}}
 
     def score(self, conversations: list[Messages]) -> Any:

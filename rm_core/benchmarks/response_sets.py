@@ -129,7 +129,7 @@ class BestOfN:
                 name: mean(_select(one, name) for one in scored) for name in _list_ways(scored)
             }
             extra["best_of_n"] = curves
-        missing = () if scored else ("there are no rewards",)
+        missing = () if scored else ("rewards: none",)
         return BenchmarkResult(
             overall, sections, compute_subset_scores(tallies, {}), extra, missing
         )

@@ -98,7 +98,7 @@ def service(refuse: int = 0) -> Iterator[str]:
         "revision": EVIL, "template_sha256": "t", "dtype": "float32", "attention": "sdpa",
     }  # fmt: skip
     model = {"state": "ready", "fingerprint": fingerprint, "max_model_len": 9}
-    model["encoding_sha256"] = "e"
+    model |= {"encoding_sha256": "e", "kind": "classifier"}
     left = [refuse]
 
     class Handler(BaseHTTPRequestHandler):
