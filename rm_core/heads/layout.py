@@ -148,10 +148,38 @@ def _choose_factors(
     )
 
 
-def _check_declared_labels(path: Path, model_config: Mapping[str, Any], num_labels: int) -> None:
+def check_labels(
+    path: Path, kind: KindChoice, config: ModelConfig, model_config: Mapping[str, Any]
+) -> None:
+    """Refuse a classifier that declares several labels, if none is chosen; without its weights.
+
+    Args:
+        path: folder of the checkpoint, for error messages.
+        kind: what the checkpoint is served as.
+        config: `label`, `label_weights` and `lm_head_tokens` are read.
+        model_config: content of config.json.
+
+    Raises:
+        ModelLoadError: the reward is ambiguous.
+    """
+    architecture = str((model_config.get("architectures") or ["none"])[0])
+    chosen = (config.label, config.label_weights, config.lm_head_tokens)
+    if kind.kind == "classifier" and architecture.endswith("ForSequenceClassification"):
+        declared = _count_declared_labels(model_config, 1)
+        if declared != 1 and all(setting is None for setting in chosen):
+            raise ModelLoadError(
+                f"{path / 'config.json'} declares {declared} labels; a reward model has exactly "
+                "one: choose one with the setting `label`, or combine them with `label_weights`"
+            )
+
+
+def _count_declared_labels(model_config: Mapping[str, Any], default: int) -> int:
     declared = model_config.get("num_labels")
-    if declared is None:
-        declared = len(model_config.get("id2label") or [None] * num_labels)
+    return len(model_config.get("id2label") or [None] * default) if declared is None else declared
+
+
+def _check_declared_labels(path: Path, model_config: Mapping[str, Any], num_labels: int) -> None:
+    declared = _count_declared_labels(model_config, num_labels)
     if declared != num_labels:
         raise ModelLoadError(
             f"{path / 'config.json'} declares {declared} labels, but {SCORE} has exactly one row "

@@ -19,7 +19,7 @@ from typing import Any
 from rm_core.catalog.entries import CatalogEntry, find_entry, seeds_dir
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
-from rm_core.heads.layout import SCORE, HeadLayout, choose_layout
+from rm_core.heads.layout import SCORE, HeadLayout, check_labels, choose_layout
 from rm_core.kinds import KindChoice, choose_kind
 from rm_core.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter
 from rm_core.model.checkpoint_files import (
@@ -143,6 +143,7 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
     model_config = read_config(path)
     family = check_config(path / "config.json", model_config)
     kind = choose_kind(config, model_config, entry)
+    check_labels(path, kind, config, model_config)
     adapter = _open_adapter(path, adapter_name, weights, allow_bin) if adapter_name else None
     shapes: dict[str, list[int]] = {}
     files = head = None
