@@ -199,11 +199,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compilation=compilation,
     )
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
-    if config.deterministic and any(p.dim() > 2 for p in model.parameters()):
-        raise ModelLoadError(
-            f"{config.name} has experts, whose products depend on how many tokens of a batch each "
-            "of them gets, so its rewards are not batch-invariant; turn `deterministic` off"
-        )
+    if any(parameter.dim() > 2 for parameter in model.parameters()):
+        compilation = _check_experts(config, compilation)
     head = read_head(checkpoint, model, encoder.label_ids)
     try:
         self_check = _quantize(model, head, config, devices, encoder)
@@ -293,6 +290,27 @@ def load_model(config: ModelConfig) -> LoadedModel:
         encoder=encoder,
         self_check=self_check,
     )
+
+
+def _check_experts(config: ModelConfig, compilation: CompilationChoice) -> CompilationChoice:
+    """Return the choice of compilation for a mixture of experts.
+
+    Raises:
+        ModelLoadError: a setting does not work with experts.
+    """
+    if config.deterministic:
+        raise ModelLoadError(
+            f"{config.name} has experts, whose products depend on how many tokens of a batch each "
+            "of them gets, so its rewards are not batch-invariant; turn `deterministic` off"
+        )
+    if config.quantization != "none":
+        raise ModelLoadError(
+            f"{config.name} has experts, which hold most of its weights and are not linear modules "
+            f"that quantization {config.quantization!r} knows; use 'none'"
+        )
+    if config.compile != "auto":
+        return compilation
+    return CompilationChoice(False, "tokens choose the experts, which compilers cannot foresee")
 
 
 def _describe_readout_layer(config: ModelConfig, fault: str | None) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from checkpoints import ARCHITECTURES, build_decoder, edit_config, refusal
+from hypothesis import given
+from hypothesis import strategies as st
 from reference import CONVERSATIONS
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -81,9 +84,39 @@ def test_deterministic_rewards_do_not_depend_on_the_batch(name: str, tmp_path: P
     assert scorer.describe().readout_layer.startswith("all tokens: `deterministic`")
 
 
-def test_experts_are_not_deterministic(tmp_path: Path) -> None:
+def test_settings_that_experts_cannot_follow_are_refused(tmp_path: Path) -> None:
     build_decoder(tmp_path, "qwen3_moe")
     assert "its rewards are not batch-invariant" in refusal(tmp_path, deterministic=True)
+    assert "has experts, which hold most" in refusal(tmp_path, quantization="int8-weights")
+    described = RewardScorer.load(ModelConfig(str(tmp_path), device="cpu")).describe()
+    assert described.compiled_reason.startswith("tokens choose the experts")
+
+
+@pytest.fixture(scope="module", params=["mistral", "olmo2", "smollm3", "qwen3_moe", "gemma3_text"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RewardScorer, Any]:
+    """A scorer and transformers' classifier of the same weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = build_decoder(folder, request.param)
+    return RewardScorer.load(ModelConfig(str(folder), device="cpu")), model
+
+
+@hypothesis.settings(max_examples=15)
+@given(
+    sequences=st.lists(
+        st.lists(st.integers(20, 22), min_size=1, max_size=90).map(tuple), min_size=1, max_size=30
+    ),
+    budget=st.integers(1, 500),
+)
+def test_rewards_of_any_prefix_tree_equal_transformers_classifier(
+    pair: tuple[RewardScorer, Any], sequences: list[tuple[int, ...]], budget: int
+) -> None:
+    scorer, model = pair
+    outputs = RewardScorer(scorer.loaded_model, BatchConfig(budget)).score_ids(sequences).outputs
+    with torch.inference_mode():
+        expected = [float(model(torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+    assert list(outputs) == pytest.approx(expected, abs=1e-4)
 
 
 def test_decoder_without_classifier_in_transformers_is_served(tmp_path: Path) -> None:
