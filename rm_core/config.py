@@ -73,6 +73,8 @@ class ModelConfig:
         judge_template: path of a file that replaces the prompt of a judge.
         verdict_prefix: text at the start of a judge's reply, before the label.
         verdict_labels: labels with which a judge names the first and the second answer.
+        appended_token: token that is appended to every conversation, and at which a classifier is
+            read; None for what the architecture says, usually no token.
 
     Raises:
         ModelLoadError: a value is not allowed.
@@ -103,6 +105,7 @@ class ModelConfig:
     judge_template: str | None = None
     verdict_prefix: str = "[["
     verdict_labels: tuple[str, str] = ("A", "B")
+    appended_token: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -145,6 +148,11 @@ class ModelConfig:
             raise ModelLoadError(
                 f"step_format is {self.step_format!r}, but kind is {self.kind!r}; only a step "
                 "model has steps: remove one of the two settings"
+            )
+        if self.appended_token is not None and self.kind not in ("auto", "classifier"):
+            raise ModelLoadError(
+                f"appended_token is {self.appended_token!r}, but kind is {self.kind!r}; only a "
+                "classifier is read at an appended token: remove one of the two settings"
             )
         heads = {
             "label": self.label,

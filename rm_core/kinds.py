@@ -20,8 +20,10 @@ _KNOWN: Mapping[str, tuple[Kind, StepFormat | None]] = {
     "Qwen2ForProcessRewardModel": ("step", "qwen-math"),
     "Qwen2ForRewardModel": ("classifier", None),
 }
-# Read the reward at a token that their tokenizer does not write, so that the last token is wrong.
-_REFUSED = ("AtheneForSequenceClassification",)
+# Tokens that the authors' code appends after the chat template, and at which it reads the reward.
+_APPENDED: Mapping[str, str] = {
+    "AtheneForSequenceClassification": "<|reserved_special_token_1|>",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,14 @@ class KindChoice:
         kind: `classifier`, `step` or `judge`.
         step_format: how a solution is divided into steps and marked; None unless `kind` is `step`.
         reason: why this kind was chosen, in words.
+        appended_token: token that follows every conversation, and at which it is read; None for the
+            last token of the conversation itself.
     """
 
     kind: Kind
     step_format: StepFormat | None
     reason: str
+    appended_token: str | None = None
 
 
 def choose_kind(
@@ -45,7 +50,7 @@ def choose_kind(
     """Choose what a checkpoint is served as.
 
     Args:
-        config: `kind` and `step_format` are read; `name` is for messages.
+        config: `kind`, `step_format` and `appended_token` are read; `name` is for messages.
         model_config: content of config.json.
         entry: catalog entry of the checkpoint, whose `kind` and `step_format` are read; None for a
             checkpoint that is not in the catalog.
@@ -66,11 +71,9 @@ def choose_kind(
             "give the setting `kind`: `classifier` for one reward at the last token, `step` for a "
             "process reward model, `judge` for a generative judge"
         )
-    if architecture in _REFUSED and kind == "classifier":
-        raise ModelLoadError(
-            f"{config.name} is {architecture}, whose reward is read at a token that its authors' "
-            "code appends after the chat template; such models are not supported"
-        )
+    if kind == "classifier":
+        appended = config.appended_token or _APPENDED.get(architecture)
+        return KindChoice(kind, None, reason, appended)
     if kind != "step":
         return KindChoice(kind, None, reason)
     step_format = known_format if config.step_format == "auto" else config.step_format

@@ -34,6 +34,7 @@ _EXPECTED: Mapping[str, tuple[LayoutName, ...]] = {
     "Qwen2ForProcessRewardModel": ("score MLP",),
     "Qwen2ForRewardModel": ("score MLP",),
     "INFORMForSequenceClassification": ("score MLP",),
+    "AtheneForSequenceClassification": ("v_head",),
 }
 # Step models whose judgement of a step is the next token, `+` or `-`.
 _SIGN_FORMATS = ("math-shepherd", "rlhflow")

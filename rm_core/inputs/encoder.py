@@ -16,6 +16,7 @@ from rm_core.config import TokenizerMode
 from rm_core.errors import (
     ConversationTooLongError,
     InvalidConversationError,
+    ModelLoadError,
     TemplateError,
 )
 from rm_core.inputs.base_encoder import Encoder, SharedPrefix, format_too_long
@@ -66,6 +67,11 @@ class ChatEncoder(Encoder):
         template_date: day that the template gets as today's date; None for the day of the call.
         tokenizer_mode: see `ModelConfig`.
         tokenizer_check_interval: see `ModelConfig`.
+        appended_token: token that follows every conversation, and at which it is read; None for no
+            such token.
+
+    Attributes:
+        appended_ids: id of `appended_token`; empty without one.
 
     Raises:
         ModelLoadError: the chat template is missing or cannot be rendered.
@@ -84,16 +90,20 @@ class ChatEncoder(Encoder):
         template_date: datetime.date | None = None,
         tokenizer_mode: TokenizerMode = "auto",
         tokenizer_check_interval: int = DEFAULT_CHECK_INTERVAL,
+        appended_token: str | None = None,
     ) -> None:
         template = ChatTemplate(tokenizer, template_date or datetime.date.today())
         super().__init__(
             tokenizer,
             template,
+            "" if appended_token is None else f"appended_token: {appended_token}\n",
             max_length=max_length,
             tokenizer_mode=tokenizer_mode,
             tokenizer_check_interval=tokenizer_check_interval,
         )
         self._pad_token_id = pad_token_id
+        self._appended_token = appended_token or ""
+        self.appended_ids = self._find_appended_ids(self._appended_token)
         self._renderer = ChatRenderer(template, self.added_bos)
         probe = self._renderer.render_probe()
         self.prerendered_reader = PrerenderedReader(tokenizer, probe, bool(self.added_bos))
@@ -129,9 +139,17 @@ class ChatEncoder(Encoder):
                 truncated.
         """
         assert truncation in TRUNCATIONS
-        limit = min(self.max_length, max_length or self.max_length)
+        limit = min(self.max_length, max_length or self.max_length) - len(self.appended_ids)
         if isinstance(conversation, PrerenderedText | PrerenderedTokens):
-            return self._encode_prerendered(conversation, truncation, limit)
+            encoded = self._encode_prerendered(conversation, truncation, limit)
+            if encoded.input_ids[-1:] == self.appended_ids:
+                return encoded  # the client appended it
+            return self._append_token(encoded)
+        return self._append_token(self._encode_chat(conversation, truncation, limit, shared))
+
+    def _encode_chat(
+        self, conversation: object, truncation: Truncation, limit: int, shared: SharedPrefix | None
+    ) -> Encoded:
         chat = parse_chat(conversation)
         text = self._renderer.render(chat)
         # `right` needs the first tokens, which only tokenizing gives.
@@ -157,6 +175,26 @@ class ChatEncoder(Encoder):
             truncated=truncated,
             warnings=warnings,
         )
+
+    def _find_appended_ids(self, token: str) -> tuple[int, ...]:
+        if not token:
+            return ()
+        token_id = self._tokenizer.get_vocab().get(token)
+        if token_id is None or token_id == self._pad_token_id:
+            found = "not a token of the tokenizer" if token_id is None else "the pad token"
+            raise ModelLoadError(
+                f"`appended_token` is {token!r:.80}, which is {found}; the model is read at this "
+                "token, so give one that the tokenizer has (tokenizer.json lists them)"
+            )
+        return (int(token_id),)
+
+    def _append_token(self, encoded: Encoded) -> Encoded:
+        """Append the token at which the conversation is read, if there is one."""
+        if not self.appended_ids:
+            return encoded
+        input_ids = encoded.input_ids + self.appended_ids
+        text = encoded.text + self._appended_token
+        return replace(encoded, text=text, input_ids=input_ids, readouts=(len(input_ids) - 1,))
 
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count the tokens before the content of the last turn, which other answers may share."""

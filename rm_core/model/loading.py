@@ -168,7 +168,12 @@ def _create_encoder(
     options["warn_on_system_prompt"] = bool(advised_against)
     if choice.step_format is not None:
         return StepEncoder(tokenizer, choice.step_format, **options)
-    return ChatEncoder(tokenizer, pad_token_id=checkpoint.config.get("pad_token_id"), **options)
+    return ChatEncoder(
+        tokenizer,
+        pad_token_id=checkpoint.config.get("pad_token_id"),
+        appended_token=choice.appended_token,
+        **options,
+    )
 
 
 @use_ieee_products()

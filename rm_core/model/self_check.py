@@ -154,9 +154,9 @@ def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Toke
         text = "\n".join(message["content"] for message in messages)
         return encoder.encode(PrerenderedText(text), "right").input_ids
     if not encoder.depends_on_date:  # otherwise transformers writes the date and time of this call
-        ours = encoder.strip_bos(input_ids)
+        ours = encoder.strip_bos(input_ids[: len(input_ids) - len(encoder.appended_ids)])
         plain = encoder.strip_bos(encoder.encode_with_transformers(messages))
-        if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 1):
+        if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 2):
             differing = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
             index = next(differing, min(len(ours), len(plain)))
             raise ModelLoadError(

@@ -152,6 +152,11 @@ class ModelSettings(BaseModel):
         default=("A", "B"),
         description="Labels with which a judge names the first and the second answer.",
     )
+    appended_token: str | None = Field(
+        default=None,
+        description="Token that is appended to every conversation, and at which a classifier is "
+        "read. Default: what the architecture says.",
+    )
     max_batch_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -307,6 +312,7 @@ class ModelSettings(BaseModel):
             judge_template=self.judge_template,
             verdict_prefix=self.verdict_prefix,
             verdict_labels=self.verdict_labels,
+            appended_token=self.appended_token,
         )
 
     def to_batch_config(self) -> BatchConfig:

@@ -10,13 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import SPECS, build_tokenizer
+from checkpoints import SPECS, build_tokenizer, edit_config, edit_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from rm_core import ChatEncoder, Encoded, ModelConfig, ModelLoadError, ScoreError, load_encoder
+from rm_core import (
+    ChatEncoder,
+    Encoded,
+    ModelConfig,
+    ModelLoadError,
+    PrerenderedText,
+    PrerenderedTokens,
+    Reward,
+    RewardScorer,
+    ScoreError,
+    load_encoder,
+)
 from rm_core.errors import InvalidConversationError, TemplateError
 from rm_core.inputs.encoder import find_readout_position, to_render_json
 from rm_core.inputs.warnings import SYSTEM_PROMPT_WARNING
@@ -297,3 +308,44 @@ def test_depends_on_date_if_template_writes_the_date(copy_of: Callable[..., Path
     dated = "{{ strftime_now('%d %b %Y') }}" + template.read_text()
     template.write_text(dated)
     assert load_encoder(ModelConfig(str(folder))).depends_on_date is True
+
+
+def test_appended_token_is_read(copy_of: CopyOf, scorer_of: Callable[[str], RewardScorer]) -> None:
+    folder = copy_of("llama-v0.2")
+    token = "<|end_header_id|>"
+    before = load_encoder(ModelConfig(str(folder))).encode(HELLO)
+    config = ModelConfig(str(folder), appended_token=token, device="cpu")
+    encoder = load_encoder(config)
+    encoded = encoder.encode(HELLO)
+    assert encoded.input_ids == (*before.input_ids, *encoder.appended_ids)
+    assert encoded.readouts == (before.num_tokens,)
+    assert encoded.text == before.text + token
+    # A client that renders conversations itself may have appended the token.
+    for rendered in (
+        PrerenderedText(encoded.text),
+        PrerenderedTokens(encoded.input_ids),
+        PrerenderedText(before.text),
+        PrerenderedTokens(before.input_ids),
+    ):
+        assert encoder.encode(rendered).input_ids == encoded.input_ids
+    cut = encoder.encode(HELLO, "right", max_length=6)
+    assert cut.input_ids == (*before.input_ids[:5], *encoder.appended_ids)
+    # The head of such a model, Athene, has another name.
+    edit_config(folder, architectures=["AtheneForSequenceClassification"])
+    edit_weights(
+        folder, lambda weights: weights.update({"v_head.weight": weights.pop("score.weight")})
+    )
+    (result,) = RewardScorer.load(config).score([HELLO])
+    (expected,) = scorer_of("llama-v0.2").score_ids([encoded.input_ids]).outputs
+    assert isinstance(result, Reward)
+    assert result.reward == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"), [("<cls>", "not a token"), ("<pad>", "the pad token")]
+)
+def test_appended_token_that_cannot_be_read_is_refused(
+    checkpoint_of: PathOf, token: str, reason: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=reason):
+        load_encoder(ModelConfig(str(checkpoint_of("llama-v0.2")), appended_token=token))

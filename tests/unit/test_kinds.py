@@ -54,7 +54,6 @@ def test_catalog_precedes_architecture_and_setting_precedes_catalog() -> None:
     [
         ("LlamaModel", {}, ("LlamaModel", "setting `kind`")),
         ("LlamaForCausalLM", {"kind": "step"}, ("setting `step_format`", "math-shepherd")),
-        ("AtheneForSequenceClassification", {}, ("appends after the chat template",)),
     ],
 )
 def test_unknown_kind_is_refused(
