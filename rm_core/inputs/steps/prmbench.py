@@ -19,19 +19,16 @@ class PRMBenchFormat(SkyworkFormat):
     """BOS, problem, and steps, each followed by the marker; steps that end later have no value."""
 
     name = "skywork-prmbench"
+    separator = "ки"
     marker = "ки"
     warns_about_marker = True
-
-    def split(self, response: str) -> list[str]:
-        """Split at the marker."""
-        return response.split(self.marker)
 
     def write(self, prompt: Messages, steps: Sequence[str], sequence: TokenSequence) -> None:
         """Write the problem as one text, and every step as another, up to the maximum length."""
         sequence.add_text(f"{self._bos}{self.get_problem(prompt)}\n")
         for step in steps:
             sequence.add_text(step)
-            sequence.add_token(self.marker_id, self.marker)
-            if len(sequence.input_ids) > MAX_TOKENS:
+            if len(sequence.input_ids) >= MAX_TOKENS:
                 break
+            sequence.add_token(self.marker_id, self.marker)
             sequence.add_readout()
