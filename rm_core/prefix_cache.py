@@ -77,13 +77,12 @@ class CachedBatch:
         """
         kept = self.layers[layer]
         read_slots, write_rows, write_slots = self._get_indices(kept.device)
-        if len(write_rows):
-            for slots, rows in zip(kept, (key, value), strict=True):
+        extended: list[torch.Tensor] = []
+        for slots, rows in zip(kept, (key, value), strict=True):
+            if len(write_rows):
                 slots.index_copy_(0, write_slots, rows.index_select(0, write_rows))
-        if not len(read_slots):
-            return key, value
-        cached = kept.index_select(1, read_slots)
-        return torch.cat([cached[0], key]), torch.cat([cached[1], value])
+            extended.append(_prepend_slots(slots, read_slots, rows) if len(read_slots) else rows)
+        return extended[0], extended[1]
 
     def _get_indices(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         if device not in self._indices:
@@ -357,6 +356,15 @@ class PrefixCache:
         node.parent = upper
         upper.children[node.token_ids[0]] = node
         return upper
+
+
+def _prepend_slots(slots: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return `slots[indices]` followed by `rows`, each copied once."""
+    num_cached = len(indices)
+    joined = rows.new_empty((num_cached + len(rows), *rows.shape[1:]))
+    torch.index_select(slots, 0, indices, out=joined[:num_cached])
+    joined[num_cached:] = rows
+    return joined
 
 
 def _count_kept(tree: PrefixTree, num_kept: Sequence[int]) -> list[int]:

@@ -33,6 +33,7 @@ from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder_layers
+from rm_core.model.freed_memory import keep_freed_memory
 from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
 from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.model.precision import check_precision, use_ieee_products
@@ -242,6 +243,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         on_all_tokens=probe.readout_layer_fault is not None,
     )
     check_precision(model, devices, checkpoint.max_positions - 1)
+    if device.type == "cpu":
+        keep_freed_memory()
     if len(devices) > 1:
         install_transfer_hooks(model, devices)
     quantized = config.quantization != "none"
