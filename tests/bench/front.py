@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,22 +125,35 @@ def simulated_service(checkpoint: Path, *options: str, tree: Path = TREE) -> Ite
 
 
 def measure(
-    url: str, kind: Kind, texts: Texts, clients: int, seconds: float, *, is_watched: bool = False
+    url: str,
+    kind: Kind,
+    texts: Texts,
+    clients: int,
+    seconds: float,
+    *,
+    services: Sequence[str] = (),
+    is_watched: bool = False,
 ) -> Measured:
     """Put a service under load for so long, and measure what that takes.
 
     Args:
-        url: of a service.
+        url: of a service, or of a load balancer in front of several.
         kind: what is posted.
         texts: what posts are made of.
         clients: how many post at a time, unless the kind has fewer.
         seconds: how long.
-        is_watched: whether stages are told, which takes CPU of its own.
+        services: URL of each service behind a load balancer; what they take is added up.
+        is_watched: whether stages are told, which takes CPU of its own; of one service only.
     """
-    before = _read_usage(url, is_watched)
+    urls = services or (url,)
+    before = [_read_usage(url, is_watched) for url in urls]
     answered = post_for(url, kind, texts, clients, seconds)
-    after = _read_usage(url)
-    spent = {name: after[name] - before[name] for name in before.keys() - {"stages"}}
+    usages = [_read_usage(url) for url in urls]
+    after = usages[0]
+    spent = {
+        name: sum(usage[name] for usage in usages) - sum(usage[name] for usage in before)
+        for name in after.keys() - {"stages"}
+    }
     return Measured(
         posts=answered.posts,
         conversations=answered.conversations,

@@ -15,6 +15,7 @@ from conftest import ROOT
     [
         ("gateway.py", ["--sizes", "0.6b", "--seconds", "1"]),
         pytest.param("service_cpu.py", ["--rounds", "1"], marks=pytest.mark.slow),
+        pytest.param("gateways.py", ["--rounds", "1", "--seconds", "1"], marks=pytest.mark.slow),
     ],
 )
 def test_benchmark_of_the_gateway(script: str, options: list[str]) -> None:
@@ -25,6 +26,11 @@ def test_benchmark_of_the_gateway(script: str, options: list[str]) -> None:
     record = json.loads(run.stdout.splitlines()[-1])
     if script == "service_cpu.py":
         assert record["groups of 16"]["now_ms"] > 0
+        return
+    if script == "gateways.py":
+        for found in record["groups of 16"].values():
+            assert found["conversations_per_s"] > 0
+            assert found["gateway_cores"] > 0
         return
     kind = record["0.6b"]["kinds"]["groups of 16"]
     assert kind["device_busy"] > 0
