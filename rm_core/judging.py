@@ -95,11 +95,13 @@ class RankedAnswer(NamedTuple):
 
     Attributes:
         reward: mean margin against those with which the judge could compare it.
+        num_comparisons: number of those answers.
         failure: error of the first comparison that failed; None if none did.
         num_failures: number of comparisons that failed.
     """
 
     reward: float
+    num_comparisons: int
     failure: ScoreError | None
     num_failures: int
 
@@ -125,7 +127,7 @@ def rank_answers(
             else:
                 margins[answer].append(sign * verdict.margin)
     return [
-        RankedAnswer(statistics.fmean(own), failed[0] if failed else None, len(failed))
+        RankedAnswer(statistics.fmean(own), len(own), failed[0] if failed else None, len(failed))
         if own
         else failed[0]
         for own, failed in zip(margins, failures, strict=True)

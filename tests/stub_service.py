@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from fastapi.testclient import TestClient
 from waiting import until
 
 FINGERPRINT = {"revision": "r"}
@@ -43,6 +44,7 @@ class StubService:
     """Answers `/v1/score`, `/v1/compare`, `/v1/rank` and `/v1/render`.
 
     Attributes:
+        app: answers all requests instead, if there is one.
         max_bytes: larger bodies are 413.
         refusals: answers for the next requests: a status, headers.
         delay_s: before each answer.
@@ -55,7 +57,8 @@ class StubService:
         most_at_a_time: the largest number of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, app: TestClient | None = None) -> None:
+        self.app = app
         self.max_bytes = 2**40
         self.refusals: list[tuple[int, dict[str, str]]] = []
         self.delay_s = 0.0
@@ -119,6 +122,9 @@ class StubService:
         body = json.loads(content)
         with self._lock:
             self.bodies.append(body)
+        if self.app is not None:
+            answer = self.app.post(route, json=body)
+            return answer.status_code, answer.json(), {}
         if route == "/v1/compare":
             results = [self._pair(pair) for pair in body["pairs"]]
         elif route not in ("/v1/score", "/v1/rank", "/v1/render"):
@@ -154,9 +160,9 @@ def _error(code: str, message: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def stub_service() -> Iterator[StubService]:
+def stub_service(app: TestClient | None = None) -> Iterator[StubService]:
     """One that runs."""
-    stub = StubService()
+    stub = StubService(app)
     with stub.http:
         thread = threading.Thread(target=stub.http.serve_forever, args=(0.02,))
         thread.start()

@@ -405,6 +405,11 @@ class RankResult(ConversationResult):
     """One answer; `rank` 1 is the best, equal rewards share a rank."""
 
     rank: int | None = None
+    num_comparisons: int | None = Field(
+        default=None,
+        description="of a judge: number of other answers with which it compared this one; `reward` "
+        "is the mean margin against them",
+    )
 
 
 class RankResponse(_Answer):

@@ -2,7 +2,7 @@
 
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError, ServiceError
-from serve.client.responses import Comparison, Ranking
+from serve.client.responses import Comparison, Ranking, StepRewards, TurnRewards
 from serve.client.sync_client import ScoringClient
 
 __all__ = [
@@ -12,4 +12,6 @@ __all__ = [
     "ScoringClient",
     "ScoringFailedError",
     "ServiceError",
+    "StepRewards",
+    "TurnRewards",
 ]

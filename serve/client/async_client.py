@@ -6,19 +6,28 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
-from rm_core import Reward, ScoreError, Truncation
+from rm_core import Aggregation, Reward, ScoreError, Truncation
 from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options, show_progress
-from serve.client.responses import Comparison, Ranking, ResultsWithUsage
+from serve.client.responses import (
+    Comparison,
+    Ranking,
+    ResultsWithUsage,
+    StepRewards,
+    TurnRewards,
+)
 from serve.client.sansio import (
     COMPARE_ROUTE,
+    JUDGE_ROUTE,
     RANK_ROUTE,
     RENDER_ROUTE,
     SCORE_ROUTE,
+    STEPS_ROUTE,
+    TURNS_ROUTE,
     BatchCall,
     Pause,
     RequestShard,
@@ -55,10 +64,13 @@ class AsyncScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> list[float]:
         """See `ScoringClient.score`."""
-        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        call = self._build_call(
+            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
+        )
         return [
             result.reward
             for result in (await self._execute(call, progress)).collect_results_or_raise()
@@ -70,11 +82,12 @@ class AsyncScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
         """See `ScoringClient.results`."""
         response = await self.score_with_usage(
-            conversations, truncation, tools=tools, progress=progress
+            conversations, truncation, tools=tools, aggregation=aggregation, progress=progress
         )
         return response.results
 
@@ -84,14 +97,52 @@ class AsyncScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> ResultsWithUsage:
         """See `ScoringClient.score_with_usage`."""
-        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        call = self._build_call(
+            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
+        )
         await self._execute(call, progress)
         return ResultsWithUsage(
             call.collect_results(), call.num_computed_tokens, call.num_cached_tokens
         )
+
+    async def steps(
+        self,
+        items: Sequence[Mapping[str, Any] | ScoreError],
+        aggregation: Aggregation = "last",
+        *,
+        progress: bool = False,
+    ) -> list[StepRewards | ScoreError]:
+        """See `ScoringClient.steps`."""
+        call = self._build_call(STEPS_ROUTE, items, "error", aggregation=aggregation)
+        return (await self._execute(call, progress)).collect_results()
+
+    async def judge(
+        self,
+        pairs: Sequence[Mapping[str, Any] | ScoreError],
+        orders: Literal["both", "given"] = "both",
+        truncation: Truncation = "error",
+        *,
+        progress: bool = False,
+    ) -> list[Comparison | ScoreError]:
+        """See `ScoringClient.judge`."""
+        call = self._build_call(JUDGE_ROUTE, pairs, truncation, orders=orders)
+        return (await self._execute(call, progress)).collect_results()
+
+    async def score_turns(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> list[TurnRewards | ScoreError]:
+        """See `ScoringClient.score_turns`."""
+        call = self._build_call(TURNS_ROUTE, conversations, truncation, tools=tools, turns="all")
+        return (await self._execute(call, progress)).collect_results()
 
     async def count_tokens(
         self, conversations: Sequence[Conversation], truncation: Truncation = "error"
@@ -106,14 +157,14 @@ class AsyncScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> list[Comparison]:
         """See `ScoringClient.compare`."""
-        return (
-            await self._execute(
-                self._build_call(COMPARE_ROUTE, pairs, truncation, tools=tools), progress
-            )
-        ).collect_results_or_raise()
+        call = self._build_call(
+            COMPARE_ROUTE, pairs, truncation, tools=tools, aggregation=aggregation
+        )
+        return (await self._execute(call, progress)).collect_results_or_raise()
 
     async def rank(
         self,
@@ -122,13 +173,14 @@ class AsyncScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> Ranking:
         """See `ScoringClient.rank`."""
-        call = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
-        return Ranking.from_rewards(
-            [r.reward for r in (await self._execute(call, progress)).collect_results_or_raise()]
+        call = self._build_call(
+            RANK_ROUTE, responses, truncation, tools=tools, aggregation=aggregation, prompt=prompt
         )
+        return (await self._execute(call, progress)).build_ranking()
 
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """See `ScoringClient.post`."""

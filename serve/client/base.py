@@ -14,7 +14,7 @@ from urllib.request import getproxies
 
 import httpx
 
-from rm_core import Truncation, drop_nulls
+from rm_core import Aggregation, Truncation, drop_nulls
 from serve.client.endpoints import EndpointPool, is_loopback
 from serve.client.errors import ServiceError
 from serve.client.responses import MAX_ANSWER_BYTES, ResponseBody
@@ -167,9 +167,14 @@ class BaseClient:
         truncation: Truncation,
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         **body: Any,
     ) -> BatchCall[R]:
-        rest = {**body, "truncation": truncation} | ({} if tools is None else {"tools": tools})
+        rest = {**body, "truncation": truncation}
+        if tools is not None:
+            rest["tools"] = tools
+        if aggregation != "last":
+            rest["aggregation"] = aggregation
         try:
             rest = {name: drop_nulls(value) for name, value in rest.items()}
         except RecursionError as error:
@@ -181,7 +186,8 @@ class BaseClient:
 
     def _iter_shards(self, call: BatchCall[R]) -> Iterator[RequestShard]:
         """Yield the shards of a call, so many that every address has work."""
-        share = math.ceil(len(call.results) / len(self._sender.endpoints))
+        num_shares = 1 if call.route.is_group else len(self._sender.endpoints)
+        share = math.ceil(len(call.results) / num_shares)
         return call.iter_shards(
             max(1, min(self.options.max_items, share)),
             self.options.max_bytes,

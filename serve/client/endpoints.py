@@ -73,12 +73,8 @@ class Endpoint:
                 f"{self.display_url} did not answer: {type(failure).__name__}: {failure}; is the "
                 "service running there?"
             )
-        message = (
-            (parse_json_object(failure) or {})["error"].get("message")
-            if is_from_service(failure)
-            else None
-        )
-        return f"{self.display_url} answered {failure.status_code}: {message or excerpt(failure)}"
+        message = get_error_field(failure, "message") or excerpt(failure)
+        return f"{self.display_url} answered {failure.status_code}: {message}"
 
 
 class EndpointPool:
@@ -252,6 +248,15 @@ def _is_peer_timeout(failure: httpx.HTTPError) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+def get_error_field(failure: httpx.Response | httpx.HTTPError, name: str) -> str | None:
+    """Return a text of the error that the service sent; None if it sent none."""
+    if isinstance(failure, httpx.HTTPError):
+        return None
+    error = (parse_json_object(failure) or {}).get("error")
+    value = error.get(name) if isinstance(error, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def is_from_service(response: httpx.Response) -> bool:

@@ -16,14 +16,23 @@ class ServiceError(RewardError):
     Attributes:
         retryable: whether the same request may succeed later, or at another address.
         status: HTTP status of the response; None without a response.
+        error_code: `code` of the service's error, such as `wrong_kind`; None without one.
     """
 
     code = "service_error"
 
-    def __init__(self, detail: str, *, retryable: bool = False, status: int | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retryable: bool = False,
+        status: int | None = None,
+        error_code: str | None = None,
+    ) -> None:
         super().__init__(detail)
         self.retryable = retryable
         self.status = status
+        self.error_code = error_code
 
 
 class ScoringFailedError(ServiceError):

@@ -10,12 +10,13 @@ import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from rm_core import Reward, ScoreError
+from rm_core import AGGREGATIONS, Aggregation, Reward, ScoreError
+from serve.client.errors import ServiceError
 
 MAX_ANSWER_BYTES = 64 * 2**20
 """The results of 20,000 conversations take about 3 MiB, and 20 MiB with several warnings each."""
@@ -42,23 +43,117 @@ class ResultsWithUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """The rewards of one pair.
+class OrderVerdict:
+    """What a judge says of two answers in one order.
 
     Attributes:
-        chosen_reward: raw logit of the chosen answer.
-        rejected_reward: raw logit of the rejected answer.
-        margin: `chosen_reward` minus `rejected_reward`.
+        log_odds: log-odds that the chosen answer is better.
+        label_mass: probability of the two labels together.
+    """
+
+    log_odds: float
+    label_mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The rewards of one pair, or a judge's verdict on it.
+
+    Attributes:
+        chosen_reward: raw logit of the chosen answer; None from a judge.
+        rejected_reward: raw logit of the rejected answer; None from a judge.
+        margin: `chosen_reward` minus `rejected_reward`; of a judge, the mean log-odds over the
+            orders that the chosen answer is better.
         probability: sigmoid of the margin.
         truncated: whether either conversation was truncated.
         warnings: warnings about either conversation.
+        orders: a judge's verdict with the chosen answer first, then second; empty without a judge.
+        consistent: whether a judge prefers the same answer in all orders; None without a judge.
     """
 
-    chosen_reward: float
-    rejected_reward: float
+    chosen_reward: float | None
+    rejected_reward: float | None
     margin: float
     probability: float
     truncated: bool = False
+    warnings: tuple[str, ...] = ()
+    orders: tuple[OrderVerdict, ...] = ()
+    consistent: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRewards:
+    """The rewards of the steps of one solution.
+
+    Attributes:
+        step_rewards: reward of each step, between 0 and 1.
+        reward: the aggregate of `step_rewards`.
+        aggregation: how the rewards were aggregated.
+        num_tokens: tokens of the problem and its solution.
+        warnings: warnings about the texts.
+    """
+
+    step_rewards: tuple[float, ...]
+    reward: float
+    aggregation: Aggregation
+    num_tokens: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return len(self.step_rewards)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReward:
+    """The reward of a conversation up to one of the assistant's messages.
+
+    Attributes:
+        message: index of that message.
+        reward: raw logit; None if this part cannot be scored.
+        error: why it cannot be scored.
+    """
+
+    message: int
+    reward: float | None
+    error: ScoreError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRewards:
+    """The rewards of a conversation after each of the assistant's messages.
+
+    Attributes:
+        turn_rewards: in the order of the messages; the last is that of the whole conversation.
+        truncated: whether the whole conversation was truncated.
+        warnings: warnings about the whole conversation.
+    """
+
+    turn_rewards: tuple[TurnReward, ...]
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def reward(self) -> float | None:
+        """Raw logit of the whole conversation; None if it cannot be scored."""
+        return self.turn_rewards[-1].reward
+
+
+@dataclass(frozen=True, slots=True)
+class RankedResponse:
+    """One of several answers to a prompt.
+
+    Attributes:
+        reward: raw logit; the aggregate of a step model; a judge's mean margin against the others.
+        step_rewards: rewards of the steps; empty unless the model is a step model.
+        num_comparisons: number of answers with which a judge compared it; None without a judge.
+        warnings: warnings about the answer.
+    """
+
+    reward: float
+    step_rewards: tuple[float, ...] = ()
+    num_comparisons: int | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -67,12 +162,14 @@ class Ranking:
     """Rewards and ranks of the answers to one prompt, in the order of the answers.
 
     Attributes:
-        rewards: raw logits.
+        rewards: raw logits; of a judge, each answer's mean margin against the others.
         ranks: 1 is the best; equal rewards share a rank.
+        responses: the answers with further results, such as the rewards of their steps.
     """
 
     rewards: list[float]
     ranks: list[int]
+    responses: list[RankedResponse] = field(default_factory=list)
 
     @property
     def best_index(self) -> int:
@@ -80,20 +177,64 @@ class Ranking:
         return self.ranks.index(1)
 
     @classmethod
-    def from_rewards(cls, rewards: Sequence[float]) -> Ranking:
-        """Return the ranking of rewards."""
+    def from_responses(cls, responses: Sequence[RankedResponse]) -> Ranking:
+        """Return the ranking of answers by their rewards."""
+        rewards = [response.reward for response in responses]
         ranks: dict[float, int] = {}
         for rank, reward in enumerate(sorted(rewards, reverse=True), 1):
             ranks.setdefault(reward, rank)
-        return cls(list(rewards), [ranks[reward] for reward in rewards])
+        return cls(rewards, [ranks[reward] for reward in rewards], list(responses))
 
 
 def read_reward(item: Mapping[str, Any]) -> Reward | ScoreError:
-    """Parse a result of `/v1/score` or `/v1/rank`."""
+    """Parse a result of `/v1/score`."""
     return read_error(item) or Reward(
         reward=_read_number(item["reward"]),
         num_tokens=read_count(item["num_tokens"]),
         truncated=bool(item["truncated"]),
+        warnings=_read_texts(item.get("warnings", [])),
+        step_rewards=_read_numbers(item.get("step_rewards", [])),
+    )
+
+
+def read_turn_rewards(item: Mapping[str, Any]) -> TurnRewards | ScoreError:
+    """Parse a result of `/v1/score` with `"turns": "all"`."""
+    if "turn_rewards" not in item and (error := read_error(item)):
+        return error
+    turns = []
+    for turn in item["turn_rewards"]:
+        error = read_error(turn)
+        reward = None if error else _read_number(turn["reward"])
+        turns.append(TurnReward(read_count(turn["message"]), reward, error))
+    if not turns:
+        raise ValueError("a result has no turns")
+    return TurnRewards(
+        tuple(turns), bool(item.get("truncated")), _read_texts(item.get("warnings", []))
+    )
+
+
+def read_step_rewards(item: Mapping[str, Any]) -> StepRewards | ScoreError:
+    """Parse a result of `/v1/steps`."""
+    if error := read_error(item):
+        return error
+    if item["aggregation"] not in AGGREGATIONS:
+        raise ValueError(f"{str(item['aggregation'])[:40]!r} is not an aggregation")
+    return StepRewards(
+        step_rewards=_read_numbers(item["step_rewards"]),
+        reward=_read_number(item["reward"]),
+        aggregation=item["aggregation"],
+        num_tokens=read_count(item["num_tokens"]),
+        warnings=_read_texts(item.get("warnings", [])),
+    )
+
+
+def read_ranked_response(item: Mapping[str, Any]) -> RankedResponse | ScoreError:
+    """Parse a result of `/v1/rank`."""
+    num_comparisons = item.get("num_comparisons")
+    return read_error(item) or RankedResponse(
+        reward=_read_number(item["reward"]),
+        step_rewards=_read_numbers(item.get("step_rewards", [])),
+        num_comparisons=None if num_comparisons is None else read_count(num_comparisons),
         warnings=_read_texts(item.get("warnings", [])),
     )
 
@@ -106,6 +247,8 @@ def read_num_tokens(item: Mapping[str, Any]) -> int | ScoreError:
 
 def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
     """Parse a result of `/v1/compare`."""
+    if "orders" in item:
+        return read_verdict(item)
     return read_error(item) or Comparison(
         chosen_reward=_read_number(item["chosen_reward"]),
         rejected_reward=_read_number(item["rejected_reward"]),
@@ -113,6 +256,32 @@ def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
         probability=_read_number(item["probability"]),
         truncated=bool(item["truncated"]),
         warnings=_read_texts(item.get("warnings", [])),
+    )
+
+
+def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
+    """Parse a result of `/v1/compare` of a judge.
+
+    Raises:
+        ServiceError: the model is not a judge.
+    """
+    if error := read_error(item):
+        return error
+    if "orders" not in item:
+        raise ServiceError(
+            "the model gives each answer a reward and is not a judge; compare its rewards with "
+            "`compare`, or name a judge"
+        )
+    return Comparison(
+        chosen_reward=None,
+        rejected_reward=None,
+        margin=_read_number(item["margin"]),
+        probability=_read_number(item["probability"]),
+        orders=tuple(
+            OrderVerdict(_read_number(order["log_odds"]), _read_number(order["label_mass"]))
+            for order in item["orders"]
+        ),
+        consistent=bool(item["consistent"]),
     )
 
 
@@ -143,6 +312,12 @@ def _read_number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is not a reward")
     return float(value)
+
+
+def _read_numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise ValueError("rewards are not a list")
+    return tuple(map(_read_number, values))
 
 
 class UnreadableAnswerError(httpx.HTTPError):

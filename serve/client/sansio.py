@@ -18,15 +18,21 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import httpx
 
 from rm_core import ScoreError, drop_nulls
-from serve.client.endpoints import EndpointPool, is_retryable
+from serve.client.endpoints import EndpointPool, get_error_field, is_retryable
 from serve.client.errors import ScoringFailedError, ServiceError
 from serve.client.responses import (
+    RankedResponse,
+    Ranking,
     excerpt,
     parse_json_object,
     read_comparison,
     read_count,
     read_num_tokens,
+    read_ranked_response,
     read_reward,
+    read_step_rewards,
+    read_turn_rewards,
+    read_verdict,
 )
 from serve.escaping import escape_line
 
@@ -128,6 +134,7 @@ class Sender:
                     f"({num_tries} tries, request {request_id})",
                     retryable=is_retryable(outcome),
                     status=outcome.status_code if isinstance(outcome, httpx.Response) else None,
+                    error_code=get_error_field(outcome, "code"),
                 )
             reason = escape_line(endpoint.describe_failure(outcome))
             logger.warning("%s; trying again in %.1f s", reason, delay_s)
@@ -145,17 +152,23 @@ class ScoringRoute(Generic[R]):
         field: field of the request body that holds the items.
         read: function that parses one result of the response.
         item_name: name of one item in messages.
+        is_group: whether the result of an item may depend on the others, so that the items are sent
+            in one request if they fit.
     """
 
     path: str
     field: str
     read: Callable[[Mapping[str, Any]], R | ScoreError]
     item_name: str
+    is_group: bool = False
 
 
 SCORE_ROUTE = ScoringRoute("/v1/score", "conversations", read_reward, "conversation")
+TURNS_ROUTE = ScoringRoute("/v1/score", "conversations", read_turn_rewards, "conversation")
+STEPS_ROUTE = ScoringRoute("/v1/steps", "items", read_step_rewards, "item")
 COMPARE_ROUTE = ScoringRoute("/v1/compare", "pairs", read_comparison, "pair")
-RANK_ROUTE = ScoringRoute("/v1/rank", "responses", read_reward, "response")
+JUDGE_ROUTE = ScoringRoute("/v1/compare", "pairs", read_verdict, "pair")
+RANK_ROUTE = ScoringRoute("/v1/rank", "responses", read_ranked_response, "response", is_group=True)
 RENDER_ROUTE = ScoringRoute("/v1/render", "conversations", read_num_tokens, "conversation")
 
 
@@ -191,6 +204,8 @@ class BatchCall(Generic[R]):
         num_computed_tokens: tokens that went through the model.
         num_cached_tokens: tokens of the conversations whose rewards came from the service's cache.
         fingerprints: fingerprints of all responses with rewards.
+        route: route that takes the items.
+        num_responses: number of responses with results.
     """
 
     def __init__(
@@ -200,7 +215,8 @@ class BatchCall(Generic[R]):
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.fingerprints: list[dict[str, Any]] = []
-        self._route = route
+        self.route = route
+        self.num_responses = 0
         self._items = items
         # The JSON of the body up to the value of the field that holds the items.
         self._body_prefix = encode_json({**body, route.field: 0}).removesuffix("0}")
@@ -248,7 +264,7 @@ class BatchCall(Generic[R]):
         """
         content = f"{self._body_prefix}[{','.join(shard.items)}]}}".encode()
         try:
-            response = yield from sender.request("POST", self._route.path, content)
+            response = yield from sender.request("POST", self.route.path, content)
         except ServiceError as error:
             if error.status != _TOO_LARGE:
                 raise self._add_item_range(error, shard) from None
@@ -280,34 +296,54 @@ class BatchCall(Generic[R]):
         results = self.collect_results()
         succeeded = [result for result in results if not isinstance(result, ScoreError)]
         if len(succeeded) < len(results):
-            raise ScoringFailedError.from_results(results, self._route.item_name)
+            raise ScoringFailedError.from_results(results, self.route.item_name)
         return succeeded
+
+    def build_ranking(self: BatchCall[RankedResponse]) -> Ranking:
+        """Return the ranking of the items, once all shards are done.
+
+        Raises:
+            ScoringFailedError: some results are errors.
+            ServiceError: a judge compared only some of the answers with each other.
+        """
+        answers = self.collect_results_or_raise()
+        if self.num_responses > 1 and any(answer.num_comparisons is not None for answer in answers):
+            raise ServiceError(
+                f"a judge compares each of {len(answers)} answers with all others, but they did "
+                f"not fit into one request ({self.num_responses} were sent); rank fewer answers, "
+                "or allow larger requests (max_items, max_bytes)"
+            )
+        return Ranking.from_responses(answers)
 
     def _store_results(self, shard: RequestShard, response: Mapping[str, Any]) -> None:
         items = response["results"]
         if len(items) != len(shard.indices):
             raise ServiceError(
-                f"{len(shard.indices)} {self._route.item_name}s were sent, but the service "
+                f"{len(shard.indices)} {self.route.item_name}s were sent, but the service "
                 f"returned {len(items)} results"
             )
-        for index, result in zip(shard.indices, map(self._route.read, items), strict=True):
+        for index, result in zip(shard.indices, map(self.route.read, items), strict=True):
             self.results[index] = result
+        self.num_responses += 1
         usage = response.get("usage", {})
         self.num_computed_tokens += read_count(usage.get("num_computed_tokens", 0))
         self.num_cached_tokens += read_count(usage.get("num_cached_tokens", 0))
-        if self._route is not RENDER_ROUTE:
+        if self.route is not RENDER_ROUTE:
             self.fingerprints.append(response.get("fingerprint", {}))
 
     def _add_item_range(self, error: ServiceError, shard: RequestShard) -> ServiceError:
         first, last = min(shard.indices), max(shard.indices)
         if len(shard.indices) == len(self._items):
             return error
-        names = f"{self._route.item_name}s"
+        names = f"{self.route.item_name}s"
         item_range = f"{names} {first} to {last} of {len(self._items)}"
         if last - first >= len(shard.indices):
             item_range = f"{len(shard.indices)} of the {names} {first} to {last}"
         return ServiceError(
-            f"{item_range}: {error.detail}", retryable=error.retryable, status=error.status
+            f"{item_range}: {error.detail}",
+            retryable=error.retryable,
+            status=error.status,
+            error_code=error.error_code,
         )
 
 

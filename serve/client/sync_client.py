@@ -9,20 +9,29 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
-from rm_core import Reward, ScoreError, Truncation
+from rm_core import Aggregation, Reward, ScoreError, Truncation
 from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options, show_progress
 from serve.client.errors import ServiceError
-from serve.client.responses import Comparison, Ranking, ResultsWithUsage
+from serve.client.responses import (
+    Comparison,
+    Ranking,
+    ResultsWithUsage,
+    StepRewards,
+    TurnRewards,
+)
 from serve.client.sansio import (
     COMPARE_ROUTE,
+    JUDGE_ROUTE,
     RANK_ROUTE,
     RENDER_ROUTE,
     SCORE_ROUTE,
+    STEPS_ROUTE,
+    TURNS_ROUTE,
     BatchCall,
     Pause,
     RequestShard,
@@ -65,6 +74,7 @@ class ScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> list[float]:
         """Return the reward of each conversation, in order.
@@ -74,6 +84,7 @@ class ScoringClient(BaseClient):
                 not sent, so that rows of tables can be passed unchanged.
             truncation: what to do with conversations that are too long.
             tools: tools of conversations without `tools`: JSON schemas of functions, or JSON text.
+            aggregation: how a step model's rewards of steps become the reward.
             progress: whether to show a progress bar.
 
         Raises:
@@ -81,7 +92,9 @@ class ScoringClient(BaseClient):
                 the rewards of the others.
             ServiceError: a whole request failed.
         """
-        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        call = self._build_call(
+            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
+        )
         return [
             result.reward for result in self._execute(call, progress).collect_results_or_raise()
         ]
@@ -92,6 +105,7 @@ class ScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> list[Reward | ScoreError]:
         """Return a reward or an error for each conversation, in order.
@@ -103,7 +117,7 @@ class ScoringClient(BaseClient):
             ServiceError: a whole request failed.
         """
         return self.score_with_usage(
-            conversations, truncation, tools=tools, progress=progress
+            conversations, truncation, tools=tools, aggregation=aggregation, progress=progress
         ).results
 
     def score_with_usage(
@@ -112,14 +126,82 @@ class ScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> ResultsWithUsage:
         """Return what `results` returns, and the number of tokens that were computed for it."""
-        call = self._build_call(SCORE_ROUTE, conversations, truncation, tools=tools)
+        call = self._build_call(
+            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
+        )
         self._execute(call, progress)
         return ResultsWithUsage(
             call.collect_results(), call.num_computed_tokens, call.num_cached_tokens
         )
+
+    def steps(
+        self,
+        items: Sequence[Mapping[str, Any] | ScoreError],
+        aggregation: Aggregation = "last",
+        *,
+        progress: bool = False,
+    ) -> list[StepRewards | ScoreError]:
+        """Return the rewards of the steps of each solution or an error, in order; of a step model.
+
+        Args:
+            items: each `prompt` (text or messages) with `response`, which is divided into steps as
+                the checkpoint's authors do, or with `steps`, which are taken as they are.
+            aggregation: how the rewards of steps become `reward`.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ServiceError: a whole request failed; `error_code` is `wrong_kind` if the model is not
+                a step model.
+        """
+        call = self._build_call(STEPS_ROUTE, items, "error", aggregation=aggregation)
+        return self._execute(call, progress).collect_results()
+
+    def judge(
+        self,
+        pairs: Sequence[Mapping[str, Any] | ScoreError],
+        orders: Literal["both", "given"] = "both",
+        truncation: Truncation = "error",
+        *,
+        progress: bool = False,
+    ) -> list[Comparison | ScoreError]:
+        """Return a judge's verdict on each pair or an error, in order.
+
+        Args:
+            pairs: each `prompt`, `chosen` and `rejected`, or two whole conversations.
+            orders: `both`: the judge reads the answers of a pair in both orders, and the margin is
+                the mean; `given`: with `chosen` first only, for half the tokens.
+            truncation: what to do with pairs that are too long.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ServiceError: a whole request failed, or the model is not a judge.
+        """
+        call = self._build_call(JUDGE_ROUTE, pairs, truncation, orders=orders)
+        return self._execute(call, progress).collect_results()
+
+    def score_turns(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        truncation: Truncation = "error",
+        *,
+        tools: Any = None,
+        progress: bool = False,
+    ) -> list[TurnRewards | ScoreError]:
+        """Return the reward after each of the assistant's messages, for each conversation in order.
+
+        The parts of a conversation share their beginnings, so that its tokens are computed once.
+        The arguments are those of `score`.
+
+        Raises:
+            ServiceError: a whole request failed; `error_code` is `wrong_kind` if the model is not
+                a classifier.
+        """
+        call = self._build_call(TURNS_ROUTE, conversations, truncation, tools=tools, turns="all")
+        return self._execute(call, progress).collect_results()
 
     def count_tokens(
         self, conversations: Sequence[Conversation], truncation: Truncation = "error"
@@ -138,18 +220,22 @@ class ScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> list[Comparison]:
         """Return both rewards of each pair (`prompt`, `chosen`, `rejected`, `tools`), in order.
+
+        A judge gives a verdict on each pair instead of rewards; see `judge`.
 
         Raises:
             ScoringFailedError: some pairs have no rewards; the error names them and holds the
                 results of the others.
             ServiceError: a whole request failed.
         """
-        return self._execute(
-            self._build_call(COMPARE_ROUTE, pairs, truncation, tools=tools), progress
-        ).collect_results_or_raise()
+        call = self._build_call(
+            COMPARE_ROUTE, pairs, truncation, tools=tools, aggregation=aggregation
+        )
+        return self._execute(call, progress).collect_results_or_raise()
 
     def rank(
         self,
@@ -158,19 +244,22 @@ class ScoringClient(BaseClient):
         truncation: Truncation = "error",
         *,
         tools: Any = None,
+        aggregation: Aggregation = "last",
         progress: bool = False,
     ) -> Ranking:
         """Return rewards and ranks of the answers to one prompt, in the order of the answers.
+
+        A judge compares each answer with all others, so all have to fit into one request.
 
         Raises:
             ScoringFailedError: some answers have no reward; the error names them and holds the
                 rewards of the others.
             ServiceError: a whole request failed.
         """
-        call = self._build_call(RANK_ROUTE, responses, truncation, tools=tools, prompt=prompt)
-        return Ranking.from_rewards(
-            [r.reward for r in self._execute(call, progress).collect_results_or_raise()]
+        call = self._build_call(
+            RANK_ROUTE, responses, truncation, tools=tools, aggregation=aggregation, prompt=prompt
         )
+        return self._execute(call, progress).build_ranking()
 
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post a body with `model` added, and return the response unchanged.

@@ -124,7 +124,11 @@ def _build_answer(
 ) -> dict[str, Any]:
     if isinstance(item, ScoreError):
         return build_error(item)
-    answer: dict[str, Any] = {"reward": item.reward, "rank": ranks[item.reward]}
+    answer: dict[str, Any] = {
+        "reward": item.reward,
+        "rank": ranks[item.reward],
+        "num_comparisons": item.num_comparisons,
+    }
     if item.failure is not None:
         answer["warnings"] = [
             f"{item.num_failures} of {num_answers - 1} comparisons failed and are left out of the "

@@ -19,7 +19,7 @@ from stub_service import StubService, conversation
 
 from serve.client import ServiceError, base
 from serve.client.endpoints import get_display_url, is_loopback
-from serve.client.responses import MAX_ANSWER_BYTES, Ranking
+from serve.client.responses import MAX_ANSWER_BYTES, RankedResponse, Ranking
 from serve.client.settings import ClientSettings
 from serve.jobs.command import ExecutorOptions
 
@@ -267,6 +267,7 @@ def test_invalid_address_error_hides_credentials(url: str) -> None:
 
 def test_ranks_of_many_rewards() -> None:
     rewards = [float(n % 15_000) for n in range(20_000)]
-    ranking = Ranking.from_rewards(rewards)
+    ranking = Ranking.from_responses([RankedResponse(reward) for reward in rewards])
     assert ranking.best_index == 14_999
-    assert Ranking.from_rewards([1.0, 3.0, 3.0, 2.0]).ranks == [4, 1, 1, 3]
+    ranked = [RankedResponse(reward) for reward in (1.0, 3.0, 3.0, 2.0)]
+    assert Ranking.from_responses(ranked).ranks == [4, 1, 1, 3]
