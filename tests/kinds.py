@@ -117,9 +117,15 @@ def compute_log_odds(
 
 
 @contextlib.contextmanager
-def serving_models(**models: Path | dict[str, Any]) -> Iterator[TestClient]:
-    """A client of the application with real models on the CPU, by alias; all in this process."""
-    # Not on a machine that only checks a GPU.
+def serving_models(
+    options: dict[str, Any] | None = None, /, **models: Path | dict[str, Any]
+) -> Iterator[TestClient]:
+    """A client of the application with real models on the CPU, by alias; all in this process.
+
+    Args:
+        options: other settings of the service.
+        models: folder of each model, or its settings.
+    """
     from fakes import ready
     from fastapi.testclient import TestClient
     from waiting import until
@@ -134,7 +140,7 @@ def serving_models(**models: Path | dict[str, Any]) -> Iterator[TestClient]:
         {"alias": alias, "device": "cpu"} | ({"name": str(m)} if isinstance(m, Path) else m)
         for alias, m in models.items()
     ]
-    settings = Settings.load(models=chosen)
+    settings = Settings.load(models=chosen, **(options or {}))
     workers = [Worker(load_scorer(model)) for model in settings.models]
     service = ScoringService(list(zip(settings.models, workers, strict=True)), settings)
     try:

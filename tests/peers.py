@@ -7,6 +7,7 @@ packages around them are not run and named modules are stood in for. What is not
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import sys
@@ -20,6 +21,19 @@ import pytest
 
 # Filled by `make test`; what is on no package index may be put there too.
 PEERS = Path(sys.prefix) / "peers"
+
+VERL: dict[str, dict[str, Any]] = {
+    "omegaconf": {"DictConfig": dict, "open_dict": None},
+    "tensordict": {"TensorDict": object},
+    "verl": {"DataProto": object},
+    "verl.protocol": {"DataProto": object, "pad_dataproto_to_divisor": None},
+    "verl.single_controller.ray.base": {"RayResourcePool": object},
+    "verl.utils": {"hf_tokenizer": None},
+    "verl.utils.fs": {"copy_to_local": None},
+    "verl.utils.ray_utils": {"get_event_loop": asyncio.get_event_loop},
+    "verl.utils.reward_score": {"default_compute_score": None, "get_default_compute_score": None},
+}
+"""Stand-ins of what verl's reward code imports."""
 
 
 def peer_path(name: str) -> Path:

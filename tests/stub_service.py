@@ -90,6 +90,7 @@ class StubService:
                     stub.num_running -= 1
                 sent = json.dumps(body).encode()
                 self.send_response(status)
+                self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(sent)))
                 for name, value in headers.items():
                     self.send_header(name, value)

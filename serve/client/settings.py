@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from rm_core import ChatFormatName, Truncation
+from rm_core import Aggregation, ChatFormatName, Truncation
 from serve.client.errors import ServiceError
 from serve.client.responses import MAX_ANSWER_BYTES
 
@@ -71,6 +71,11 @@ class ClientSettings(BaseSettings):
         default=None,
         allow_inf_nan=False,
         description="Reward for a conversation that cannot be scored. Default: raise an error.",
+    )
+    aggregation: Aggregation = Field(
+        default="last",
+        description="How a step model's rewards of steps become the reward: `last`, `min`, `mean` "
+        "or `product`.",
     )
     prompt_field: str = Field(
         default="question", description="Field of verl's `extra_info` that holds the prompt."

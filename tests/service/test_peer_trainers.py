@@ -12,7 +12,7 @@ import pytest
 import ray  # verl imports it; import it before stub modules are installed
 import torch
 from peer_service import ANSWERS, QUESTION, Served, conversation
-from peers import peer_module
+from peers import VERL, peer_module
 from transformers import PreTrainedTokenizerBase
 
 import serve.client.integrations.openrlhf
@@ -63,19 +63,6 @@ async def run_rollout(executor: Any, served: Served, policy: str, answer: str) -
     arguments = (served.prompt(policy), "8", sampling, 4096, tokenizer, Engine())
     sample: dict[str, Any] = await executor.execute(*arguments)
     return sample
-
-
-VERL: dict[str, dict[str, Any]] = {
-    "omegaconf": {"DictConfig": dict, "open_dict": None},
-    "tensordict": {"TensorDict": object},
-    "verl": {"DataProto": object},
-    "verl.protocol": {"DataProto": object, "pad_dataproto_to_divisor": None},
-    "verl.single_controller.ray.base": {"RayResourcePool": object},
-    "verl.utils": {"hf_tokenizer": None},
-    "verl.utils.fs": {"copy_to_local": None},
-    "verl.utils.ray_utils": {"get_event_loop": asyncio.get_event_loop},
-    "verl.utils.reward_score": {"default_compute_score": None, "get_default_compute_score": None},
-}
 
 
 class Rollouts(list[Any]):

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from rm_core import (
+    Aggregation,
     PrerenderedText,
     PrerenderedTokens,
     Reward,
@@ -70,6 +71,15 @@ ModelInQuery = Annotated[
 ]
 
 
+AggregationInQuery = Annotated[
+    Aggregation,
+    Query(
+        alias="aggregation",
+        description="how a step model's rewards of steps become the reward, for clients whose body "
+        "does not say",
+    ),
+]
+
 # Without `fail_fast`, each wrong item is a separate error of 600 bytes: one body could exhaust the
 # memory.
 TextList = Annotated[list[str], Field(fail_fast=True)]
@@ -97,6 +107,7 @@ class ScoringOptions:
         priority: see `ScoringService.score`.
         hint: text appended to the error message if a text uses another model's chat template.
         every_token: see `ScoringService.score`.
+        aggregation: how a step model's rewards of steps become the reward.
     """
 
     truncation: Truncation = "error"
@@ -104,6 +115,7 @@ class ScoringOptions:
     priority: int = 0
     hint: str = ""
     every_token: bool = False
+    aggregation: Aggregation = "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +165,7 @@ async def compute_rewards(
         options.max_length,
         context=current_request(),
         every_token=options.every_token,
+        aggregation=options.aggregation,
     )
     results = []
     for index, result in enumerate(scores.results):

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 from rm_core import InvalidConversationError, PrerenderedText, ScoreError, read_turns
 from serve.api.compat.common import (
     INPUT_HEADER,
+    AggregationInQuery,
     CompatBody,
     ModelInQuery,
     ScoringOptions,
@@ -27,7 +28,7 @@ from serve.api.compat.common import (
 from serve.api.error_responses import build_exception
 from serve.api.routing import ServiceDep, SettingsDep
 from serve.config.settings import Settings
-from serve.errors import EmptyInputError
+from serve.errors import BadRequestError, EmptyInputError
 
 router = create_router("OpenRLHF")
 
@@ -60,15 +61,27 @@ class QueryBody(CompatBody):
 
 @router.post("/get_reward", summary="Score as OpenRLHF's reward model server does")
 async def get_reward(
-    body: QueryBody, service: ServiceDep, settings: SettingsDep, model: ModelInQuery = None
+    body: QueryBody,
+    service: ServiceDep,
+    settings: SettingsDep,
+    model: ModelInQuery = None,
+    aggregation: AggregationInQuery = "last",
 ) -> JSONResponse:
-    """Return raw rewards, in the order of `query`."""
+    """Return raw rewards, in the order of `query`; of a step model, the aggregate of the steps."""
     if not body.query:
         raise EmptyInputError("`query` is empty; send at least one text")
     name = model if model is not None else body.model
     items = _items(body, settings)
-    scored = await compute_rewards(service, name, items, ScoringOptions(hint=HINT))
-    if not isinstance(items[0], PrerenderedText):
+    is_text = isinstance(items[0], PrerenderedText)
+    if is_text and service.resolve_model(name).encoder.kind == "step":
+        raise BadRequestError(
+            "a step model needs the problem and its solution, and `query` is one text that the "
+            "policy's chat template rendered; name that template in the service's setting "
+            "`policy_template`, and let the trainer send `prompts`"
+        )
+    options = ScoringOptions(hint=HINT, aggregation=aggregation)
+    scored = await compute_rewards(service, name, items, options)
+    if not is_text:
         scored.headers[INPUT_HEADER] = f"conversation:from-{settings.policy_template}"
     rewards = [result.reward for result in scored.results]
     content = {"rewards": rewards, "scores": rewards, "extra_logs": {"dummy_scores": rewards}}

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from rm_core import PrerenderedReader, PrerenderedText, join, read_turns, strip_end
 from serve.api.compat.common import (
     INPUT_HEADER,
+    AggregationInQuery,
     CompatBody,
     MessageList,
     ModelInQuery,
@@ -44,14 +45,19 @@ class SampleBody(CompatBody):
 
 @router.post("/remote_rm", summary="Score as slime's remote reward model")
 async def remote_rm(
-    body: SampleBody, service: ServiceDep, settings: SettingsDep, model: ModelInQuery = None
+    body: SampleBody,
+    service: ServiceDep,
+    settings: SettingsDep,
+    model: ModelInQuery = None,
+    aggregation: AggregationInQuery = "last",
 ) -> JSONResponse:
-    """Return the raw reward, a bare number."""
+    """Return the raw reward, a bare number; of a step model, the aggregate of the steps."""
     name = model if model is not None else body.model
     item, input_format = _item(
         body, service.resolve_model(name).encoder.prerendered_reader, settings.policy_template
     )
-    scored = await compute_rewards(service, name, [item], ScoringOptions(hint=_HINT))
+    options = ScoringOptions(hint=_HINT, aggregation=aggregation)
+    scored = await compute_rewards(service, name, [item], options)
     if input_format:
         scored.headers[INPUT_HEADER] = input_format
     return build_response(scored.results[0].reward, scored)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_args
 
 from rm_core import (
+    Aggregation,
     ChatFormatName,
     InvalidConversationError,
     Reward,
@@ -47,11 +48,13 @@ class ConversationReader:
         policy_template: format of the policy's chat template, which rendered the prompts:
             `chatml`, `llama3`, `gemma` or `mistral`; `none` if prompts are plain text.
         failed_reward: reward of a conversation that cannot be scored; None: raise an error.
+        aggregation: how a step model's rewards of steps become the reward.
     """
 
     truncation: Truncation = "error"
     policy_template: PolicyTemplate = "none"
     failed_reward: float | None = None
+    aggregation: Aggregation = "last"
 
     def __post_init__(self) -> None:
         if self.policy_template not in TEMPLATES:
@@ -141,12 +144,18 @@ class RewardClient:
             ScoringFailedError: see `ConversationReader.extract_rewards`.
             ServiceError: a whole request failed.
         """
-        return self.reader.extract_rewards(self.client.results(items, self.reader.truncation))
+        reader = self.reader
+        return reader.extract_rewards(
+            self.client.results(items, reader.truncation, aggregation=reader.aggregation)
+        )
 
     async def score_async(self, items: Sequence[Item]) -> list[float]:
         """Return the reward of each item, in order; like `score`, for event loops."""
-        results = await self.async_client.results(items, self.reader.truncation)
-        return self.reader.extract_rewards(results)
+        reader = self.reader
+        results = await self.async_client.results(
+            items, reader.truncation, aggregation=reader.aggregation
+        )
+        return reader.extract_rewards(results)
 
 
 def get_reward_client(**overrides: Any) -> RewardClient:
@@ -173,6 +182,7 @@ def _build_reward_client(settings: ClientSettings) -> RewardClient:
         truncation=settings.truncation,
         policy_template=settings.policy_template,
         failed_reward=settings.failed_reward,
+        aggregation=settings.aggregation,
     )
     client = ScoringClient(settings.urls, settings.model, **options)
     async_client = AsyncScoringClient(settings.urls, settings.model, **options)

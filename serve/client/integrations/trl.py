@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rm_core import Reward, ScoreError
 from serve.client.async_client import AsyncScoringClient
 from serve.client.integrations.base import ConversationReader, Item, get_column
 from serve.client.sync_client import ScoringClient
@@ -23,6 +24,17 @@ class _TRLRewardBase:
         rows = zip(prompts, completions, tools, strict=True)
         return [self.reader.build_conversation(*row) for row in rows]
 
+    def _extract_rewards(
+        self, results: Sequence[Reward | ScoreError], columns: Mapping[str, Any]
+    ) -> list[float]:
+        """Return the rewards; log the rewards of steps in TRL's table of completions."""
+        rewards = self.reader.extract_rewards(results)
+        steps = [list(r.step_rewards) if isinstance(r, Reward) else [] for r in results]
+        log_extra = columns.get("log_extra")
+        if log_extra is not None and any(steps):
+            log_extra(f"{self.__name__}_steps", steps)
+        return rewards
+
 
 class TRLReward(_TRLRewardBase):
     """A reward function for TRL; can be pickled.
@@ -30,7 +42,8 @@ class TRLReward(_TRLRewardBase):
     Args:
         client: client of the service.
         name: name of the reward function in TRL's logs.
-        reading: `truncation`, `policy_template`, `failed_reward`; see `ConversationReader`.
+        reading: `truncation`, `policy_template`, `failed_reward`, `aggregation`; see
+            `ConversationReader`.
     """
 
     def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
@@ -41,8 +54,12 @@ class TRLReward(_TRLRewardBase):
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """Return the raw reward of each completion, in order; a column `tools` is rendered."""
-        items = self._build_conversations(prompts, completions, columns)
-        return self.reader.extract_rewards(self.client.results(items, self.reader.truncation))
+        results = self.client.results(
+            self._build_conversations(prompts, completions, columns),
+            self.reader.truncation,
+            aggregation=self.reader.aggregation,
+        )
+        return self._extract_rewards(results, columns)
 
 
 class AsyncTRLReward(_TRLRewardBase):
@@ -64,5 +81,9 @@ class AsyncTRLReward(_TRLRewardBase):
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """Return the raw reward of each completion, in order; a column `tools` is rendered."""
-        items = self._build_conversations(prompts, completions, columns)
-        return self.reader.extract_rewards(await self.client.results(items, self.reader.truncation))
+        results = await self.client.results(
+            self._build_conversations(prompts, completions, columns),
+            self.reader.truncation,
+            aggregation=self.reader.aggregation,
+        )
+        return self._extract_rewards(results, columns)

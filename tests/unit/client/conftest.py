@@ -38,7 +38,9 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     root = tmp_path_factory.mktemp("kinds")
     judge = {"name": str(build_judge(root / "judge")), "kind": "judge"}
     classifier = build_checkpoint(root / "rm", SPECS["llama-v0.2"])
-    with serving_models(prm=build_step_model(root / "prm"), judge=judge, rm=classifier) as client:
+    step_model = build_step_model(root / "prm")
+    options = {"policy_template": "chatml"}
+    with serving_models(options, prm=step_model, judge=judge, rm=classifier) as client:
         yield client
 
 
