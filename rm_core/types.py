@@ -62,6 +62,7 @@ class Encoded:
         input_format: how `PrerenderedText` or `PrerenderedTokens` were interpreted, such as
             `text:bos-added`, `text:bos-kept`, `tokens:bos-stripped`,
             `text:no-template,bos-added`. Empty for messages.
+        steps: of a step model, the steps of the solution, one for each readout.
     """
 
     text: str
@@ -70,6 +71,7 @@ class Encoded:
     truncated: bool = False
     warnings: tuple[str, ...] = ()
     input_format: str = ""
+    steps: tuple[str, ...] = ()
 
     @property
     def readout(self) -> int:

@@ -126,6 +126,7 @@ def serving_models(
         options: other settings of the service.
         models: folder of each model, or its settings.
     """
+    # Not on a machine that only checks a GPU.
     from fakes import ready
     from fastapi.testclient import TestClient
     from waiting import until

@@ -298,7 +298,8 @@ def to_render_json(encoded: Encoded) -> dict[str, Any]:
         "readout_position": encoded.readout,
         "truncated": encoded.truncated,
     }
-    if len(encoded.readouts) > 1:
+    if encoded.steps:
+        rendered["steps"] = list(encoded.steps)
         rendered["readout_positions"] = list(encoded.readouts)
     if encoded.warnings:
         rendered["warnings"] = list(encoded.warnings)

@@ -148,6 +148,7 @@ class StepEncoder(Encoder):
             readouts=tuple(sequence.readouts),
             truncated=len(sequence.readouts) < len(steps),
             warnings=(*warnings, *self._check_markers(sequence)),
+            steps=tuple(steps),
         )
 
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:

@@ -429,16 +429,20 @@ class RenderResult(BaseModel):
     text: str | None = None
     input_ids: list[int] | None = None
     num_tokens: int | None = None
-    readout_position: int | None = None
+    readout_position: int | None = Field(
+        default=None, description="index of the token that is read; of a step model, the last"
+    )
+    steps: list[str] | None = Field(
+        default=None, description="of a step model: the steps, as the solution was divided"
+    )
     readout_positions: list[int] | None = Field(
-        default=None,
-        description="index in `input_ids` of the token read after each step, for a step model; "
-        "`readout_position` is the last of them",
+        default=None, description="of a step model: index of the token that is read for each step"
     )
     offsets: list[tuple[int, int]] | None = Field(
         default=None,
         description="start and end of each token in `text`, in characters (code points), if "
-        "requested; null if truncation on the right changed the tokens of the text",
+        "requested; null if truncation on the right changed the tokens of the text, and for step "
+        "models whose steps are tokenized one by one",
     )
     truncated: bool | None = None
     warnings: list[str] | None = None

@@ -128,6 +128,22 @@ def test_score_reads_the_last_turn_as_the_solution(
         aggregation="product",
     )["results"]
     assert [r["reward"] for r in ranked] == [r["reward"] for r in results]
+    assert {r["aggregation"] for r in ranked} == {"product"}
+
+
+def test_render_shows_steps_and_where_they_are_read(client: TestClient) -> None:
+    conversations = [
+        [{"role": "user", "content": PROBLEM}, {"role": "assistant", "content": solution}]
+        for solution in SOLUTIONS
+    ]
+    results = post(client, "/v1/render", model="prm", conversations=conversations)["results"]
+    for result, solution in zip(results, SOLUTIONS, strict=True):
+        assert result["steps"] == solution.split("\n")
+        readouts = result["readout_positions"]
+        assert (len(readouts), readouts[-1]) == (len(result["steps"]), result["readout_position"])
+        assert len({result["input_ids"][position] for position in readouts}) == 1
+    (chat,) = post(client, "/v1/render", model="rm", conversations=conversations[:1])["results"]
+    assert "steps" not in chat
 
 
 def test_every_token_is_read_for_the_authors_client(
@@ -256,6 +272,7 @@ def test_judge_ranks_by_the_mean_margin(client: TestClient) -> None:
             r["margin"] for p, r in zip(pairs, compared, strict=True) if p["chosen"] == answer
         ]
         assert ranked["results"][index]["reward"] == pytest.approx(sum(margins) / 2, abs=1e-4)
+        assert ranked["results"][index]["num_comparisons"] == 2
     rewards = [result["reward"] for result in ranked["results"]]
     assert ranked["best_index"] == rewards.index(max(rewards))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from rm_core import InvalidConversationError, Reward, ScoreError
+from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
 from serve.scoring.served_model import ScoreResult
 from serve.telemetry.logging import generate_id
 
@@ -28,8 +28,8 @@ def build_envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
     }
 
 
-def build_item(result: Reward | ScoreError) -> dict[str, Any]:
-    """Return the fields of one conversation's result."""
+def build_item(result: Reward | ScoreError, aggregation: Aggregation = "last") -> dict[str, Any]:
+    """Return the fields of one conversation's result, and `aggregation` of a step model's."""
     if isinstance(result, ScoreError):
         return build_error(result)
     item: dict[str, Any] = {
@@ -39,6 +39,7 @@ def build_item(result: Reward | ScoreError) -> dict[str, Any]:
     }
     if result.step_rewards:
         item["step_rewards"] = list(result.step_rewards)
+        item["aggregation"] = aggregation
     if result.warnings:
         item["warnings"] = list(result.warnings)
     return item

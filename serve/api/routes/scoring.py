@@ -60,10 +60,8 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
         context=current_request(),
         aggregation=body.aggregation,
     )
-    aggregation = {"aggregation": body.aggregation} if scores.kind == "step" else {}
     results = [
-        {"index": i, **build_item(r)} | (aggregation if isinstance(r, Reward) else {})
-        for i, r in enumerate(scores.results)
+        {"index": i, **build_item(r, body.aggregation)} for i, r in enumerate(scores.results)
     ]
     if body.is_single and "reward" in results[0]:
         # A published client reads the reward from this field.
@@ -136,7 +134,7 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
     ranks = compute_ranks([item.reward for item in items if isinstance(item, Reward)])
     results = [
-        {"index": index, **build_item(item)}
+        {"index": index, **build_item(item, body.aggregation)}
         | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
         for index, item in enumerate(items)
     ]

@@ -11,6 +11,10 @@ class ServiceError extends Error {
   }
 }
 
+/** Kind of each served model: classifier, step or judge. */
+const kinds = new Map();
+const isJudge = (model) => kinds.get(model) === "judge";
+
 /** URL of the service, including any path prefix. */
 const base = () => new URL("./", location.href.split(/[?#]/)[0]).href;
 

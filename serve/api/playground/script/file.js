@@ -105,7 +105,7 @@ function buildBody(kind, rows) {
 
 function applyResult(row, { index, chosen_reward, rejected_reward, ...result }) {
   Object.assign(row, result);
-  if (chosen_reward === undefined) return;
+  if (chosen_reward == null) return; // not of a pair, or from a judge
   row.reward = chosen_reward;
   row.others = [rejected_reward];
 }
@@ -120,7 +120,7 @@ function applyGroupResults(row, results) {
   if (warnings.length) row.warnings = warnings;
 }
 
-const isDone = (row) => row.error || row.reward !== undefined;
+const isDone = (row) => row.error || row.reward !== undefined || row.margin !== undefined;
 
 function describe({ rows }) {
   const failed = rows.filter((row) => row.error).length;
@@ -166,7 +166,7 @@ function buildTiles({ rows, tokens }, done) {
 
 function buildPlots(rows) {
   const scoredRows = rows.filter((row) => row.reward !== undefined);
-  const margins = scoredRows.map((row) => row.margin).filter((margin) => margin !== undefined);
+  const margins = rows.map((row) => row.margin).filter((margin) => margin !== undefined);
   const pairs = scoredRows.filter((row) => row.kind === "pair");
   const singles = scoredRows.filter((row) => row.kind !== "pair").flatMap((row) => [row.reward, ...(row.others ?? [])]);
   const series = [
@@ -182,7 +182,7 @@ function buildPlots(rows) {
 }
 
 /** Names of result columns, as `skyreward score` writes them. */
-const RESULTS = ["reward", "chosen_reward", "rejected_reward", "margin", "rewards", "error", "truncated", "warnings", "line"];
+const RESULTS = ["reward", "chosen_reward", "rejected_reward", "margin", "orders", "consistent", "rewards", "error", "truncated", "warnings", "line"];
 
 /** Choose the saved column name of each result: prefixed if a record has a column of that name. */
 function resultNames(rows) {
@@ -191,9 +191,9 @@ function resultNames(rows) {
   return Object.fromEntries(RESULTS.map((name) => [name, free(name)]));
 }
 
-function toLine({ record, line, kind, reward, others, margin, rewards, error, truncated, warnings }, names) {
-  const rewardColumns = kind === "pair" && reward !== undefined
-    ? { chosen_reward: reward, rejected_reward: others[0], margin }
+function toLine({ record, line, kind, reward, others, margin, orders, consistent, rewards, error, truncated, warnings }, names) {
+  const rewardColumns = orders ? { margin, orders, consistent }
+    : kind === "pair" && reward !== undefined ? { chosen_reward: reward, rejected_reward: others[0], margin }
     : kind === "group" && rewards ? { rewards } : reward === undefined ? {} : { reward };
   const otherColumns = { ...(error && { error }), ...(truncated && { truncated }), ...(warnings && { warnings }) };
   const results = Object.entries({ ...(record ? {} : { line }), ...rewardColumns, ...otherColumns });

@@ -1,6 +1,7 @@
 // Entry point: sets up the page when it is opened.
 const EXAMPLES = JSON.parse($("examples").textContent);
 const STARTERS = ["fact-capital-01", "multi-turn-lisbon-01", "code-median-01"];
+const KINDS = { classifier: "classifier", step: "step model", judge: "judge" };
 const MODELS_POLL_INTERVAL_MS = 3000;
 let modelsLoaded; // promise, settled after the first request for the list of models
 
@@ -69,6 +70,7 @@ async function loadModels() {
     showRequestError(error);
     return;
   }
+  for (const { id, kind } of models) kinds.set(id, kind);
   const chosen = $("model").value;
   $("model").replaceChildren(...models.map((model) => el("option", { value: model.id, selected: model.id === chosen }, model.id)));
   const show = () => showFacts(models.find((model) => model.id === $("model").value));
@@ -80,8 +82,8 @@ async function loadModels() {
   if (models.some((model) => model.state !== "ready")) setTimeout(loadModels, MODELS_POLL_INTERVAL_MS);
 }
 
-function showFacts({ max_model_len, state, fingerprint }) {
-  const facts = [`up to ${count(max_model_len)} tokens`];
+function showFacts({ kind, max_model_len, state, fingerprint }) {
+  const facts = [KINDS[kind], `up to ${count(max_model_len)} tokens`];
   if (state === "ready") facts.push(fingerprint.dtype, fingerprint.attention);
   else facts.unshift(`${state}…`);
   $("facts").textContent = facts.join(" · ");

@@ -32,6 +32,7 @@ function showRendered(results) {
 
 function showText() {
   const result = rendered[shownAnswer];
+  const rewards = scored.response.results[shownAnswer].step_rewards;
   const container = $("text-container");
   if (result.error) {
     container.replaceChildren(el("p", { class: "bad" }, el("code", {}, result.error.code), ` ${result.error.message}`));
@@ -46,11 +47,12 @@ function showText() {
   }));
   const id = result.input_ids[result.readout_position];
   container.replaceChildren(
+    ...(result.steps && rewards ? [stepList(result.steps, rewards)] : []),
     el("p", { class: "soft small" },
-      el("mark", {}, "Readout"),
+      el("mark", {}, result.steps ? "Last readout" : "Readout"),
       ` token ${count(result.readout_position + 1)} of ${count(result.num_tokens)}, id ${id}`,
       readout ? ["  ", el("code", {}, visible(readout.text))] : [],
-      result.offsets ? [] : ". The text was truncated, and the positions of its tokens are unknown.",
+      result.offsets || result.steps ? [] : ". The text was truncated, and the positions of its tokens are unknown.",
       result.truncated ? [" · ", el("strong", { class: "flag" }, "truncated")] : [],
     ),
     el("div", { class: "text-box", tabindex: 0, role: "region", "aria-label": `Text that was scored, answer ${letter(shownAnswer)}` }, marks),

@@ -26,11 +26,14 @@ async function scoreDraft() {
   const body = rankBody();
   const started = performance.now();
   try {
-    const response = await call("v1/rank", body, { signal });
-    const milliseconds = performance.now() - started;
-    scored = { body, response, milliseconds };
-    showScores();
     const { model, truncation } = body;
+    const response = await call("v1/rank", body, { signal });
+    const verdicts = isJudge(model) ? await fetchVerdicts(body, signal) : null;
+    const milliseconds = performance.now() - started;
+    scored = { body, response, milliseconds, verdicts };
+    showScores();
+    $("scored-text").hidden = Boolean(verdicts);
+    if (verdicts) return;
     const shown = await call("v1/render", { model, truncation, offsets: true, conversations: conversations(body) }, { signal });
     showRendered(shown.results);
   } catch (error) {
@@ -46,15 +49,16 @@ function setBusy(isBusy) {
 }
 
 function showScores() {
-  const { body, response, milliseconds } = scored;
+  const { body, response, milliseconds, verdicts } = scored;
   const { results } = response;
   $("empty").hidden = true;
   const rewards = results.filter((result) => result.reward !== undefined);
   const best = rewards.length ? Math.max(...rewards.map((result) => result.reward)) : null;
+  const isPair = results.length === 2 && rewards.length === 2;
   $("bars").replaceChildren(
-    ...(results.length === 2 && rewards.length === 2 ? [verdict(results)] : []),
+    ...(isPair ? [verdict(verdicts?.[0].margin ?? results[0].reward - results[1].reward)] : []),
     barList(results, best),
-    ...(rewards.length > 2 ? [matrix(results)] : []),
+    ...(verdicts ? [verdictTable(verdicts)] : rewards.length > 2 ? [matrix(results)] : []),
     cost(response, milliseconds),
   );
   markStale();
@@ -71,9 +75,8 @@ function describeScores(results, best) {
   return `Scored ${plural(results.length - failed, "answer")}. ${bestAnswers}${failed ? `${failed} could not be scored.` : ""}`;
 }
 
-/** Show which of two answers is preferred, with margin and probability. */
-function verdict(results) {
-  const margin = results[0].reward - results[1].reward;
+/** Show which of two answers is preferred, with the margin of the first and its probability. */
+function verdict(margin) {
   const first = sigmoid(margin);
   const winner = margin >= 0 ? 0 : 1;
   const split = el("div", { class: "split", "aria-hidden": "true" });
@@ -125,7 +128,8 @@ function barItem(result, i, { low, span, best }) {
   const gap = best - reward;
   const facts = [
     gap === 0 ? el("strong", {}, "best") : `${number(-gap, { signed: true })} to the best`,
-    plural(result.num_tokens, "token"),
+    result.num_tokens === undefined ? `mean margin over ${plural(result.num_comparisons, "comparison")}` : plural(result.num_tokens, "token"),
+    ...(result.step_rewards ? [`${result.aggregation ?? "last"} of ${plural(result.step_rewards.length, "step")}`] : []),
   ];
   if (result.truncated) facts.push(el("strong", { class: "flag" }, "truncated"));
   return el("li", {},
