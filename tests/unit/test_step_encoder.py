@@ -532,7 +532,9 @@ def test_render_has_every_readout() -> None:
     rendered = to_render_json(encoded)
     assert rendered["readout_positions"] == list(encoded.readouts)
     assert rendered["readout_position"] == encoded.num_tokens - 1
-    assert "readout_positions" not in to_render_json(skywork().encode(StepItem("2+2?", ("4",))))
+    assert rendered["steps"] == ["Add.", "4"]
+    single = to_render_json(skywork().encode(StepItem("2+2?", ("4",))))
+    assert single["readout_positions"] == [single["readout_position"]]
 
 
 def set_bos(folder: Path) -> None:
