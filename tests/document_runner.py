@@ -32,7 +32,13 @@ SHELL = ("bash", "console", "sh", "shell")
 # Programs of a script that is run, and commands of `skyreward` that end by themselves.
 PROGRAMS = {"cat", "curl", "echo", "export", "head", "ls", "skyreward", "sort", "tail", "wc"}
 COMMANDS = {"models", "plan", "score", "render", "eval", "compare-runs", "leaderboard"}
-ROUTES = {"pairs": "compare", "responses": "rank", "conversations": "score", "messages": "score"}
+ROUTES = {
+    "pairs": "compare",
+    "responses": "rank",
+    "items": "steps",
+    "conversations": "score",
+    "messages": "score",
+}
 # A policy that has learnt nothing never ends, and there may be no GPU.
 SMALL_TRAINING = {
     "max_completion_length": "8", "use_cpu": "True", "bf16": "False", "report_to": "[]",

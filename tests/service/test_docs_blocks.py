@@ -8,13 +8,17 @@ has a folder of its own, in which its blocks find the sample pairs and what earl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from document_runner import Page, free_names, matches, run_page
 from documents import name_of, pages, read_blocks
+from kinds import build_judge, build_step_model
 
+from serve.cli.demo import run_service
 from serve.client import ScoringClient
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -56,12 +60,36 @@ EXAMPLES: Mapping[str, Callable[[str, float], bool]] = {
 }
 
 
-@pytest.mark.parametrize("page", pages(), ids=name_of)
+# The models of this page are a step model, a judge and a classifier.
+KINDS_PAGE = ROOT / "docs" / "guides" / "steps-and-judges.md"
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page != KINDS_PAGE], ids=name_of)
 def test_blocks_of_a_page_run(page: Path, demo_url: str, reward: float, tmp_path: Path) -> None:
     for block, printed in run_page(page, Page(tmp_path, demo_url)):
         for call, check in EXAMPLES.items():
             if call in block.text:
                 assert check(printed, reward), f"{block}\n{printed}"
+
+
+@pytest.fixture
+def kinds_url(tmp_path: Path) -> Iterator[str]:
+    models = [
+        {"name": "demo"},
+        {"name": str(build_step_model(tmp_path / "prm")), "alias": "prm"},
+        {"name": str(build_judge(tmp_path / "judge")), "alias": "judge", "kind": "judge"},
+    ]
+    config = tmp_path / "models.yaml"
+    config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
+    with run_service("--local", "--config", str(config)) as url:
+        yield url
+
+
+def test_blocks_about_step_models_and_judges_run(kinds_url: str, tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    ((_, printed),) = run_page(KINDS_PAGE, Page(tmp_path / "page", kinds_url))
+    assert printed.splitlines()[0].startswith("2 (0.")
+    assert printed.splitlines()[3].endswith("]")
 
 
 def test_every_example_is_on_a_page() -> None:
