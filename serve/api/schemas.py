@@ -318,7 +318,11 @@ class ConversationResult(BaseModel):
     """One conversation: `reward`, or `error`."""
 
     index: int
-    reward: float | None = Field(default=None, description="raw float32 logit")
+    reward: float | None = Field(
+        default=None,
+        description="raw float32 logit; of a step model, the aggregate of `step_rewards`; in the "
+        "ranking of a judge, the mean margin against the other answers",
+    )
     score: float | None = Field(
         default=None, description="the reward again, if the body has `messages`"
     )

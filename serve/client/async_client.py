@@ -169,7 +169,7 @@ class AsyncScoringClient(BaseClient):
     async def rank(
         self,
         prompt: str | Conversation | None,
-        responses: Sequence[str | Conversation],
+        responses: Sequence[str | Conversation | ScoreError],
         truncation: Truncation = "error",
         *,
         tools: Any = None,

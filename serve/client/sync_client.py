@@ -240,7 +240,7 @@ class ScoringClient(BaseClient):
     def rank(
         self,
         prompt: str | Conversation | None,
-        responses: Sequence[str | Conversation],
+        responses: Sequence[str | Conversation | ScoreError],
         truncation: Truncation = "error",
         *,
         tools: Any = None,

@@ -27,6 +27,7 @@ from rm_core.inputs.chat_formats import find_markers
 from rm_core.types import Conversation
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError, ServiceError
+from serve.client.responses import RankedResponse
 from serve.client.settings import ClientSettings, PolicyTemplate
 from serve.client.sync_client import ScoringClient
 
@@ -96,18 +97,20 @@ class ConversationReader:
             return ScoreError("invalid_conversation", "the text does not begin with its prompt")
         return self.build_conversation(prompt, strip_end(text.removeprefix(prompt)))
 
-    def extract_rewards(self, results: Sequence[Reward | ScoreError]) -> list[float]:
+    def extract_rewards(
+        self, results: Sequence[Reward | RankedResponse | ScoreError]
+    ) -> list[float]:
         """Return the reward of each result, in order.
 
         Raises:
             ScoringFailedError: some results are errors, and `failed_reward` is None.
         """
         for result in results:
-            if isinstance(result, Reward):
+            if not isinstance(result, ScoreError):
                 _log_warnings(result.warnings)
         failed = [(i, r) for i, r in enumerate(results) if isinstance(r, ScoreError)]
         if not failed:
-            return [r.reward for r in results if isinstance(r, Reward)]
+            return [r.reward for r in results if not isinstance(r, ScoreError)]
         if self.failed_reward is None:
             raise ScoringFailedError.from_results(results)
         reasons = "; ".join(f"{i}: {r.code}: {r.message}" for i, r in failed[:_MAX_MESSAGES])
@@ -118,7 +121,7 @@ class ConversationReader:
             self.failed_reward,
             reasons,
         )
-        return [r.reward if isinstance(r, Reward) else self.failed_reward for r in results]
+        return [self.failed_reward if isinstance(r, ScoreError) else r.reward for r in results]
 
 
 @dataclass(frozen=True, slots=True)

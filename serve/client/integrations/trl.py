@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rm_core import Reward, ScoreError
 from serve.client.async_client import AsyncScoringClient
+from serve.client.errors import ScoringFailedError
 from serve.client.integrations.base import ConversationReader, Item, get_column
+from serve.client.responses import RankedResponse
+from serve.client.sansio import encode_json
 from serve.client.sync_client import ScoringClient
 
 
@@ -87,3 +91,41 @@ class AsyncTRLReward(_TRLRewardBase):
             aggregation=self.reader.aggregation,
         )
         return self._extract_rewards(results, columns)
+
+
+class TRLJudgeReward(_TRLRewardBase):
+    """A reward function for TRL from a judge, which compares the completions of each prompt.
+
+    A reward is the mean margin against the other completions of the prompt in the batch of the
+    process, of which there has to be one at least. Can be pickled.
+
+    Args:
+        client: client of the service.
+        name: name of the reward function in TRL's logs.
+        reading: `truncation`, `policy_template`, `failed_reward`; see `ConversationReader`.
+    """
+
+    def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
+        super().__init__(reading, name)
+        self.client = client
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
+        """Return the mean margin of each completion, in order."""
+        items = self._build_conversations(prompts, completions, {})
+        groups: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            groups.setdefault(encode_json(prompt), []).append(index)
+        results: dict[int, RankedResponse | ScoreError] = {}
+        with ThreadPoolExecutor(self.client.options.max_concurrency) as pool:
+            ranked = pool.map(self._rank, [[items[i] for i in group] for group in groups.values()])
+            for group, responses in zip(groups.values(), ranked, strict=True):
+                results.update(zip(group, responses, strict=True))
+        return self.reader.extract_rewards([results[index] for index in range(len(items))])
+
+    def _rank(self, items: Sequence[Item]) -> Sequence[RankedResponse | ScoreError]:
+        try:
+            return self.client.rank(None, items, self.reader.truncation).responses
+        except ScoringFailedError as error:
+            return error.results

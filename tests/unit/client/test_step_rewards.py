@@ -1,9 +1,10 @@
-"""Rewards of a step model through the code of trainers."""
+"""Rewards of a step model and a judge through the code of trainers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,11 +17,11 @@ from peers import VERL, peer_module
 from stub_service import StubService
 
 import serve.client.integrations.openrlhf
-from serve.client import ScoringClient
+from serve.client import ScoringClient, ScoringFailedError, ServiceError
 from serve.client.integrations import base
 from serve.client.integrations.ms_swift import SkyRewardORM
 from serve.client.integrations.slime import custom_rm
-from serve.client.integrations.trl import TRLReward
+from serve.client.integrations.trl import TRLJudgeReward, TRLReward
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecation warnings of the trainers' code
 assert ray
@@ -52,33 +53,67 @@ def chosen(service: StubService, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     base._build_reward_client.cache_clear()
 
 
+def compute_trl_rewards(
+    functions: list[Any], questions: list[str], answers: list[str], extra: dict[str, list[Any]]
+) -> Any:
+    """Rewards by the code of `GRPOTrainer`, `[answers, functions]`; `extra` gets what is logged."""
+    trl = pytest.importorskip("trl")
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", is_main_process=False),
+        state=SimpleNamespace(global_step=0),
+        environments=None,
+        reward_funcs=functions,
+        reward_processing_classes=[None] * len(functions),
+        reward_func_names=[function.__name__ for function in functions],
+        args=SimpleNamespace(report_to=[]),
+        _log_completion_extra=lambda column, values: extra[column].extend(values),
+        _log_metric=None,
+    )
+    return trl.GRPOTrainer._calculate_rewards(
+        trainer,
+        [{"prompt": question} for question in questions],
+        [[{"role": "user", "content": question}] for question in questions],
+        [[{"role": "assistant", "content": answer}] for answer in answers],
+        [[0]] * len(answers),
+    )
+
+
 def test_trl_gets_the_aggregate_and_logs_the_steps(
     service: StubService, expected: list[list[float]]
 ) -> None:
-    trl = pytest.importorskip("trl")
+    extra: dict[str, list[Any]] = defaultdict(list)
     with ScoringClient(service.url, "prm") as client:
-        extra: dict[str, list[Any]] = defaultdict(list)
-        trainer = SimpleNamespace(
-            accelerator=SimpleNamespace(device="cpu", is_main_process=False),
-            state=SimpleNamespace(global_step=0),
-            environments=None,
-            reward_funcs=[TRLReward(client, aggregation="min"), TRLReward(client)],
-            reward_processing_classes=[None, None],
-            reward_func_names=["min", "last"],
-            args=SimpleNamespace(report_to=[]),
-            _log_completion_extra=lambda column, values: extra[column].extend(values),
-            _log_metric=None,
-        )
-        rewards = trl.GRPOTrainer._calculate_rewards(
-            trainer,
-            [{"prompt": PROBLEM}] * 3,
-            [[{"role": "user", "content": PROBLEM}]] * 3,
-            [[{"role": "assistant", "content": solution}] for solution in SOLUTIONS],
-            [[0]] * 3,
-        )
+        functions = [TRLReward(client, aggregation="min"), TRLReward(client)]
+        rewards = compute_trl_rewards(functions, [PROBLEM] * 3, SOLUTIONS, extra)
     assert rewards[:, 0].tolist() == pytest.approx([min(steps) for steps in expected])
     assert rewards[:, 1].tolist() == pytest.approx([steps[-1] for steps in expected])
     assert extra == {"skyreward_steps": expected * 2}
+
+
+def test_trl_judge_compares_the_answers_of_each_prompt(
+    service: StubService, app: TestClient
+) -> None:
+    questions = [PROBLEM, "2+2?", PROBLEM, PROBLEM, "2+2?"]
+    answers = ["8", "4", "It is 8.", "far " * 2000, "5"]
+    extra: dict[str, list[Any]] = {}
+    expected = [-100.0] * 5
+    for question in (PROBLEM, "2+2?"):
+        indices = [i for i in range(5) if questions[i] == question and i != 3]
+        responses = [answers[i] for i in indices]
+        body = {"model": "judge", "prompt": question, "responses": responses}
+        for i, result in zip(
+            indices, app.post("/v1/rank", json=body).json()["results"], strict=True
+        ):
+            expected[i] = result["reward"]
+    with ScoringClient(service.url, "judge") as client:
+        function = pickle.loads(pickle.dumps(TRLJudgeReward(client, failed_reward=-100.0)))
+        rewards = compute_trl_rewards([function], questions, answers, extra)
+        function.client.close()
+        assert rewards[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+        with pytest.raises(ScoringFailedError, match=r"1 of 5 .* conversation 3: conversation_too"):
+            compute_trl_rewards([TRLJudgeReward(client)], questions, answers, extra)
+        with pytest.raises(ServiceError, match="a judge compares at least 2"):
+            compute_trl_rewards([TRLJudgeReward(client)], questions[:2], answers[:2], extra)
 
 
 @pytest.mark.parametrize("aggregation", ["last", "min"])
