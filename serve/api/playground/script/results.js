@@ -32,8 +32,10 @@ async function scoreDraft() {
     const milliseconds = performance.now() - started;
     scored = { body, response, milliseconds, verdicts };
     showScores();
-    $("scored-text").hidden = Boolean(verdicts);
-    if (verdicts) return;
+    if (verdicts) {
+      $("scored-text").hidden = true;
+      return;
+    }
     const shown = await call("v1/render", { model, truncation, offsets: true, conversations: conversations(body) }, { signal });
     showRendered(shown.results);
   } catch (error) {
