@@ -14,6 +14,14 @@ from rm_core.inputs.conversations import Messages
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
 
+# Field with the items, and method of `Service` that scores them.
+ROUTES = {
+    "/v1/score": ("conversations", "score"),
+    "/v1/render": ("conversations", "score"),
+    "/v1/steps": ("items", "score_steps"),
+    "/v1/compare": ("pairs", "judge"),
+}
+
 
 class Service:
     """Responds like the service; the reward is the length of the answer.
@@ -54,11 +62,12 @@ class Service:
             def do_POST(self) -> None:
                 sent = self.rfile.read(int(self.headers["Content-Length"]))
                 body = json.loads(sent)
-                service.requests.append(len(body["conversations"]))
+                field, method = ROUTES[self.path]
+                service.requests.append(len(body[field]))
                 if service.refuse(len(service.requests)) or service.refuse_body(sent):
                     self.answer(service.status, {"error": {"message": "not now"}})
                 else:
-                    self.answer(200, service.score(body["conversations"]))
+                    self.answer(200, service.respond(getattr(service, method)(body[field])))
 
             def answer(self, status: int, body: Any) -> None:
                 content = json.dumps(body).encode()
@@ -84,12 +93,38 @@ class Service:
         model["kind"] = self.kind
         return {"models": {"demo": model | {"encoding_sha256": "e"}}}
 
-    def score(self, conversations: list[Messages]) -> Any:
-        results = [
+    def score(self, conversations: list[Messages]) -> list[Any]:
+        return [
             {"reward": float(len(c[-1]["content"])), "num_tokens": 3, "truncated": False}
             for c in conversations
         ]
-        usage = {"num_computed_tokens": 2 * len(conversations), "num_cached_tokens": 1}
+
+    def score_steps(self, items: list[Any]) -> list[Any]:
+        """Each step's reward is a part of its length; no item may be without a step."""
+        scored = [[len(step) / 64 for step in item["steps"]] for item in items]
+        return [
+            {"step_rewards": one, "reward": one[-1], "aggregation": "last", "num_tokens": 3}
+            for one in scored
+        ]
+
+    def judge(self, pairs: list[Any]) -> list[Any]:
+        """The log-odds are the difference of the lengths, and 1 for the first place."""
+        margins = [len(pair["chosen"]) - len(pair["rejected"]) + 1.0 for pair in pairs]
+        return [
+            {
+                "margin": margin,
+                "probability": 0.5,
+                "chosen_reward": None,
+                "rejected_reward": None,
+                "orders": [{"log_odds": margin, "label_mass": 0.9}],
+                "consistent": True,
+                "num_tokens": 3,
+            }
+            for margin in margins
+        ]
+
+    def respond(self, results: list[Any]) -> Any:
+        usage = {"num_computed_tokens": 2 * len(results), "num_cached_tokens": 1}
         return {"results": results, "usage": usage, "fingerprint": self.fingerprint}
 
     def wait_for_request(self, number: int) -> bool:

@@ -14,11 +14,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from rm_core import Fingerprint, ScoreError, Truncation
+from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
+from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.step_items import StepItem
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
-from serve.client.responses import ResultsWithUsage, read_count
+from serve.client.responses import ResultsWithUsage, StepRewards, read_count
 from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.items import ScoringInput
 
@@ -111,7 +113,7 @@ class ServiceExecutor(Executor):
     ) -> list[int | ScoreError]:
         """Return the number of tokens of each conversation, counted by any of the services."""
         with ScoringClient(list(self._addresses), self._model, **self._options) as client:
-            return client.count_tokens(_require_chats(conversations), truncation)
+            return client.count_tokens(_select_chats(conversations), truncation)
 
     async def _prepare(
         self, conversations: Sequence[ScoringInput], truncation: Truncation
@@ -127,8 +129,7 @@ class ServiceExecutor(Executor):
                 max_concurrency=_CONCURRENCY,
                 fingerprint=self._served.fingerprint.as_dict(),
             )
-        chats = _require_chats(conversations)
-        return partial(self._client.score_with_usage, chats, truncation)
+        return partial(_score_inputs, self._client, conversations, truncation)
 
     async def _score(self, prepared: _Call) -> ScoreBatchResult:
         response = await prepared()
@@ -170,14 +171,47 @@ class ServiceExecutor(Executor):
                 time.sleep(_ASK_AGAIN_S)
 
 
-def _require_chats(inputs: Sequence[ScoringInput]) -> list[ChatJson]:
-    chats = [one for one in inputs if isinstance(one, list | dict)]
-    if len(chats) < len(inputs):
-        raise ServiceError(
-            "solutions in steps and pairs of answers are scored by a local model; give --model "
-            "instead of --url"
-        )
-    return chats
+async def _score_inputs(
+    client: AsyncScoringClient, inputs: Sequence[ScoringInput], truncation: Truncation
+) -> ResultsWithUsage:
+    """Score inputs, all of one type, on the route for them.
+
+    The responses for solutions and pairs have no usage, so that every token counts as computed.
+    """
+    results: list[Reward | ScoreError]
+    solutions = [one for one in inputs if isinstance(one, StepItem)]
+    pairs = [one for one in inputs if isinstance(one, JudgePair)]
+    if solutions:
+        items = [{"prompt": one.prompt, "steps": one.steps} for one in solutions]
+        results = [
+            one if isinstance(one, ScoreError) else _to_reward(one)
+            for one in await client.steps(items)
+        ]
+    elif pairs:
+        items = [
+            {"prompt": one.prompt, "chosen": one.first, "rejected": one.second} for one in pairs
+        ]
+        results = [
+            one if isinstance(one, ScoreError) else Reward(one.orders[0].log_odds, 0)
+            for one in await client.judge(items, "given", truncation)
+        ]
+    else:
+        return await client.score_with_usage(_select_chats(inputs), truncation)
+    num_tokens = sum(one.num_tokens for one in results if isinstance(one, Reward))
+    return ResultsWithUsage(results, num_tokens, 0)
+
+
+def _to_reward(scored: StepRewards) -> Reward:
+    return Reward(
+        scored.reward,
+        scored.num_tokens,
+        warnings=scored.warnings,
+        step_rewards=scored.step_rewards,
+    )
+
+
+def _select_chats(inputs: Sequence[ScoringInput]) -> list[ChatJson]:
+    return [one for one in inputs if isinstance(one, list | dict)]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from waiting import PATIENCE_S
 
 from rm_core import Reward, ScoreError
 from rm_core.inputs.conversations import Messages
+from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.step_items import StepItem
 from serve.client import ServiceError
 from serve.jobs.executors.service import _CONCURRENCY, ServiceExecutor
 
@@ -160,3 +162,25 @@ def test_executor_waits_for_loading_model(
     assert services[0].num_asked == services[0].ready_at  # no request after the model is ready
     with pytest.raises(ServiceError, match="serves demo, not 'nope'"):
         ServiceExecutor([services[0].url], "nope", api_key=None, retry_s=0).resolve_identity()
+
+
+def test_steps_and_pairs_are_scored_on_their_routes(services: list[Service]) -> None:
+    prompt = [{"role": "user", "content": "2+2?"}]
+    for service in services:
+        service.kind = "step"
+    executor = create_executor(services)
+    model = executor.get_scoring_model(fetch=True)
+    assert model is not None
+    assert model.kind == "step"
+    solutions = [StepItem(prompt, ("So", "x" * number)) for number in range(40)]
+    scored = executor.submit(solutions, "error").result()
+    assert [one.step_rewards for one in scored.results if isinstance(one, Reward)] == [
+        (2 / 64, number / 64) for number in range(40)
+    ]
+    assert scored.num_computed_tokens == 3 * 40
+    pairs = [JudgePair(prompt, "long", "x" * number) for number in range(40)]
+    for sign, given in ((1, pairs), (-1, [pair.swap() for pair in pairs])):
+        results = executor.submit(given, "error").result().results
+        log_odds = [one.reward for one in results if isinstance(one, Reward)]
+        assert log_odds == [sign * (4.0 - number) + 1 for number in range(40)]
+    executor.close()
