@@ -118,7 +118,7 @@ def simulated_service(checkpoint: Path, *options: str, tree: Path = TREE) -> Ite
     with subprocess.Popen([*command, *options], env=variables, cwd=tree) as process:
         try:
             url = f"http://127.0.0.1:{port}"
-            _await_ready(process, url)
+            await_ready(process, url)
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
@@ -174,7 +174,12 @@ def _read_usage(url: str, profile: bool = False) -> dict[str, Any]:
     return usage
 
 
-def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
+def await_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    """Wait until a process answers `/ready`.
+
+    Raises:
+        SystemExit: it ended, or did not answer in time.
+    """
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):

