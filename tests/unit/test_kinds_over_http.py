@@ -21,8 +21,16 @@ from kinds import (
     read_tokens,
     serving_models,
 )
+from pydantic import BaseModel
 
 from rm_core import JudgePair, ModelConfig, load_encoder
+from serve.api.schemas import (
+    ConversationResult,
+    PairResult,
+    RankResult,
+    RenderResult,
+    StepsResult,
+)
 
 PROBLEM = "Jane has 12 apples and gives 4 to Mark. How many are left?"
 SOLUTIONS = [
@@ -31,6 +39,7 @@ SOLUTIONS = [
     "",
     "I cannot help with that.",
 ]
+CHAT = [{"role": "user", "content": PROBLEM}, {"role": "assistant", "content": "8"}]
 ANSWERS = ["Paris.", "The capital of France is Paris, a city on the Seine.", "I am sorry."]
 
 
@@ -316,6 +325,31 @@ def test_turn_rewards_are_those_of_the_parts(client: TestClient) -> None:
     bad = post(client, "/v1/score", model="rm", conversations=[whole[:3], parts[0]], turns="all")
     assert "error" in bad["results"][0]
     assert bad["results"][1]["reward"] == plain[0]["reward"]
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "body", "schema"),
+    [
+        ("prm", "/v1/steps", {"items": [{"prompt": PROBLEM, "response": "8"}, 1]}, StepsResult),
+        ("prm", "/v1/score", {"conversations": [CHAT, []]}, ConversationResult),
+        ("prm", "/v1/rank", {"prompt": PROBLEM, "responses": SOLUTIONS}, RankResult),
+        ("prm", "/v1/render", {"conversations": [CHAT]}, RenderResult),
+        ("rm", "/v1/score", {"messages": CHAT, "turns": "all"}, ConversationResult),
+        ("judge", "/v1/rank", {"prompt": PROBLEM, "responses": SOLUTIONS}, RankResult),
+        (
+            "judge",
+            "/v1/compare",
+            {"pairs": [{"prompt": "", "chosen": "", "rejected": "a"}]},
+            PairResult,
+        ),
+    ],
+)
+def test_results_have_only_documented_fields(
+    client: TestClient, model: str, path: str, body: dict[str, Any], schema: type[BaseModel]
+) -> None:
+    for result in post(client, path, model=model, **body)["results"]:
+        schema.model_validate(result)
+        assert result.keys() <= schema.model_fields.keys()
 
 
 def test_step_rewards_and_margins_are_counted(client: TestClient) -> None:
