@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -49,6 +49,15 @@ def combine_orders(given: Reward, swapped: Reward | None = None) -> Verdict:
     )
 
 
+def combine_results(
+    given: Reward | ScoreError, swapped: Reward | ScoreError | None = None
+) -> Verdict | ScoreError:
+    """Like `combine_orders`, of results that may be errors: return the first one."""
+    if isinstance(given, ScoreError):
+        return given
+    return swapped if isinstance(swapped, ScoreError) else combine_orders(given, swapped)
+
+
 def expand_orders(
     pairs: Sequence[JudgePair | ScoreError], *, both_orders: bool = True
 ) -> list[JudgePair]:
@@ -75,19 +84,11 @@ def merge_orders(
     """
     remaining = iter(results)
     return [
-        pair if isinstance(pair, ScoreError) else _take_verdict(remaining, both_orders)
+        pair
+        if isinstance(pair, ScoreError)
+        else combine_results(next(remaining), next(remaining) if both_orders else None)
         for pair in pairs
     ]
-
-
-def _take_verdict(
-    results: Iterator[Reward | ScoreError], both_orders: bool
-) -> Verdict | ScoreError:
-    given = next(results)
-    swapped = next(results) if both_orders else None
-    if isinstance(given, ScoreError):
-        return given
-    return swapped if isinstance(swapped, ScoreError) else combine_orders(given, swapped)
 
 
 class RankedAnswer(NamedTuple):

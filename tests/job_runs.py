@@ -20,6 +20,7 @@ from typing import Any
 
 from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import Messages
+from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.step_items import StepItem
 from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.source import open_source
@@ -112,7 +113,9 @@ def reward_of(text: str) -> Reward:
 
 
 def add_steps(reward: Reward, conversation: object) -> Reward:
-    """Give each step of a solution its own reward."""
+    """Give each step of a solution its own reward, and each pair a label mass."""
+    if isinstance(conversation, JudgePair):
+        return dataclasses.replace(reward, label_mass=0.5)
     if not isinstance(conversation, StepItem):
         return reward
     steps = [reward_of(f"{conversation.prompt}{step}").reward for step in conversation.steps or ()]

@@ -44,7 +44,7 @@ class StubService:
     """Answers `/v1/score`, `/v1/compare`, `/v1/rank` and `/v1/render`.
 
     Attributes:
-        app: answers all requests instead, if there is one.
+        app: answers all requests instead, if there is one, also GET.
         max_bytes: larger bodies are 413.
         refusals: answers for the next requests: a status, headers.
         delay_s: before each answer.
@@ -76,6 +76,11 @@ class StubService:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def do_GET(self) -> None:
+                assert stub.app is not None
+                answer = stub.app.get(self.path)
+                self._send(answer.status_code, answer.json(), {})
+
             def do_POST(self) -> None:
                 content = self.rfile.read(int(self.headers["Content-Length"]))
                 with stub._lock:
@@ -88,6 +93,9 @@ class StubService:
                 status, body, headers = stub._answer(self.path, content)
                 with stub._lock:
                     stub.num_running -= 1
+                self._send(status, body, headers)
+
+            def _send(self, status: int, body: Any, headers: dict[str, str]) -> None:
                 sent = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -41,6 +41,17 @@ from serve.cli.options import (
 )
 @model_options
 @truncation_option
+@click.option(
+    "--aggregation",
+    type=click.Choice(["last", "min", "mean", "product"]),
+    help="How a step model's rewards of steps become the reward.  [default: last]",
+)
+@click.option(
+    "--orders",
+    type=click.Choice(["both", "given"]),
+    help="Orders in which a judge reads the answers of a pair; given: `chosen` first.  [default: "
+    "both]",
+)
 @column_options
 @click.option(
     "--split",
@@ -78,7 +89,8 @@ def score(input: str, output: Path | None, **options: Any) -> None:
     INPUT is JSONL (also .gz), Parquet, a folder or a quoted glob of these, a folder saved by
     `datasets`, or hf://datasets/ORG/NAME. OUTPUT ends with .jsonl, .jsonl.gz or .parquet. Rows are
     conversations, pairs or groups, recognized by their columns; all other columns are copied to
-    OUTPUT. Finished chunks are kept in OUTPUT.job. A row that cannot be scored gets an `error`,
+    OUTPUT. A step model also reads lists of steps, and a judge compares the answers of pairs and
+    groups. Finished chunks are kept in OUTPUT.job. A row that cannot be scored gets an `error`,
     and the exit code is 3 if any row has one.
 
     Example: skyreward score pairs.jsonl -o scored.jsonl --model demo

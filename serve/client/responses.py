@@ -69,6 +69,7 @@ class Comparison:
         warnings: warnings about either conversation.
         orders: a judge's verdict with the chosen answer first, then second; empty without a judge.
         consistent: whether a judge prefers the same answer in all orders; None without a judge.
+        num_tokens: number of tokens that a judge read, of all orders; 0 without a judge.
     """
 
     chosen_reward: float | None
@@ -79,6 +80,7 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     orders: tuple[OrderVerdict, ...] = ()
     consistent: bool | None = None
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +284,7 @@ def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
             for order in item["orders"]
         ),
         consistent=bool(item["consistent"]),
+        num_tokens=read_count(item["num_tokens"]),
     )
 
 

@@ -340,7 +340,7 @@ def _read_numbers(item: Item, record: Mapping[str, Any]) -> ScoredItem:
     if "log_odds" in record:
         return ScoredItem(item, log_odds=record["log_odds"])
     if "rewards" in record:
-        step_rewards = record.get("step_rewards", ())
+        step_rewards = record.get("responses_step_rewards", ())
         return ScoredItem(item, tuple(record["rewards"]), step_rewards=step_rewards)
     return ScoredItem(item, tuple(record["step_rewards"]))
 

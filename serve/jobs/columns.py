@@ -5,8 +5,8 @@ A column concerns scoring only if some format makes it part of the model's input
 1. The column is read if its content can be rendered: prompts, answers, `system`, `history`,
    `tools`.
 2. The row gets an error if the answer is about something that is not text (images, videos, audio),
-   or if the row has no single answer (stepwise supervision, a prompt alone, an annotation tool's
-   record).
+   or if the row has no single answer (stepwise supervision unless the model is a step model, a
+   prompt alone, an annotation tool's record).
 3. Otherwise the row gets a warning `column_not_read` (`documents`, `context`, a second prompt),
    unless the conversation has the same text anyway.
 
@@ -22,15 +22,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from rm_core import ChatFormatName, InvalidConversationError
+from rm_core.config import Kind
 from rm_core.inputs.conversations import Messages
 from rm_core.text import format_keys
 from serve.errors import JobInputError
 from serve.jobs.turns import TranscriptMode, load_messages
 
-RecordKind: TypeAlias = Literal["conversation", "pair", "group", "steps", "verdicts"]
+RecordKind: TypeAlias = Literal[
+    "conversation", "pair", "group", "judged_pair", "judged_group", "steps", "verdicts"
+]
 """Kind of a record, which decides its result columns; see `serve.jobs.row_results`. The last two
 are those of `serve.jobs.inputs.items`.
 """
+JUDGED: Mapping[RecordKind, RecordKind] = {"pair": "judged_pair", "group": "judged_group"}
+"""Kinds of the records that a judge reads."""
 
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 """Names of the better answer of a pair."""
@@ -48,6 +53,10 @@ PROMPTS = ("question", "instruction", "query")
 """Names of a prompt other than `prompt`."""
 INPUT = "input"
 """Appended to an instruction; without another prompt column, the prompt itself."""
+STEPS = "steps"
+"""Name of the steps of a solution, for a step model."""
+STEPWISE = ("completions", "labels")
+"""Names of the steps of a solution and of their labels in TRL's stepwise supervision."""
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 TOOLS = "tools"
@@ -202,7 +211,13 @@ def explain_unknown_kind(record: Mapping[str, Any]) -> str:
     if isinstance(record.get("labels"), list) and isinstance(record.get("completions"), list):
         return (
             "no known shape; `completions` with `labels` is stepwise supervision, which labels "
-            "single steps, and a reward is given to a whole answer: join the steps into `response`"
+            "single steps, and a reward is given to a whole answer: join the steps into "
+            "`response`, or score with a step model"
+        )
+    if isinstance(record.get(STEPS), list):
+        return (
+            "no known shape; `steps` are read for step models only: join the steps into "
+            "`response`, or score with a step model"
         )
     prompts = [name for name in ("prompt", *PROMPTS) if name in record]
     hint = f"; {format_keys(prompts)} has no answer" if prompts else ""
@@ -307,8 +322,19 @@ def is_annotation(record: Mapping[str, Any], responses: Any) -> bool:
     )
 
 
-def infer_kinds(names: Set[str], columns: Columns = DEFAULT_COLUMNS) -> list[RecordKind]:
-    """Return the possible kinds of a record with columns of these names."""
+def find_steps_column(names: Collection[str], columns: Columns = DEFAULT_COLUMNS) -> str | None:
+    """Return the name of the column with the steps of a solution, if no option names an answer."""
+    if columns.messages or columns.response:
+        return None
+    if STEPS in names:
+        return STEPS
+    return STEPWISE[0] if all(name in names for name in STEPWISE) else None
+
+
+def infer_kinds(
+    names: Set[str], columns: Columns = DEFAULT_COLUMNS, kind: Kind = "classifier"
+) -> list[RecordKind]:
+    """Return the possible kinds of a record with columns of these names, for a kind of model."""
     if columns.chosen or columns.rejected:
         return ["pair"]
     if columns.responses:
@@ -327,12 +353,16 @@ def infer_kinds(names: Set[str], columns: Columns = DEFAULT_COLUMNS) -> list[Rec
         kinds.append("group")
     if not kinds and names & {*CONVERSATIONS, *RESPONSES, GENERATION}:
         kinds.append("conversation")
+    if not kinds and kind == "step" and find_steps_column(names):
+        kinds.append("conversation")
     if not kinds and names & {*CHOSEN, *REJECTED}:
         kinds.append("pair")  # one side only: the other side is reported as missing
     return kinds
 
 
-def infer_record_kinds(record: Mapping[str, Any], columns: Columns) -> list[RecordKind]:
+def infer_record_kinds(
+    record: Mapping[str, Any], columns: Columns, kind: Kind = "classifier"
+) -> list[RecordKind]:
     """Return the possible kinds of a record, from its columns that are not null.
 
     Where `infer_kinds` finds a conversation by its name, the values decide: `messages`
@@ -342,12 +372,12 @@ def infer_record_kinds(record: Mapping[str, Any], columns: Columns) -> list[Reco
     names = {
         name for name, value in record.items() if value is not None and name not in columns.ignored
     }
-    kinds = infer_kinds(names, columns)
+    kinds = infer_kinds(names, columns, kind)
     if "messages" not in names or "conversation" not in kinds:
         return kinds
     messages = load_messages(record["messages"])
     if is_prompt(messages):
-        return infer_kinds(names - {"messages"}, columns) or kinds
+        return infer_kinds(names - {"messages"}, columns, kind) or kinds
     if kinds == ["conversation", "pair"] and messages == load_messages(record.get("chosen")):
         return ["pair"]
     return kinds

@@ -14,9 +14,10 @@ from rm_core import Reward, ScoreError
 from serve.errors import JobStoppedError
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.items import ScoringInput
+from serve.jobs.manifest import get_kind
 from serve.jobs.progress import Progress
 from serve.jobs.runner import Chunk, read_chunks
-from serve.jobs.spec import JobSpec
+from serve.jobs.spec import JobSpec, require_fitting_options
 from serve.jobs.summary import Line, Summary, format_duration, format_problems
 from serve.shutdown import GracefulShutdown
 
@@ -66,10 +67,12 @@ def estimate(
     progress.start_phase("counting", total=total, unit="bytes")
     asks_services = executor.drain_timeout_s is not None
     with contextlib.suppress(JobStoppedError), shutdown.allow_interrupt(asks_services):
-        for chunk in read_chunks(spec):
+        kind = get_kind(executor.resolve_identity())
+        require_fitting_options(spec, kind)
+        for chunk in read_chunks(spec, kind):
+            _count(chunk, spec, executor, result)
             if chunk.first_row == 0:
                 result.tokens_per_s = _measure_rate(chunk, spec, executor)
-            _count(chunk, spec, executor, result)
             progress.advance(chunk.num_bytes)
             if shutdown.received_signal is not None:
                 break

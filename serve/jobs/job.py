@@ -11,16 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rm_core.config import Kind
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.storage import compute_sha256, measure_file
-from serve.jobs.manifest import Completion, Manifest, find_input_changes, require_compatible
+from serve.jobs.manifest import (
+    Completion,
+    Manifest,
+    find_input_changes,
+    get_kind,
+    require_compatible,
+)
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
 from serve.jobs.runner import ChunkRunner, raise_on_error
-from serve.jobs.spec import JobSpec
+from serve.jobs.spec import JobSpec, require_fitting_options
 from serve.jobs.store import JobStore, find_result_columns
 from serve.jobs.summary import Summary
 from serve.jobs.writers import Writer, is_tabular, open_writer
@@ -85,7 +92,9 @@ class Job:
                 "output, or --overwrite to replace it"
             )
         model = self._resolve_identity()
-        manifest = Manifest(self._scan_input(), model, spec.options, spec.model_spec)
+        kind = get_kind(model)
+        require_fitting_options(spec, kind)
+        manifest = Manifest(self._scan_input(kind), model, spec.options, spec.model_spec)
         self.store.save_manifest(manifest)
         return manifest
 
@@ -93,7 +102,7 @@ class Job:
         with self.shutdown.allow_interrupt(self.executor.drain_timeout_s is not None):
             return self.executor.resolve_identity()
 
-    def _scan_input(self) -> InputScan:
+    def _scan_input(self, kind: Kind) -> InputScan:
         source = self.spec.source
         total = sum(file.size for file in source.files)
 
@@ -109,6 +118,7 @@ class Job:
             tabular=is_tabular(self.spec.output),
             columns=self.spec.columns,
             replace_results=self.spec.replace_results,
+            kind=kind,
             find_result_columns=find_result_columns,
             on_progress=report_progress,
         )
@@ -118,7 +128,7 @@ class Job:
         for line in manifest.scan.names.format_notices():
             self.notify(line)
         try:
-            self._score(manifest.scan.num_rows)
+            self._score(manifest.scan.num_rows, manifest.kind)
             return self._write_output(manifest)
         except BaseException:
             if self.store.num_chunks:
@@ -128,7 +138,7 @@ class Job:
                 )
             raise
 
-    def _score(self, num_rows: int) -> None:
+    def _score(self, num_rows: int, kind: Kind) -> None:
         num_scored = self.store.summary.num_rows
         if self.spec.fail_fast and self.store.summary.num_failed:
             first_row = 0
@@ -139,7 +149,9 @@ class Job:
             if num_scored:
                 self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
-            ChunkRunner(self.spec, self.store, self.executor, self.progress, self.shutdown).run()
+            ChunkRunner(
+                self.spec, kind, self.store, self.executor, self.progress, self.shutdown
+            ).run()
         if self.store.summary.num_rows != num_rows:
             raise self._input_changed_error(
                 f"it had {num_rows:,} rows and has {self.store.summary.num_rows:,}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rm_core.config import Kind
 from rm_core.text import format_names, shorten
 from serve.errors import JobRefusedError
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged
@@ -54,6 +55,11 @@ class Manifest:
     model_spec: dict[str, Any]
     completion: Completion | None = None
 
+    @property
+    def kind(self) -> Kind:
+        """Kind of the model."""
+        return get_kind(self.model)
+
     def as_json(self) -> dict[str, Any]:
         """Return the manifest as JSON data; `from_json` reads it."""
         completion = self.completion
@@ -76,7 +82,7 @@ class Manifest:
         """Create a manifest from the data of `as_json`."""
         completion = content["completion"]
         return cls(
-            scan=_scan_from_json(content["input"]),
+            scan=_scan_from_json(content["input"], get_kind(content["model"])),
             model=content["model"],
             options=content["options"],
             model_spec=content["model_spec"],
@@ -187,7 +193,13 @@ def _scan_to_json(scan: InputScan) -> dict[str, Any]:
     }
 
 
-def _scan_from_json(content: dict[str, Any]) -> InputScan:
+def get_kind(model: Mapping[str, Any]) -> Kind:
+    """Return the kind of a model from the identity of its executor."""
+    kind: Kind = model.get("kind", "classifier")
+    return kind
+
+
+def _scan_from_json(content: dict[str, Any], kind: Kind) -> InputScan:
     schema = content["schema"]
     return InputScan(
         num_rows=content["num_rows"],
@@ -195,5 +207,5 @@ def _scan_from_json(content: dict[str, Any]) -> InputScan:
         files=tuple(FileDigest(**file) for file in content["files"]),
         schema=schema and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))),
         kinds=frozenset(content["kinds"]),
-        names=ResultNames(content["renamed"], frozenset(content["replaced"])),
+        names=ResultNames(content["renamed"], frozenset(content["replaced"]), kind),
     )

@@ -21,8 +21,10 @@ from rm_core import (
     join_parsed,
     parse_conversation,
     parse_prompt,
+    parse_step_item,
     read_turns,
 )
+from rm_core.config import Kind
 from rm_core.inputs.chat_formats import BOS_TEXTS, find_markers
 from rm_core.inputs.conversations import Messages, validate_unicode
 from rm_core.text import format_keys
@@ -34,6 +36,7 @@ from serve.jobs.columns import (
     GROUPS,
     HISTORY,
     INPUT,
+    JUDGED,
     PROMPTS,
     REJECTED,
     RESPONSES,
@@ -43,6 +46,7 @@ from serve.jobs.columns import (
     RecordKind,
     explain_unknown_kind,
     find_pair_columns,
+    find_steps_column,
     find_unread_warnings,
     get_optional_path,
     get_path,
@@ -52,7 +56,7 @@ from serve.jobs.columns import (
     is_whole_conversation,
     require_text_only,
 )
-from serve.jobs.inputs.items import ScoringInput
+from serve.jobs.inputs.items import ScoringInput, list_orders
 from serve.jobs.turns import (
     has_function_calls,
     load_messages,
@@ -117,7 +121,8 @@ class ParsedRecord:
 
     Attributes:
         kind: kind of the record, which decides its result columns; None if unknown.
-        conversations: conversations in order; an error in place of an invalid response.
+        conversations: conversations in order, or the orders of pairs that a judge reads; an error
+            in place of an invalid response.
         error: why the record cannot be scored; it then has no conversations.
         warnings: warnings about how the record was read.
     """
@@ -128,22 +133,63 @@ class ParsedRecord:
     warnings: tuple[str, ...] = ()
 
 
-def try_parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
+def try_parse_record(
+    record: object,
+    columns: Columns = DEFAULT_COLUMNS,
+    kind: Kind = "classifier",
+    *,
+    both_orders: bool = True,
+) -> ParsedRecord:
     """Parse a record; an invalid record gives a `ParsedRecord` with an error.
 
-    `record` is what a reader gives: a `ScoreError` if the row could not be read.
+    Args:
+        record: what a reader gives: a `ScoreError` if the row could not be read.
+        columns: columns that the caller named.
+        kind: kind of the model that reads the record.
+        both_orders: whether a judge reads pairs in both orders; it always does so for groups.
     """
     if isinstance(record, ScoreError):
         return ParsedRecord(None, error=record)
+    found: RecordKind | None = None
     try:
-        return parse_record(record, columns)
+        parsed = parse_record(record, columns, kind)
+        found = parsed.kind
+        return _list_orders(parsed, both_orders) if kind == "judge" else parsed
     except InputError as error:
-        kinds = infer_record_kinds(record, columns) if isinstance(record, Mapping) else []
-        return ParsedRecord(kinds[0] if kinds else None, error=ScoreError.from_exception(error))
+        if found is None and isinstance(record, Mapping):
+            found = next(iter(infer_record_kinds(record, columns, kind)), None)
+        if found and kind == "judge":
+            found = JUDGED.get(found, found)
+        return ParsedRecord(found, error=ScoreError.from_exception(error))
 
 
-def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRecord:
-    """Parse a record of any known shape.
+def _list_orders(parsed: ParsedRecord, both_orders: bool) -> ParsedRecord:
+    """Return a pair or a group as what a judge reads of it.
+
+    Raises:
+        InvalidConversationError: the record is another one, or see `list_orders`.
+    """
+    if parsed.kind is None or parsed.kind not in JUDGED:
+        raise InvalidConversationError(
+            "a judge compares two answers to one prompt; give `chosen` and `rejected`, or "
+            "`responses`, or score single conversations with another model"
+        )
+    answers = [
+        ScoreError(one.code, f"`responses[{index}]`: {one.message}")
+        if isinstance(one, ScoreError)
+        else one
+        for index, one in enumerate(parsed.conversations)
+        if isinstance(one, list | dict | ScoreError)
+    ]
+    both_orders = both_orders or parsed.kind == "group"
+    orders = tuple(list_orders(answers, both_orders=both_orders))
+    return ParsedRecord(JUDGED[parsed.kind], orders, warnings=parsed.warnings)
+
+
+def parse_record(
+    record: object, columns: Columns = DEFAULT_COLUMNS, kind: Kind = "classifier"
+) -> ParsedRecord:
+    """Parse a record of any known shape; steps of solutions only if `kind` is `step`.
 
     Raises:
         InvalidConversationError: the record has no known shape, or a conversation is invalid.
@@ -152,7 +198,7 @@ def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRe
         raise InvalidConversationError(
             f"a record must be a JSON object, got {type(record).__name__}"
         )
-    kinds = infer_record_kinds(record, columns)
+    kinds = infer_record_kinds(record, columns, kind)
     if not kinds:
         raise InvalidConversationError(explain_unknown_kind(record))
     if len(kinds) > 1:
@@ -160,7 +206,7 @@ def parse_record(record: object, columns: Columns = DEFAULT_COLUMNS) -> ParsedRe
             f"the record is a {' and a '.join(kinds)} at once; name the columns to score by "
             "--messages-column, by --chosen-column and --rejected-column, or by --responses-column"
         )
-    return _RecordReader(record, columns).read(kinds[0])
+    return _RecordReader(record, columns, reads_steps=kind == "step").read(kinds[0])
 
 
 class _RecordReader:
@@ -169,12 +215,15 @@ class _RecordReader:
     Args:
         record: a record of a known shape.
         columns: columns that the caller named.
+        reads_steps: whether the answer may be given as steps.
 
     Raises:
         InvalidConversationError: the record is about something that is not text.
     """
 
-    def __init__(self, record: Mapping[str, Any], columns: Columns) -> None:
+    def __init__(
+        self, record: Mapping[str, Any], columns: Columns, *, reads_steps: bool = False
+    ) -> None:
         self._columns = columns
         self._original = record
         self._record = {
@@ -184,6 +233,7 @@ class _RecordReader:
         }
         self._read_columns: set[str] = set()
         self._warnings: list[str] = []
+        self._steps = find_steps_column(self._record, columns) if reads_steps else None
         require_text_only(self._record)
         for path, names in (
             (columns.prompt, ("prompt", *PROMPTS, INPUT)),
@@ -208,7 +258,10 @@ class _RecordReader:
     def read(self, kind: RecordKind) -> ParsedRecord:
         """Read the record as one of this kind."""
         conversations: list[Messages | ScoreError]
-        if kind == "conversation":
+        steps = self._steps if kind == "conversation" else None
+        if steps:
+            conversations = [self._read_solution(steps)]
+        elif kind == "conversation":
             conversations = [self._read_conversation()]
         else:
             conversations = self._read_pair() if kind == "pair" else self._read_group()
@@ -222,11 +275,14 @@ class _RecordReader:
             self._read_columns.add(HISTORY)
         if good:
             self._warnings += find_unread_warnings(self._record, self._read_columns, good)
-        completed = (
+        completed: tuple[ScoringInput | ScoreError, ...] = tuple(
             c if tools is None or isinstance(c, ScoreError) else {"messages": c, "tools": tools}
             for c in extended
         )
-        return ParsedRecord(kind, tuple(completed), warnings=tuple(dict.fromkeys(self._warnings)))
+        if steps and good:
+            item = {"prompt": good[0][:-1], "steps": self._record[steps]}
+            completed = (parse_step_item(item),)
+        return ParsedRecord(kind, completed, warnings=tuple(dict.fromkeys(self._warnings)))
 
     def _read_conversation(self) -> Messages:
         """Read the only conversation of the record."""
@@ -252,6 +308,34 @@ class _RecordReader:
                     return self._parse_whole(value, name)
         name = self._find_only_column(RESPONSES, "--response-column") or GENERATION
         return self._join(self._parse_prompt(), [self._take(name)], [name])[0]
+
+    def _read_solution(self, name: str) -> Messages:
+        """Read a prompt and the steps of its solution, joined by line feeds into an answer."""
+        others = [other for other in (*RESPONSES, GENERATION) if other in self._record]
+        others += [
+            other
+            for other in CONVERSATIONS
+            if other in self._record and not is_prompt(self._load_messages(other))
+        ]
+        if others:
+            raise InvalidConversationError(
+                f"the record has {format_keys([*others, name])}, and each may be the solution; "
+                "ignore all but one of them with --ignore-column"
+            )
+        if self._tools is not None:
+            raise InvalidConversationError(
+                "the record has tools, which a step model does not read; ignore the column with "
+                "--tools-column ''"
+            )
+        steps, prompt = self._take(name), self._parse_prompt()
+        if prompt is None or prompt.opening:
+            raise InvalidConversationError(
+                f"a record with `{name}` needs a `prompt` that ends before the solution"
+            )
+        # `parse_step_item` refuses what is not a list of texts.
+        texts = steps if isinstance(steps, list) else []
+        text = "\n".join(step for step in texts if isinstance(step, str))
+        return self._add_history(self._join_one(prompt, text, name), prompt)
 
     def _read_pair(self) -> list[Messages | ScoreError]:
         """Read a pair: the chosen conversation, then the rejected one."""

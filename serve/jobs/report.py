@@ -27,7 +27,7 @@ class Report:
         self._path, self._title = path, title
         self._rewards, self._chosen, self._rejected = (StreamingHistogram() for _ in range(3))
         self._margins, self._leads, self._lengths = (StreamingHistogram() for _ in range(3))
-        self._ties = 0
+        self._ties = self._consistent = self._verdicts = 0
         self._truncated = self._warned = 0
         self._kinds: Counter[str] = Counter()
 
@@ -39,13 +39,18 @@ class Report:
             self._lengths.add(math.log2(max(1, result.num_tokens)))
             self._truncated += result.truncated
             self._warned += bool(result.warnings)
+        if verdict := row.verdict:
+            self._add_margin(verdict.margin)
+            self._verdicts += len(verdict.orders) > 1
+            self._consistent += len(verdict.orders) > 1 and verdict.is_consistent
         if row.kind == "pair":
             self._add_pair(row.results)
             return
-        for result in rewards:
-            self._rewards.add(result.reward)
-        if row.kind == "group" and len(rewards) > 1:
-            second, first = sorted(result.reward for result in rewards)[-2:]
+        numbers = [reward for reward in row.rewards if reward is not None]
+        for number in numbers:
+            self._rewards.add(number)
+        if row.kind in ("group", "judged_group") and len(numbers) > 1:
+            second, first = sorted(numbers)[-2:]
             self._leads.add(first - second)
 
     def write(self, summary: Summary) -> None:
@@ -73,11 +78,15 @@ class Report:
                 histogram.add(result.reward)
         match results:
             case [Reward() as chosen, Reward() as rejected]:
-                self._margins.add(chosen.reward - rejected.reward)
-                self._ties += chosen.reward == rejected.reward
+                self._add_margin(chosen.reward - rejected.reward)
+
+    def _add_margin(self, margin: float) -> None:
+        self._margins.add(margin)
+        self._ties += margin == 0
 
     def _counts(self) -> Iterator[tuple[str, str]]:
         names = {"conversation": "conversations", "pair": "pairs", "group": "groups"}
+        names |= {"judged_pair": "pairs", "judged_group": "groups"}
         for kind, count in self._kinds.most_common():
             yield f"rows: {names.get(kind, kind)}", f"{count:,}"
         yield "conversations with a reward", f"{self._lengths.count:,}"
@@ -85,6 +94,12 @@ class Report:
             share = self._margins.num_positive / self._margins.count
             yield "pairs with chosen ahead", f"{self._margins.num_positive:,} ({share:.2%})"
             yield "pairs with equal rewards", f"{self._ties:,}"
+        if self._verdicts:
+            share = self._consistent / self._verdicts
+            yield (
+                "pairs with the same answer ahead in both orders",
+                f"{self._consistent:,} ({share:.2%})",
+            )
         if self._truncated:
             yield "truncated conversations", f"{self._truncated:,}"
         if self._warned:
@@ -108,7 +123,8 @@ class Report:
         if self._margins.count:
             yield build_histogram(
                 "Margins of pairs",
-                "reward of chosen minus reward of rejected: below 0, the model prefers rejected",
+                "reward of chosen minus reward of rejected, or a judge's log-odds that chosen is "
+                "better: below 0, the model prefers rejected",
                 "margin",
                 {"margin": self._margins},
             )

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from rm_core import Reward, ScoreError
+from rm_core import (
+    RankedAnswer,
+    Reward,
+    ScoreError,
+    Verdict,
+    combine_results,
+    rank_answers,
+    sigmoid,
+)
+from rm_core.config import Kind
 from serve.errors import JobInputError
 from serve.jobs.columns import RecordKind
 
@@ -16,16 +27,44 @@ RESULT_COLUMNS: Mapping[RecordKind, tuple[str, ...]] = {
     "conversation": ("reward",),
     "pair": ("chosen_reward", "rejected_reward", "margin"),
     "group": ("rewards",),
+    "judged_pair": (
+        *("chosen_reward", "rejected_reward", "margin"),
+        *("probability", "orders", "consistent"),
+    ),
+    "judged_group": ("rewards",),
+}
+STEP_COLUMNS: Mapping[RecordKind, tuple[str, ...]] = {
+    "conversation": ("step_rewards",),
+    "pair": ("chosen_step_rewards", "rejected_step_rewards"),
+    "group": ("responses_step_rewards",),
+}
+"""Columns that a step model adds."""
+COMMON_COLUMNS = ("error", "truncated", "warnings")
+_RECORD_KINDS: Mapping[Kind, tuple[RecordKind, ...]] = {
+    "classifier": ("conversation", "pair", "group"),
+    "step": ("conversation", "pair", "group"),
+    "judge": ("judged_pair", "judged_group"),
 }
 
-RESULT_NAMES = (
-    *(name for names in RESULT_COLUMNS.values() for name in names),
-    "step_rewards",
-    "error",
-    "truncated",
-    "warnings",
-)
-"""Names of result columns, if the input has no columns of these names."""
+
+def list_result_columns(kinds: Iterable[RecordKind], model_kind: Kind) -> list[str]:
+    """Return the names of the columns of results that records of these kinds may have."""
+    names = [
+        name
+        for kind in kinds
+        for name in (
+            *RESULT_COLUMNS[kind],
+            *(STEP_COLUMNS.get(kind, ()) if model_kind == "step" else ()),
+        )
+    ]
+    return list(dict.fromkeys([*names, *COMMON_COLUMNS]))
+
+
+_NAMES_OF_KIND: Mapping[Kind, tuple[str, ...]] = {
+    kind: tuple(list_result_columns(records, kind)) for kind, records in _RECORD_KINDS.items()
+}
+RESULT_NAMES = tuple(dict.fromkeys(itertools.chain.from_iterable(_NAMES_OF_KIND.values())))
+"""Names of the result columns of all kinds of models, if the input has none of these names."""
 UNREAD_COLUMN = "line"
 """Column for the text of a row that cannot be read."""
 RESULT_PREFIX = "skyreward_"
@@ -73,10 +112,12 @@ class ResultNames:
         renames: other names of results (and of `UNREAD_COLUMN`), because the input has columns of
             the results' names.
         replaced_columns: columns of the input that an earlier run wrote; they are dropped.
+        kind: kind of the model, which decides the results.
     """
 
     renames: Mapping[str, str] = field(default_factory=dict)
     replaced_columns: frozenset[str] = frozenset()
+    kind: Kind = "classifier"
 
     def __getitem__(self, result: str) -> str:
         return self.renames.get(result, result)
@@ -84,7 +125,7 @@ class ResultNames:
     @property
     def result_columns(self) -> frozenset[str]:
         """Names of the result columns that this job writes."""
-        return frozenset(self[name] for name in RESULT_NAMES)
+        return frozenset(self[name] for name in _NAMES_OF_KIND[self.kind])
 
     def format_notices(self) -> Iterator[str]:
         """Yield notices for the user about replaced and renamed columns."""
@@ -100,7 +141,9 @@ class ResultNames:
             )
 
 
-def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = False) -> ResultNames:
+def choose_result_names(
+    own: Set[str], earlier: Set[str], *, replace: bool = False, kind: Kind = "classifier"
+) -> ResultNames:
     """Choose the names of result columns.
 
     Args:
@@ -108,21 +151,21 @@ def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = Fal
         earlier: input columns that an earlier run wrote.
         replace: whether the user declared all these columns as results of an earlier run. If there
             is `skyreward_margin`, then this column is the result, and `margin` is not.
+        kind: kind of the model; columns named like results of another kind are left alone.
 
     Raises:
         JobInputError: a result has no free name.
     """
+    results = _NAMES_OF_KIND[kind]
     if replace:
         named = {
             name: f"{RESULT_PREFIX}{name}" if f"{RESULT_PREFIX}{name}" in own | earlier else name
-            for name in RESULT_NAMES
+            for name in results
         }
         earlier = (own | earlier) & set(named.values())
         own = own - earlier
     renamed = {
-        name: f"{RESULT_PREFIX}{name}"
-        for name in sorted((*RESULT_NAMES, UNREAD_COLUMN))
-        if name in own
+        name: f"{RESULT_PREFIX}{name}" for name in sorted((*results, UNREAD_COLUMN)) if name in own
     }
     for name, other in renamed.items():
         if other in own:
@@ -130,7 +173,7 @@ def choose_result_names(own: Set[str], earlier: Set[str], *, replace: bool = Fal
                 f"the input has columns `{name}` and `{other}`, so no name is left for a result; "
                 f"rename `{other}`, or give --replace-results if it is a result of an earlier run"
             )
-    return ResultNames(renamed, frozenset(earlier - own))
+    return ResultNames(renamed, frozenset(earlier - own), kind)
 
 
 class RowResults(NamedTuple):
@@ -138,7 +181,8 @@ class RowResults(NamedTuple):
 
     Attributes:
         kind: kind of the record; None if unknown.
-        results: results of the record's conversations, in order.
+        results: results of the record's conversations, in order; of a judge, those of the orders
+            of each pair of answers.
         error: why the row has no conversations; None if it has some, even if they failed.
         warnings: warnings about how the record was read, without the warnings of rewards.
     """
@@ -155,10 +199,46 @@ class RowResults(NamedTuple):
             return self.error
         for index, result in enumerate(self.results):
             if isinstance(result, ScoreError):
-                side = ("chosen", "rejected")[index > 0]
-                prefixes = {"pair": f"`{side}`: ", "group": f"`responses[{index}]`: "}
-                return ScoreError(result.code, prefixes.get(self.kind or "", "") + result.message)
+                prefix = self._format_position(index)
+                return ScoreError(result.code, prefix + result.message)
         return None
+
+    def _format_position(self, index: int) -> str:
+        """Return which answer a result belongs to, to precede its error."""
+        match self.kind:
+            case "pair":
+                return f"`{('chosen', 'rejected')[index > 0]}`: "
+            case "group":
+                return f"`responses[{index}]`: "
+            case "judged_group":
+                pairs = itertools.combinations(range(self._num_judged), 2)
+                first, second = next(itertools.islice(pairs, index // 2, None))
+                return f"`responses[{first}]` against `responses[{second}]`: "
+        return ""
+
+    @property
+    def _num_judged(self) -> int:
+        """Number of answers that a judge compared: n of them have n * (n - 1) results."""
+        return (1 + math.isqrt(1 + 4 * len(self.results))) // 2
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Verdict of a judge on a pair; None without one."""
+        if self.kind != "judged_pair" or not self.results:
+            return None
+        verdict = combine_results(*self.results)
+        return verdict if isinstance(verdict, Verdict) else None
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Reward of each answer of the row, None where it failed; empty for pairs of a judge."""
+        if self.kind == "judged_group" and self.results:
+            orders = zip(self.results[::2], self.results[1::2], strict=True)
+            ranked = rank_answers(self._num_judged, [combine_results(*both) for both in orders])
+            return [one.reward if isinstance(one, RankedAnswer) else None for one in ranked]
+        if self.kind == "judged_pair":
+            return []
+        return [one.reward if isinstance(one, Reward) else None for one in self.results]
 
     @property
     def all_warnings(self) -> list[str]:
@@ -171,16 +251,21 @@ class RowResults(NamedTuple):
         failure = self.failure
         rewards = [result for result in self.results if isinstance(result, Reward)]
         columns: dict[str, Any] = {}
-        if self.kind == "group" and self.results:
-            columns["rewards"] = [r.reward if isinstance(r, Reward) else None for r in self.results]
+        if self.kind in ("group", "judged_group") and self.results:
+            columns["rewards"] = self.rewards
             if any(r.step_rewards for r in rewards):
-                columns["step_rewards"] = [
+                columns["responses_step_rewards"] = [
                     list(r.step_rewards) if isinstance(r, Reward) else None for r in self.results
                 ]
         elif failure is None and self.kind == "pair":
-            chosen, rejected = (r.reward for r in rewards)
-            columns |= {"chosen_reward": chosen, "rejected_reward": rejected}
-            columns["margin"] = chosen - rejected
+            chosen, rejected = rewards
+            columns |= {"chosen_reward": chosen.reward, "rejected_reward": rejected.reward}
+            columns["margin"] = chosen.reward - rejected.reward
+            if chosen.step_rewards:
+                columns["chosen_step_rewards"] = list(chosen.step_rewards)
+                columns["rejected_step_rewards"] = list(rejected.step_rewards)
+        elif verdict := self.verdict:
+            columns |= _build_verdict(verdict)
         elif failure is None and self.kind == "steps":
             columns["step_rewards"] = list(rewards[0].step_rewards)
         elif failure is None and self.kind == "verdicts":
@@ -198,6 +283,18 @@ class RowResults(NamedTuple):
         if failure:
             columns["error"] = {"code": failure.code, "message": failure.message}
         return columns
+
+
+def _build_verdict(verdict: Verdict) -> dict[str, Any]:
+    """Return the columns of a judge's verdict, as in `/v1/compare`."""
+    return {
+        "chosen_reward": None,
+        "rejected_reward": None,
+        "margin": verdict.margin,
+        "probability": sigmoid(verdict.margin),
+        "orders": [{"log_odds": odds, "label_mass": mass} for odds, mass in verdict.orders],
+        "consistent": verdict.is_consistent,
+    }
 
 
 def merge_record(record: object, columns: Mapping[str, Any], names: ResultNames) -> dict[str, Any]:

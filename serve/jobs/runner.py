@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from rm_core import Reward, ScoreError
+from rm_core import Reward, ScoreError, aggregate
+from rm_core.config import Kind
 from serve.errors import BadRowError, JobStoppedError
 from serve.jobs.executors.base import Executor, ScoreBatchResult
 from serve.jobs.inputs.items import ScoringInput, compute_digest, list_pairs, list_solutions
@@ -96,9 +97,13 @@ class PendingChunk:
 
 @dataclass(slots=True)
 class ChunkRunner:
-    """One run over the remaining chunks of a job; see `serve.jobs.job.Job` for the attributes."""
+    """One run over the remaining chunks of a job; see `serve.jobs.job.Job` for the attributes.
+
+    `kind` is the kind of the model.
+    """
 
     spec: JobSpec
+    kind: Kind
     store: JobStore
     executor: Executor
     progress: Progress
@@ -125,7 +130,7 @@ class ChunkRunner:
             raise JobStoppedError("stopped by a signal")
 
     def _run(self, pending: deque[PendingChunk]) -> None:
-        chunks = read_chunks(self.spec, self.store.summary.num_rows)
+        chunks = read_chunks(self.spec, self.kind, self.store.summary.num_rows)
         while True:
             while len(pending) < self.executor.capacity and self.shutdown.received_signal is None:
                 chunk = next(chunks, None)
@@ -173,7 +178,8 @@ class ChunkRunner:
         """Fill the results of a chunk into its rows, and save it."""
         chunk = pending.chunk
         scored = pending.future.result() if pending.future else ScoreBatchResult([], 0)
-        new_results = dict(zip(pending.own_digests, scored.results, strict=True))
+        results = [self._aggregate(result) for result in scored.results]
+        new_results = dict(zip(pending.own_digests, results, strict=True))
         repeated = [digest for digest in chunk.conversations if digest not in new_results]
         rows = chunk.fill(self.store.find(repeated) | new_results)
         if self.spec.fail_fast:
@@ -187,31 +193,39 @@ class ChunkRunner:
         self._in_flight.difference_update(pending.own_digests)
         self.progress.add(summary)
 
+    def _aggregate(self, result: Result) -> Result:
+        """Return a result of a step model with the reward that the job asks for."""
+        aggregation = self.spec.aggregation
+        if aggregation is None or isinstance(result, ScoreError):
+            return result
+        return replace(result, reward=aggregate(result.step_rewards, aggregation))
 
-def read_chunks(spec: JobSpec, first_row: int = 0) -> Iterator[Chunk]:
+
+def read_chunks(spec: JobSpec, kind: Kind, first_row: int = 0) -> Iterator[Chunk]:
     """Yield the chunks of a job from a row on, which is the first one of a chunk.
 
-    A chunk ends at `spec.chunk_rows` rows or at `MAX_CHUNK_BYTES` of input.
+    A chunk ends at `spec.chunk_rows` rows or at `MAX_CHUNK_BYTES` of input, in which a row counts
+    once for each pair that a judge reads of it.
     """
     num_left = None if spec.limit is None else max(0, spec.limit - first_row)
-    rows: list[Row] = []
+    rows: list[tuple[Row, ParsedRecord]] = []
     num_bytes = 0
     for row in islice(spec.source.iter_rows(first_row), num_left):
-        rows.append(row)
-        num_bytes += row.size
+        record = _parse_record(row.record, spec, kind)
+        rows.append((row, record))
+        num_bytes += row.size * (len(record.conversations) or 1 if kind == "judge" else 1)
         if len(rows) == spec.chunk_rows or num_bytes >= MAX_CHUNK_BYTES:
-            yield _parse_chunk(rows, num_bytes, spec)
+            yield _build_chunk(rows)
             rows, num_bytes = [], 0
     if rows:
-        yield _parse_chunk(rows, num_bytes, spec)
+        yield _build_chunk(rows)
 
 
-def _parse_chunk(rows: Sequence[Row], num_bytes: int, spec: JobSpec) -> Chunk:
-    """Parse the rows of a chunk, at least one, and collect its distinct conversations."""
+def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
+    """Collect the distinct conversations of a chunk, which has at least one row."""
     parsed: list[tuple[ParsedRecord, list[Digest | ScoreError]]] = []
     conversations: dict[Digest, ScoringInput] = {}
-    for row in rows:
-        record = _parse_record(row.record, spec)
+    for _, record in rows:
         keys: list[Digest | ScoreError] = []
         for conversation in record.conversations:
             if isinstance(conversation, ScoreError):
@@ -220,15 +234,16 @@ def _parse_chunk(rows: Sequence[Row], num_bytes: int, spec: JobSpec) -> Chunk:
             keys.append(digest := compute_digest(conversation))
             conversations.setdefault(digest, conversation)
         parsed.append((record, keys))
-    return Chunk(rows[0].number, parsed, conversations, num_bytes)
+    num_bytes = sum(row.size for row, _ in rows)
+    return Chunk(rows[0][0].number, parsed, conversations, num_bytes)
 
 
-def _parse_record(record: Any, spec: JobSpec) -> ParsedRecord:
+def _parse_record(record: Any, spec: JobSpec, kind: Kind) -> ParsedRecord:
     if spec.inputs == "steps":
         return ParsedRecord("steps", tuple(list_solutions(record)))
     if spec.inputs == "pairs":
         return ParsedRecord("verdicts", tuple(list_pairs(record)))
-    return try_parse_record(record, spec.columns)
+    return try_parse_record(record, spec.columns, kind, both_orders=spec.orders != "given")
 
 
 def raise_on_error(rows: Sequence[RowResults], first_row: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rm_core import Truncation
-from serve.errors import JobOutputError
+from rm_core import Aggregation, Truncation
+from rm_core.config import Kind
+from serve.errors import JobInputError, JobOutputError
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import FileSource
@@ -24,6 +25,9 @@ class JobSpec:
         output: file for the rows with their rewards.
         truncation: how to handle conversations that are too long.
         columns: columns of the records.
+        aggregation: how the rewards of steps become the reward; None for `last`. Only for a step
+            model.
+        orders: in which orders a judge reads pairs; None for both. Only for a judge.
         inputs: what to score of a record; other inputs than chats are read without `columns`.
         limit: number of rows to score; None for all.
         chunk_rows: maximum number of rows in a chunk.
@@ -39,6 +43,8 @@ class JobSpec:
     output: Path
     truncation: Truncation = "error"
     columns: Columns = DEFAULT_COLUMNS
+    aggregation: Aggregation | None = None
+    orders: Literal["both", "given"] | None = None
     inputs: InputKind = "chats"
     limit: int | None = None
     chunk_rows: int = CHUNK_ROWS
@@ -57,12 +63,27 @@ class JobSpec:
             "replace_results": self.replace_results,
             **self.columns.as_options(),
             **({} if self.inputs == "chats" else {"inputs": self.inputs}),
+            **({} if self.aggregation in (None, "last") else {"aggregation": self.aggregation}),
+            **({} if self.orders in (None, "both") else {"orders": self.orders}),
         }
 
     @property
     def input_paths(self) -> set[Path]:
         """Paths of the input's files, with links resolved."""
         return {Path(file.path).resolve() for file in self.source.files}
+
+
+def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
+    """Check that the options of a job fit the kind of its model."""
+    for option, value, models, needed in (
+        ("--aggregation", spec.aggregation, "step models", "step"),
+        ("--orders", spec.orders, "judges", "judge"),
+    ):
+        if value is not None and kind != needed:
+            names = {"classifier": "classifier", "step": "step model", "judge": "judge"}
+            raise JobInputError(
+                f"{option} is for {models}, and this model is a {names[kind]}; leave the option out"
+            )
 
 
 def require_output_path(spec: JobSpec) -> None:

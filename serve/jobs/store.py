@@ -332,8 +332,8 @@ def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
     """Return a result as JSON data, which keeps every bit of a reward: a float is its `repr`."""
     if isinstance(result, ScoreError):
         return {"code": result.code, "message": result.message}
-    if result.truncated or result.warnings or result.step_rewards:
-        more = (result.truncated, result.warnings, result.step_rewards)
+    if result.truncated or result.warnings or result.step_rewards or result.label_mass is not None:
+        more = (result.truncated, result.warnings, result.step_rewards, result.label_mass)
         return [result.reward, result.num_tokens, *more]
     return [result.reward, result.num_tokens]
 
@@ -341,10 +341,16 @@ def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
 def _result_from_json(value: Any) -> Result:
     if isinstance(value, dict):
         return ScoreError(**value)
-    reward, num_tokens, *rest = value
-    truncated, warnings, *step_rewards = rest or (False, ())
-    steps = tuple(step_rewards[0]) if step_rewards else ()
-    return Reward(reward, num_tokens, truncated, tuple(warnings), step_rewards=steps)
+    defaults: list[Any] = [False, (), (), None]
+    reward, num_tokens, truncated, warnings, steps, label_mass = value + defaults[len(value) - 2 :]
+    return Reward(
+        reward,
+        num_tokens,
+        truncated,
+        tuple(warnings),
+        step_rewards=tuple(steps),
+        label_mass=label_mass,
+    )
 
 
 def _translate_error(path: Path, error: OSError | sqlite3.Error) -> JobError | None:

@@ -27,7 +27,7 @@ from serve.errors import JobOutputError
 from serve.jobs.columns import RecordKind
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
-from serve.jobs.row_results import RESULT_COLUMNS, ResultNames, merge_record
+from serve.jobs.row_results import ResultNames, list_result_columns, merge_record
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _GZIP_SUFFIX = ".gz"
@@ -36,16 +36,31 @@ _UNSUPPORTED_SUFFIXES = (".json", ".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2
 _GATHERED_ROWS, _GATHERED_BYTES = 1024, 4 << 20
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 _ERROR = pa.struct([("code", pa.string()), ("message", pa.string())])
-# Rewards are float32; their difference is exact only in float64, as in JSON output.
+_NUMBERS = pa.list_(pa.float64())
+# The difference of two float32 is exact only in float64, as in JSON output.
 _TYPES = {
-    "reward": pa.float32(),
-    "chosen_reward": pa.float32(),
-    "rejected_reward": pa.float32(),
+    "reward": pa.float64(),
+    "chosen_reward": pa.float64(),
+    "rejected_reward": pa.float64(),
     "margin": pa.float64(),
-    "rewards": pa.list_(pa.float32()),
+    "rewards": _NUMBERS,
+    "step_rewards": _NUMBERS,
+    "chosen_step_rewards": _NUMBERS,
+    "rejected_step_rewards": _NUMBERS,
+    "responses_step_rewards": pa.list_(_NUMBERS),
+    "probability": pa.float64(),
+    "orders": pa.list_(pa.struct([("log_odds", pa.float64()), ("label_mass", pa.float64())])),
+    "consistent": pa.bool_(),
     "error": _ERROR,
     "truncated": pa.bool_(),
     "warnings": pa.list_(pa.string()),
+}
+# The rewards of a classifier are float32; those of other models are computed from several outputs.
+_CLASSIFIER_TYPES = {
+    "reward": pa.float32(),
+    "chosen_reward": pa.float32(),
+    "rejected_reward": pa.float32(),
+    "rewards": pa.list_(pa.float32()),
 }
 
 
@@ -280,9 +295,9 @@ class ParquetWriter(Writer):
 
 
 def _build_result_schema(kinds: Iterable[RecordKind], names: ResultNames) -> pa.Schema:
-    results = [name for kind in sorted(kinds) for name in RESULT_COLUMNS[kind]]
-    results += ["error", "truncated", "warnings"]
-    return pa.schema([(names[name], _TYPES[name]) for name in results])
+    results = list_result_columns(sorted(kinds), names.kind)
+    types = _TYPES | (_CLASSIFIER_TYPES if names.kind == "classifier" else {})
+    return pa.schema([(names[name], types[name]) for name in results])
 
 
 def _build_arrays(records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> list[pa.Array]:

@@ -218,7 +218,9 @@ class RayExecutor(Executor):
         dispatcher.max_batch_tokens = info.max_batch_tokens
         dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         dispatcher.prompts.max_tokens = info.prefix_cache_tokens
-        self._scoring_model = ScoringModel(alias, info.fingerprint, self._encoder.max_length)
+        self._scoring_model = ScoringModel(
+            alias, info.fingerprint, self._encoder.max_length, info.kind
+        )
         return dispatcher
 
     async def _watch(self, backend: RayBackend, request: ResourceRequest) -> None:

@@ -20,7 +20,7 @@ from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.step_items import StepItem
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
-from serve.client.responses import ResultsWithUsage, StepRewards, read_count
+from serve.client.responses import Comparison, ResultsWithUsage, StepRewards, read_count
 from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.items import ScoringInput
 
@@ -111,9 +111,19 @@ class ServiceExecutor(Executor):
     def count_tokens(
         self, conversations: Sequence[ScoringInput], truncation: Truncation
     ) -> list[int | ScoreError]:
-        """Return the number of tokens of each conversation, counted by any of the services."""
+        """Return the number of tokens of each conversation, counted by any of the services.
+
+        Raises:
+            ServiceError: there are other inputs, for which services have no route.
+        """
+        chats = _select_chats(conversations)
+        if len(chats) < len(conversations):
+            raise ServiceError(
+                "a service counts the tokens of conversations only, and this input has pairs of a "
+                "judge or lists of steps; count them with a local model"
+            )
         with ScoringClient(list(self._addresses), self._model, **self._options) as client:
-            return client.count_tokens(_select_chats(conversations), truncation)
+            return client.count_tokens(chats, truncation)
 
     async def _prepare(
         self, conversations: Sequence[ScoringInput], truncation: Truncation
@@ -157,11 +167,13 @@ class ServiceExecutor(Executor):
                         self._served = ScoringModel(
                             name, Fingerprint(**fingerprint), max_length, model["kind"]
                         )
-                        return {
+                        identity = {
                             "fingerprint": fingerprint,
                             "encoding_sha256": model["encoding_sha256"],
                             "max_length": max_length,
                         }
+                        is_classifier = model["kind"] == "classifier"
+                        return identity | ({} if is_classifier else {"kind": model["kind"]})
                 if time.monotonic() > deadline:
                     raise ServiceError(
                         f"model {name!r} at {address} is {state}; wait until the model is ready, "
@@ -174,31 +186,35 @@ class ServiceExecutor(Executor):
 async def _score_inputs(
     client: AsyncScoringClient, inputs: Sequence[ScoringInput], truncation: Truncation
 ) -> ResultsWithUsage:
-    """Score inputs, all of one type, on the route for them.
+    """Score inputs, each on the route for its type.
 
-    The responses for solutions and pairs have no usage, so that every token counts as computed.
+    The results of solutions and pairs come without usage, so that every token counts as computed.
     """
-    results: list[Reward | ScoreError]
-    solutions = [one for one in inputs if isinstance(one, StepItem)]
-    pairs = [one for one in inputs if isinstance(one, JudgePair)]
+    solutions = {i: one for i, one in enumerate(inputs) if isinstance(one, StepItem)}
+    pairs = {i: one for i, one in enumerate(inputs) if isinstance(one, JudgePair)}
+    scored: dict[int, Reward | ScoreError] = {}
     if solutions:
-        items = [{"prompt": one.prompt, "steps": one.steps} for one in solutions]
-        results = [
-            one if isinstance(one, ScoreError) else _to_reward(one)
-            for one in await client.steps(items)
-        ]
-    elif pairs:
+        items = [{"prompt": one.prompt, "steps": one.steps} for one in solutions.values()]
+        for index, steps in zip(solutions, await client.steps(items), strict=True):
+            scored[index] = steps if isinstance(steps, ScoreError) else _to_reward(steps)
+    if pairs:
         items = [
-            {"prompt": one.prompt, "chosen": one.first, "rejected": one.second} for one in pairs
+            {"prompt": one.prompt, "chosen": one.first, "rejected": one.second}
+            for one in pairs.values()
         ]
-        results = [
-            one if isinstance(one, ScoreError) else Reward(one.orders[0].log_odds, 0)
-            for one in await client.judge(items, "given", truncation)
-        ]
-    else:
-        return await client.score_with_usage(_select_chats(inputs), truncation)
-    num_tokens = sum(one.num_tokens for one in results if isinstance(one, Reward))
-    return ResultsWithUsage(results, num_tokens, 0)
+        verdicts = await client.judge(items, "given", truncation)
+        for index, verdict in zip(pairs, verdicts, strict=True):
+            scored[index] = verdict if isinstance(verdict, ScoreError) else _to_log_odds(verdict)
+    num_computed = sum(one.num_tokens for one in scored.values() if isinstance(one, Reward))
+    num_cached = 0
+    if len(scored) < len(inputs):
+        chats = await client.score_with_usage(_select_chats(inputs), truncation)
+        others = [index for index in range(len(inputs)) if index not in scored]
+        scored |= zip(others, chats.results, strict=True)
+        num_computed += chats.num_computed_tokens
+        num_cached = chats.num_cached_tokens
+    results = [scored[index] for index in range(len(inputs))]
+    return ResultsWithUsage(results, num_computed, num_cached)
 
 
 def _to_reward(scored: StepRewards) -> Reward:
@@ -208,6 +224,11 @@ def _to_reward(scored: StepRewards) -> Reward:
         warnings=scored.warnings,
         step_rewards=scored.step_rewards,
     )
+
+
+def _to_log_odds(verdict: Comparison) -> Reward:
+    (order,) = verdict.orders
+    return Reward(order.log_odds, verdict.num_tokens, label_mass=order.label_mass)
 
 
 def _select_chats(inputs: Sequence[ScoringInput]) -> list[ChatJson]:

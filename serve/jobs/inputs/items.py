@@ -1,19 +1,21 @@
 """What a job scores: chats, solutions of a step model, or pairs of a judge.
 
-Chats are read from many formats by `serve.jobs.record_reader`. The readers here take the one format
-in which `serve.evaluation` writes its items: a prompt, and the responses to it.
+Records are read from many formats by `serve.jobs.record_reader`. `list_solutions` and `list_pairs`
+take the one format in which `serve.evaluation` writes its items: a prompt, and the responses to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from rm_core import InputError, InvalidConversationError, ScoreError
 from rm_core.inputs.conversations import ChatJson
-from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.judge_items import JudgePair, build_judge_pair
 from rm_core.inputs.step_items import StepItem
 
 ScoringInput: TypeAlias = ChatJson | StepItem | JudgePair
@@ -21,6 +23,9 @@ ScoringInput: TypeAlias = ChatJson | StepItem | JudgePair
 """
 InputKind: TypeAlias = Literal["chats", "steps", "pairs"]
 """Which inputs a job makes of a record."""
+
+MAX_JUDGED_ANSWERS = 128
+"""A judge reads n * (n - 1) texts for a group of n answers."""
 
 # Keys are not sorted: templates render functions and their arguments in the order of the keys.
 _canonical = json.JSONEncoder(separators=(",", ":"), default=dataclasses.astuple).encode
@@ -44,3 +49,41 @@ def list_pairs(record: Mapping[str, Any]) -> list[JudgePair]:
         for pair in sorted({(min(pair), max(pair)) for pair in record["preferences"]})
         for first, second in (pair, pair[::-1])
     ]
+
+
+def list_orders(
+    answers: Sequence[ChatJson | ScoreError], *, both_orders: bool = True
+) -> list[JudgePair | ScoreError]:
+    """Return each pair of answers in ascending order, and in the order swapped unless excluded.
+
+    An answer that cannot be read gives its error in place of each of its pairs.
+
+    Raises:
+        InvalidConversationError: there are too few or too many answers.
+    """
+    num_answers = len(answers)
+    if not 2 <= num_answers <= MAX_JUDGED_ANSWERS:
+        raise InvalidConversationError(
+            f"the group has {num_answers} responses; a judge compares every pair of them in both "
+            f"orders ({num_answers * (num_answers - 1):,} texts): give at least 2 and at most "
+            f"{MAX_JUDGED_ANSWERS}"
+        )
+    orders: list[JudgePair | ScoreError] = []
+    for first, second in itertools.combinations(answers, 2):
+        pair = _build_pair(first, second)
+        swapped = pair.swap() if isinstance(pair, JudgePair) else pair
+        orders += [pair, swapped] if both_orders else [pair]
+    return orders
+
+
+def _build_pair(
+    first: ChatJson | ScoreError, second: ChatJson | ScoreError
+) -> JudgePair | ScoreError:
+    if isinstance(first, ScoreError):
+        return first
+    if isinstance(second, ScoreError):
+        return second
+    try:
+        return build_judge_pair(first, second)
+    except InputError as error:
+        return ScoreError.from_exception(error)

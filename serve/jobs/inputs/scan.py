@@ -11,14 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
+from rm_core.config import Kind
 from serve.jobs.columns import (
     CHOSEN,
     CONVERSATIONS,
     DEFAULT_COLUMNS,
     GENERATION,
     GROUPS,
+    JUDGED,
     REJECTED,
     RESPONSES,
+    STEPS,
+    STEPWISE,
     Columns,
     RecordKind,
     infer_kinds,
@@ -95,6 +99,7 @@ def scan_input(
     tabular: bool = False,
     columns: Columns = DEFAULT_COLUMNS,
     replace_results: bool = False,
+    kind: Kind = "classifier",
     find_result_columns: FindResultColumns = lambda file: frozenset(),
     on_progress: ProgressCallback = lambda num_rows, num_bytes: None,
 ) -> InputScan:
@@ -106,6 +111,7 @@ def scan_input(
         tabular: whether to find `schema` and `kinds` as well, which parses every line of JSON.
         columns: columns that the caller named.
         replace_results: see `choose_result_names`.
+        kind: kind of the model that scores the rows.
         find_result_columns: returns the columns of a file that an earlier run wrote.
         on_progress: called from time to time with the number of rows and of stored bytes so far.
 
@@ -113,7 +119,7 @@ def scan_input(
         JobInputError: a file cannot be read, is not UTF-8, or leaves no name for a result.
         JobOutputError: no Arrow type can hold all values of a column.
     """
-    collector = _SchemaCollector(source, columns) if tabular else None
+    collector = _SchemaCollector(source, columns, kind) if tabular else None
     decode_all = collector is not None and collector.needs_records
     num_rows = num_bytes = num_stored_bytes = 0
     digests: list[FileDigest] = []
@@ -151,7 +157,7 @@ def scan_input(
             ) & inspector.result_names
         own_columns |= inspector.result_names - known_columns
         earlier_columns |= known_columns
-    names = choose_result_names(own_columns, earlier_columns, replace=replace_results)
+    names = choose_result_names(own_columns, earlier_columns, replace=replace_results, kind=kind)
     schema, kinds = collector.build(names) if collector else (None, frozenset())
     return InputScan(num_rows, num_bytes, tuple(digests), schema, kinds, names)
 
@@ -210,15 +216,16 @@ def _read_result_columns(schema: pa.Schema | None) -> frozenset[str]:
 class _SchemaCollector:
     """Collects types and kinds of the rows, for a tabular output."""
 
-    def __init__(self, source: FileSource, columns: Columns) -> None:
+    def __init__(self, source: FileSource, columns: Columns, kind: Kind) -> None:
         self._schema = source.schema
         self._columns = columns
+        self._kind = kind
         self._records = TypeInference()
         self._unread: TypeInference | None = None
         self._kinds: set[RecordKind] = set()
         if self._schema is not None:
             require_parquet_types(self._schema)
-            self._kinds = _infer_table_kinds(self._schema.names, columns)
+            self._kinds = _infer_table_kinds(self._schema.names, columns, kind)
         # If the column names allow only one kind, all rows have that kind.
         self.needs_records = self._schema is None or len(self._kinds) > 1
         if self.needs_records:
@@ -230,25 +237,36 @@ class _SchemaCollector:
             self._unread = self._unread or TypeInference()
             self._unread.add(row.content)
             return
-        self._kinds.update(infer_record_kinds(record, self._columns)[:1])
+        self._kinds.update(infer_record_kinds(record, self._columns, self._kind)[:1])
         if self._schema is None:
             self._records.add(record)
 
     def build(self, names: ResultNames) -> tuple[pa.Schema, frozenset[RecordKind]]:
+        kinds = frozenset(self._kinds)
+        if self._kind == "judge":
+            kinds = frozenset(JUDGED[kind] for kind in kinds if kind in JUDGED)
         if self._schema is not None:
-            return self._schema, frozenset(self._kinds)
+            return self._schema, kinds
         columns = self._records.fields or {}
         types = {name: columns[name] for name in columns if name not in names.replaced_columns}
         if self._unread:
             types[names[UNREAD_COLUMN]] = self._unread
-        return pa.schema(infer_fields(types)), frozenset(self._kinds)
+        return pa.schema(infer_fields(types)), kinds
 
 
-def _infer_table_kinds(names: Sequence[str], columns: Columns) -> set[RecordKind]:
+def _infer_table_kinds(names: Sequence[str], columns: Columns, kind: Kind) -> set[RecordKind]:
     """Return the possible kinds of the rows of a table, where any value may be null."""
-    alone = (*CONVERSATIONS, *GROUPS, *RESPONSES, GENERATION)
+    alone = (*CONVERSATIONS, *GROUPS, *RESPONSES, GENERATION, STEPS)
     better = (*CHOSEN, "messages", *RESPONSES)
-    combinations = [*((name,) for name in alone), *itertools.product(better, REJECTED)]
+    combinations = [
+        *((name,) for name in alone),
+        *itertools.product(better, REJECTED),
+        STEPWISE,
+    ]
     names_read = set(names).difference(columns.ignored)
     found = [combination for combination in combinations if set(combination) <= names_read]
-    return {kind for combination in found for kind in infer_kinds(set(combination), columns)}
+    return {
+        possible
+        for combination in found
+        for possible in infer_kinds(set(combination), columns, kind)
+    }

@@ -104,6 +104,7 @@ def test_step_rewards_of_answers_are_written() -> None:
         "step_rewards": [0.5, 0.25],
     }
     columns = RowResults("group", [scored, ScoreError("x", "y")]).build_columns()
-    assert (columns["rewards"], columns["step_rewards"]) == ([0.25, None], [[0.5, 0.25], None])
+    assert columns["rewards"] == [0.25, None]
+    assert columns["responses_step_rewards"] == [[0.5, 0.25], None]
     failed = RowResults("steps", [ScoreError("x", "y")]).build_columns()
     assert failed == {"error": {"code": "x", "message": "y"}}
