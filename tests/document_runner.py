@@ -114,7 +114,8 @@ class Page:
         model = words[words.index("--model") + 1] if "--model" in words else "demo"
         if words[1] not in COMMANDS or "--ray" in words or "hf://" in text or "--measure" in words:
             return False
-        if words[1] in ("score", "render", "eval") and model != "demo":
+        is_local = "--url" not in words
+        if words[1] in ("score", "render", "eval") and is_local and model != "demo":
             return False
         if words[1] == "eval" and "--data" not in words:
             return False
