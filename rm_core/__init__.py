@@ -50,9 +50,11 @@ from rm_core.inputs.conversations import (
     parse_tools,
 )
 from rm_core.inputs.judge_items import (
+    JudgeAnswer,
     JudgePair,
     build_judge_pair,
-    list_judge_pairs,
+    pair_answers,
+    parse_judge_answer,
     parse_judge_pair,
 )
 from rm_core.inputs.step_items import StepItem, parse_step_item
@@ -119,6 +121,7 @@ __all__ = [
     "ForeignTemplateError",
     "InputError",
     "InvalidConversationError",
+    "JudgeAnswer",
     "JudgeEncoder",
     "JudgePair",
     "ModelConfig",
@@ -159,7 +162,6 @@ __all__ = [
     "join",
     "join_chat",
     "join_parsed",
-    "list_judge_pairs",
     "list_readouts",
     "load_catalog",
     "load_encoder",
@@ -168,9 +170,11 @@ __all__ = [
     "merge_results",
     "open_checkpoint",
     "pack",
+    "pair_answers",
     "parse_arguments",
     "parse_chat",
     "parse_conversation",
+    "parse_judge_answer",
     "parse_judge_pair",
     "parse_pair",
     "parse_prompt",

@@ -21,11 +21,13 @@ class Verdict:
         orders: log-odds that the first answer is better and label mass, with the first answer read
             first, then (if it was asked) second.
         num_tokens: number of tokens of all orders.
+        warnings: warnings about the pair in the given order; the other order has the same texts.
     """
 
     margin: float
     orders: tuple[tuple[float, float], ...]
     num_tokens: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_consistent(self) -> bool:
@@ -40,12 +42,14 @@ def combine_orders(given: Reward, swapped: Reward | None = None) -> Verdict:
     """
     assert given.label_mass is not None
     if swapped is None:
-        return Verdict(given.reward, ((given.reward, given.label_mass),), given.num_tokens)
+        orders = ((given.reward, given.label_mass),)
+        return Verdict(given.reward, orders, given.num_tokens, given.warnings)
     assert swapped.label_mass is not None
     return Verdict(
         (given.reward - swapped.reward) / 2,
         ((given.reward, given.label_mass), (-swapped.reward, swapped.label_mass)),
         given.num_tokens + swapped.num_tokens,
+        given.warnings,
     )
 
 

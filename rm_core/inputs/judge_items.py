@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rm_core.errors import InvalidConversationError
 from rm_core.inputs.conversations import ChatJson, Messages, parse_chat, parse_pair
@@ -29,6 +28,13 @@ class JudgePair:
         return JudgePair(self.prompt, self.second, self.first)
 
 
+class JudgeAnswer(NamedTuple):
+    """An answer of a pair that a judge will read, and its prompt."""
+
+    prompt: Messages
+    text: str
+
+
 def parse_judge_pair(value: object) -> JudgePair:
     """Validate a preference pair, as `parse_pair`; its chosen answer comes first.
 
@@ -47,43 +53,40 @@ def build_judge_pair(first: ChatJson, second: ChatJson) -> JudgePair:
         second: conversation with the same messages before its last turn.
 
     Raises:
-        InvalidConversationError: the prompts differ or are empty, or there are tools.
+        InvalidConversationError: see `parse_judge_answer` and `pair_answers`.
     """
-    chats = [parse_chat(conversation) for conversation in (first, second)]
-    prompts = [chat.messages[:-1] for chat in chats]
-    answers = [chat.messages[-1] for chat in chats]
-    if prompts[0] != prompts[1]:
+    return pair_answers(parse_judge_answer(first), parse_judge_answer(second))
+
+
+def parse_judge_answer(conversation: ChatJson) -> JudgeAnswer:
+    """Return the last turn of a conversation, and what it answers.
+
+    Raises:
+        InvalidConversationError: the prompt is empty, or there are tools.
+    """
+    chat = parse_chat(conversation)
+    *prompt, answer = chat.messages
+    if not prompt:
+        raise InvalidConversationError(
+            "the conversation is only an answer; give the prompt that it answers before it"
+        )
+    if chat.tools or answer.get("tool_calls"):
+        raise InvalidConversationError(
+            "the conversation has tools or tool calls, which a judge does not read; send the "
+            "answer as text"
+        )
+    return JudgeAnswer(prompt, answer["content"])
+
+
+def pair_answers(first: JudgeAnswer, second: JudgeAnswer) -> JudgePair:
+    """Return the pair of two answers.
+
+    Raises:
+        InvalidConversationError: the prompts differ.
+    """
+    if first.prompt is not second.prompt and first.prompt != second.prompt:
         raise InvalidConversationError(
             "the two conversations differ before the last turn; a judge compares two answers to "
             "one prompt: give both the same messages before the answer"
         )
-    if not prompts[0]:
-        raise InvalidConversationError(
-            "the conversations are only answers; give the prompt that they answer"
-        )
-    if any(chat.tools for chat in chats) or any(answer.get("tool_calls") for answer in answers):
-        raise InvalidConversationError(
-            "the conversations have tools or tool calls, which a judge does not read; send the "
-            "answers as text"
-        )
-    return JudgePair(prompts[0], answers[0]["content"], answers[1]["content"])
-
-
-def list_judge_pairs(conversations: Sequence[ChatJson]) -> list[tuple[int, int, JudgePair]]:
-    """Return every pair of answers to one prompt in both orders.
-
-    Args:
-        conversations: conversations that differ in their last turn.
-
-    Returns:
-        Index of the first answer, index of the second, and the pair; n * (n - 1) of them. Pairs of
-        the same two answers are next to each other.
-
-    Raises:
-        InvalidConversationError: see `build_judge_pair`.
-    """
-    pairs = []
-    for first, second in itertools.combinations(range(len(conversations)), 2):
-        pair = build_judge_pair(conversations[first], conversations[second])
-        pairs += [(first, second, pair), (second, first, pair.swap())]
-    return pairs
+    return JudgePair(first.prompt, first.text, second.text)

@@ -164,9 +164,12 @@ class RequestTokenizer:
         sizes = estimate_sizes(conversations, options.max_request_characters)
         self._slices = split_into_slices(conversations, sizes)
         self._shared = SharedPrefix()
+        if options.every_token:  # before any of the token ids are scored
+            lengths = [len(c.input_ids) for c in conversations if isinstance(c, PrerenderedTokens)]
+            self._check_num_readouts(sum(lengths), len(lengths))
 
     async def __aiter__(self) -> AsyncIterator[list[Encoded | ScoreError]]:
-        limit, max_readouts = self._options.max_request_tokens, self._options.max_request_readouts
+        limit = self._options.max_request_tokens
         num_done = num_tokens = num_readouts = 0
         for conversations, size in self._slices:
             started = time.perf_counter()
@@ -182,13 +185,17 @@ class RequestTokenizer:
                     "it into several requests"
                 )
             num_readouts += sum(len(e.readouts) for e in encoded if isinstance(e, Encoded))
-            if num_readouts > max_readouts:
-                raise RequestTooLargeError(
-                    f"the first {num_done:,} of the request's {self._num_conversations:,} items "
-                    f"are read at {num_readouts:,} tokens and the limit is {max_readouts:,}; split "
-                    "it into several requests"
-                )
+            self._check_num_readouts(num_readouts, num_done)
             yield encoded
+
+    def _check_num_readouts(self, num_readouts: int, num_done: int) -> None:
+        limit = self._options.max_request_readouts
+        if num_readouts > limit:
+            raise RequestTooLargeError(
+                f"the first {num_done:,} of the request's {self._num_conversations:,} items are "
+                f"read at {num_readouts:,} tokens and the limit is {limit:,}; split it into "
+                "several requests"
+            )
 
     def _encode(
         self, conversations: Sequence[object], check_cancelled: Callable[[], None]
@@ -247,7 +254,8 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
     total = 0
     tools_sizes: dict[int, int] = {}
     previous: Sequence[object] = ()
-    prompt_size = 0
+    judge_prompt: object = None
+    prompt_size = judge_prompt_size = 0
     for conversation in conversations:
         if isinstance(conversation, PrerenderedText):
             size = len(conversation.text)
@@ -258,7 +266,11 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
             texts = [conversation.prompt, conversation.steps, conversation.response]
             size = _count_characters(texts)
         elif isinstance(conversation, JudgePair):
-            size = _count_characters([conversation.prompt, conversation.first, conversation.second])
+            # Pairs of a group of answers have one prompt, the same object each time.
+            if conversation.prompt is not judge_prompt:
+                judge_prompt = conversation.prompt
+                judge_prompt_size = _count_characters(judge_prompt)
+            size = judge_prompt_size + len(conversation.first) + len(conversation.second)
         else:
             messages = get_messages(conversation)
             messages = messages if isinstance(messages, list | tuple) else ()

@@ -241,7 +241,7 @@ def test_pairs_of_bodies_and_conversations() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     for chosen, rejected, reason in (
         (chats[0], other, "differ before the last turn"),
-        (chats[0][1:], chats[1][1:], "only answers"),
+        (chats[0][1:], chats[1][1:], "only an answer"),
         ({"messages": chats[0], "tools": tools}, chats[1], "tools or tool calls"),
     ):
         with pytest.raises(InvalidConversationError, match=reason):

@@ -9,19 +9,26 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from rm_core import (
+    JudgeAnswer,
     RankedAnswer,
     ScoreError,
     Verdict,
-    add_tools,
-    build_judge_pair,
     expand_orders,
     merge_orders,
+    pair_answers,
+    parse_judge_answer,
     parse_judge_pair,
     rank_answers,
     sigmoid,
 )
 from rm_core.inputs.conversations import ChatJson
-from serve.api.routes.results import build_envelope, build_error, compute_ranks, try_parse
+from serve.api.routes.results import (
+    build_envelope,
+    build_error,
+    compute_ranks,
+    parse_each,
+    try_parse,
+)
 from serve.api.schemas import CompareRequest, RankRequest
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -31,13 +38,12 @@ from serve.telemetry.logging import current_request
 
 async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResponse:
     """Return the verdict on each pair, and the share of pairs with margin > 0."""
-    if body.tools is not None:
-        raise BadRequestError("a judge does not read `tools`; leave the field out")
-    both_orders = body.orders == "both"
+    _refuse_tools(body)
+    both_orders, limits = body.orders == "both", service.settings
     check_num_conversations(
-        (1 + both_orders) * len(body.pairs), service.settings.max_conversations, "orders of pairs"
+        (1 + both_orders) * len(body.pairs), limits.max_conversations, "orders of pairs"
     )
-    pairs = [try_parse(parse_judge_pair, pair) for pair in body.pairs]
+    pairs = await parse_each(parse_judge_pair, body.pairs, limits.max_messages)
     scores = await service.score(
         body.model,
         expand_orders(pairs, both_orders=both_orders),
@@ -65,19 +71,22 @@ async def judge_answers(
         service: scores the pairs.
         joined: the prompt with each answer, or the answer's error.
     """
-    answers: list[Any] = [
-        add_tools(item, body.tools) for item in joined if not isinstance(item, ScoreError)
-    ]
+    _refuse_tools(body)
     if len(joined) < 2:
         raise BadRequestError(
             f"`responses` has {len(joined)} answers, and a judge compares at least 2; give more"
         )
+    limits = service.settings
     check_num_conversations(
-        len(answers) * (len(answers) - 1),
-        service.settings.max_conversations,
+        len(joined) * (len(joined) - 1),
+        limits.max_conversations,
         "orders of pairs (every pair of answers in both orders)",
     )
-    pairs = [try_parse(build_judge_pair, *pair) for pair in combinations(answers, 2)]
+    readable = [item for item in joined if not isinstance(item, ScoreError)]
+    parsed = iter(await parse_each(parse_judge_answer, readable, limits.max_messages))
+    read = [item if isinstance(item, ScoreError) else next(parsed) for item in joined]
+    answers = _share_prompts([item for item in read if isinstance(item, JudgeAnswer)])
+    pairs = [try_parse(pair_answers, *pair) for pair in combinations(answers, 2)]
     scores = await service.score(
         body.model,
         expand_orders(pairs),
@@ -88,7 +97,7 @@ async def judge_answers(
     )
     verdicts = merge_orders(pairs, scores.results)
     ranked = iter(rank_answers(len(answers), verdicts) if len(answers) > 1 else [_ALONE])
-    items = [item if isinstance(item, ScoreError) else next(ranked) for item in joined]
+    items = [item if isinstance(item, ScoreError) else next(ranked) for item in read]
     ranks = compute_ranks([item.reward for item in items if isinstance(item, RankedAnswer)])
     results = [
         {"index": index, **_build_answer(item, ranks, len(answers))}
@@ -105,10 +114,25 @@ _ALONE = ScoreError(
 )
 
 
+def _refuse_tools(body: CompareRequest | RankRequest) -> None:
+    if body.tools is not None:
+        raise BadRequestError("a judge does not read `tools`; leave the field out")
+
+
+def _share_prompts(answers: Sequence[JudgeAnswer]) -> list[JudgeAnswer]:
+    """Return answers whose equal prompts are one object, so that pairs of them cost little."""
+    shared: list[JudgeAnswer] = []
+    for answer in answers:
+        if shared and answer.prompt == shared[-1].prompt:
+            answer = answer._replace(prompt=shared[-1].prompt)
+        shared.append(answer)
+    return shared
+
+
 def _build_comparison(verdict: Verdict | ScoreError) -> dict[str, Any]:
     if isinstance(verdict, ScoreError):
         return build_error(verdict)
-    return {
+    comparison: dict[str, Any] = {
         "probability": sigmoid(verdict.margin),
         "margin": verdict.margin,
         "chosen_reward": None,
@@ -117,6 +141,9 @@ def _build_comparison(verdict: Verdict | ScoreError) -> dict[str, Any]:
         "consistent": verdict.is_consistent,
         "num_tokens": verdict.num_tokens,
     }
+    if verdict.warnings:
+        comparison["warnings"] = list(verdict.warnings)
+    return comparison
 
 
 def _build_answer(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
 from serve.scoring.served_model import ScoreResult
+from serve.scoring.tokenization import check_num_messages
 from serve.telemetry.logging import generate_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Other requests get their turn after so much work on one request: many items may take seconds.
+_YIELD_AFTER_S = 0.01
+_FIELDS = ("prompt", "chosen", "rejected")  # of items, those that may be messages
 
 
 def build_envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
@@ -64,3 +70,32 @@ def try_parse(parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | S
         return parse(*args, **kwargs)
     except InvalidConversationError as error:
         return ScoreError.from_exception(error)
+
+
+async def parse_each(
+    parse: Callable[[Any], T], items: Iterable[object], max_messages: int
+) -> list[T | ScoreError]:
+    """Return what `parse` makes of each item, or the item's error; yields to other requests.
+
+    Args:
+        parse: raises `InvalidConversationError` for an item that it refuses.
+        items: conversations, or objects with conversations, as they came.
+        max_messages: see the setting; an item with a longer list of messages is not parsed.
+    """
+    clock = asyncio.get_running_loop().time
+    parsed: list[T | ScoreError] = []
+    stop = clock() + _YIELD_AFTER_S
+    for item in items:
+        error = _find_long_list(item, max_messages)
+        parsed.append(try_parse(parse, item) if error is None else error)
+        if clock() > stop:
+            await asyncio.sleep(0)
+            stop = clock() + _YIELD_AFTER_S
+    return parsed
+
+
+def _find_long_list(item: object, max_messages: int) -> ScoreError | None:
+    """Return the error of an item, or of its prompt or answers, that has too many messages."""
+    fields = [item.get(name) for name in _FIELDS] if isinstance(item, dict) else []
+    errors = (check_num_messages(value, max_messages) for value in (item, *fields))
+    return next((error for error in errors if error is not None), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,6 +20,7 @@ from rm_core import (
     sigmoid,
     to_render_json,
 )
+from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
 from serve.api.routes.results import (
@@ -26,6 +28,7 @@ from serve.api.routes.results import (
     build_error,
     build_item,
     compute_ranks,
+    parse_each,
     try_parse,
 )
 from serve.api.routes.turns import score_turns
@@ -77,7 +80,7 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
     check_num_conversations(
         2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)"
     )
-    parsed = [try_parse(parse_pair, pair) for pair in body.pairs]
+    parsed = await parse_each(parse_pair, body.pairs, settings.max_messages)
     sides = [
         add_tools(side, body.tools)
         for pair in parsed
@@ -115,10 +118,12 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     prompt: Chat | ScoreError | None = check_num_messages(body.prompt, settings.max_messages)
     if prompt is None:
         prompt = try_parse(parse_prompt_chat, body.prompt)
-    joined = [
-        prompt if isinstance(prompt, ScoreError) else try_parse(join_chat, prompt, response)
-        for response in body.responses
-    ]
+    joined: list[ChatJson | ScoreError]
+    if isinstance(prompt, ScoreError):
+        joined = [prompt] * len(body.responses)
+    else:
+        join_response = functools.partial(join_chat, prompt)
+        joined = await parse_each(join_response, body.responses, settings.max_messages)
     if service.resolve_model(body.model).encoder.kind == "judge":
         return await judge_answers(body, service, joined)
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]

@@ -8,11 +8,16 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from rm_core import Encoded, Reward, ScoreError, find_unshared_turns, split_turns
-from serve.api.routes.results import build_envelope, build_error, build_item, try_parse
+from rm_core.inputs.conversations import ChatJson
+from serve.api.routes.results import build_envelope, build_error, build_item, parse_each
 from serve.api.schemas import ScoreRequest
 from serve.scoring.service import ScoringService
-from serve.scoring.tokenization import check_num_conversations, check_num_messages
+from serve.scoring.tokenization import check_num_conversations
 from serve.telemetry.logging import current_request
+
+# Every turn is rendered with all messages before it, so that long conversations cost the square of
+# their length.
+_MESSAGES_PER_TURN = 50
 
 
 async def score_turns(body: ScoreRequest, service: ScoringService) -> JSONResponse:
@@ -21,12 +26,21 @@ async def score_turns(body: ScoreRequest, service: ScoringService) -> JSONRespon
     The parts are prefixes of the conversation, so that the model computes their tokens once.
     """
     limits = service.settings
-    split: list[list[tuple[int, Any]] | ScoreError] = []
-    for conversation in body.get_conversations():
-        error = check_num_messages(conversation, limits.max_messages)
-        split.append(try_parse(split_turns, conversation) if error is None else error)
+    num_turns = num_messages = 0
+
+    def split_within_limits(conversation: object) -> list[tuple[int, ChatJson]]:
+        nonlocal num_turns, num_messages
+        turns = split_turns(conversation)
+        num_turns += len(turns)
+        check_num_conversations(num_turns, limits.max_conversations, "turns of the assistant")
+        num_messages += sum(index + 1 for index, _ in turns)
+        limit = _MESSAGES_PER_TURN * limits.max_conversations
+        check_num_conversations(num_messages, limit, "messages up to the turns of the assistant")
+        return turns
+
+    conversations = body.get_conversations()
+    split = await parse_each(split_within_limits, conversations, limits.max_messages)
     turns = [turn for item in split if not isinstance(item, ScoreError) for turn in item]
-    check_num_conversations(len(turns), limits.max_conversations, "turns of the assistant")
     scores = await service.score(
         body.model,
         [conversation for _, conversation in turns],
