@@ -81,7 +81,7 @@ def _build_reward(
         steps = tuple(map(sigmoid, values))
         reward = aggregate(steps, aggregation)
     elif kind == "judge":
-        label_mass = math.exp(values[1])
+        label_mass = min(1.0, math.exp(values[1]))  # the two sums are rounded differently
     return Reward(
         reward, item.num_tokens, item.truncated, item.warnings, item.input_format, steps, label_mass
     )

@@ -29,8 +29,8 @@ class StepItem:
         response: the solution as one text, which is divided as the model's authors do.
 
     Raises:
-        InvalidConversationError: both or neither of `steps` and `response` are given, or there are
-            no steps.
+        InvalidConversationError: both or neither of `steps` and `response` are given, they are not
+            texts, or there are no steps.
     """
 
     prompt: str | Messages
@@ -48,6 +48,15 @@ class StepItem:
             raise InvalidConversationError(
                 "`steps` is empty; give at least one step, since every step gets a value"
             )
+        if self.steps is not None:
+            _check_steps(self.steps)
+        elif not isinstance(self.response, str):
+            raise InvalidConversationError(
+                f"`response` is {describe_type(self.response)}; it must be a string, or give a "
+                "list of `steps`"
+            )
+        else:
+            validate_unicode(self.response, "`response`")
 
 
 def parse_step_item(value: object) -> StepItem:
@@ -70,10 +79,9 @@ def parse_step_item(value: object) -> StepItem:
         raise InvalidConversationError(
             "the item has no `prompt`; give the problem that the steps solve"
         )
+    prompt, steps = parse_prompt(value["prompt"]), value.get("steps")
     return StepItem(
-        parse_prompt(value["prompt"]),
-        _parse_steps(value.get("steps")),
-        _parse_response(value.get("response")),
+        prompt, tuple(steps) if isinstance(steps, list) else steps, value.get("response")
     )
 
 
@@ -105,27 +113,14 @@ def parse_solution(conversation: object) -> StepItem:
     return StepItem(prompt, response=answer["content"])
 
 
-def _parse_steps(value: object) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple):
+def _check_steps(steps: object) -> None:
+    if not isinstance(steps, tuple):
         raise InvalidConversationError(
-            f"`steps` is {describe_type(value)}; it must be a list of texts, one for each step"
+            f"`steps` is {describe_type(steps)}; it must be a list of texts, one for each step"
         )
-    for index, step in enumerate(value):
+    for index, step in enumerate(steps):
         if not isinstance(step, str):
             raise InvalidConversationError(
                 f"step {index} is {describe_type(step)}; every step must be a string"
             )
         validate_unicode(step, f"step {index}")
-    return tuple(value)
-
-
-def _parse_response(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise InvalidConversationError(
-            f"`response` is {describe_type(value)}; it must be a string, or give a list of `steps`"
-        )
-    return validate_unicode(value, "`response`")

@@ -39,9 +39,11 @@ def find_unshared_turns(turns: Sequence[tuple[int, Encoded]]) -> str | None:
     Args:
         turns: the conversations of `split_turns`, encoded; the last is the whole.
     """
-    whole = turns[-1][1].input_ids
-    others = [index for index, turn in turns if turn.input_ids != whole[: turn.num_tokens]]
-    if not others:
+    whole = turns[-1][1]
+    others = [
+        index for index, turn in turns if turn.input_ids != whole.input_ids[: turn.num_tokens]
+    ]
+    if whole.truncated or not others:  # of a cut conversation, other tokens are gone
         return None
     return (
         f"turn_not_in_conversation: the chat template writes message(s) {format_names(others)} "

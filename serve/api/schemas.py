@@ -149,9 +149,7 @@ def _document_either(schema: dict[str, Any]) -> None:
     schema["oneOf"] = [{"required": ["conversations"]}, {"required": ["messages"]}]
 
 
-class ScoreRequest(_Body):
-    """Conversations to score."""
-
+class _ConversationsBody(_Body):
     model_config = ConfigDict(json_schema_extra=_document_either)
     conversations: list[RawConversation] | None = Field(
         default=None,
@@ -161,15 +159,9 @@ class ScoreRequest(_Body):
     messages: RawMessages = Field(
         default=None, description="a single conversation, instead of `conversations`"
     )
-    aggregation: AggregationMode = "last"
-    turns: Literal["last", "all"] = Field(
-        default="last",
-        description="`all` adds `turn_rewards`, the reward of the conversation up to each "
-        "assistant message; for classifiers",
-    )
 
     @model_validator(mode="after")
-    def _check_exactly_one(self) -> ScoreRequest:
+    def _check_exactly_one(self) -> _ConversationsBody:
         if (self.conversations is None) == (self.messages is None):
             raise ValueError(
                 "give either `conversations` (a list of conversations) or `messages` (one)"
@@ -185,6 +177,17 @@ class ScoreRequest(_Body):
         """Return the conversations, each with the body's `tools` unless it has its own."""
         conversations = [self.messages] if self.conversations is None else self.conversations
         return [add_tools(conversation, self.tools) for conversation in conversations]
+
+
+class ScoreRequest(_ConversationsBody):
+    """Conversations to score."""
+
+    aggregation: AggregationMode = "last"
+    turns: Literal["last", "all"] = Field(
+        default="last",
+        description="`all` adds `turn_rewards`, the reward of the conversation up to each "
+        "assistant message; for classifiers",
+    )
 
 
 class CompareRequest(_Body):
@@ -261,7 +264,7 @@ class RankRequest(_Body):
     aggregation: AggregationMode = "last"
 
 
-class RenderRequest(ScoreRequest):
+class RenderRequest(_ConversationsBody):
     """Conversations to render and tokenize, without scoring them."""
 
     offsets: bool = Field(

@@ -140,12 +140,14 @@ class ScoringService:
 
         Raises:
             UnknownModelError: see `resolve_model`.
+            WrongKindError: the model is a judge, which reads pairs and no conversations.
             BadRequestError: see `resolve_model`; or there are too many conversations.
             RequestTooLargeError: the conversations have too many characters or tokens in all.
             NotReadyError: the model's encoder is stuck.
         """
         context = context or RequestContext("-")
         model, options = self._prepare_request(name, conversations, context, truncation)
+        model.require_kind("classifier", "step")
         return model, await model.encode(conversations, options)
 
     async def score(

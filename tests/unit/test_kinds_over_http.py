@@ -203,6 +203,44 @@ def test_number_of_readouts_of_a_request_is_limited(client: TestClient) -> None:
     assert info["score_cache"]["entries"] == entries
 
 
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/render", {"messages": CHAT}),
+        ("/tokenize", {"messages": CHAT}),
+        ("/classify", {"input": "q"}),
+        ("/classify", {"text": "q"}),
+        ("/pooling", {"input": [[5]]}),
+        ("/pooling", {"input": [[5]], "task": "token_classify"}),
+        ("/score", {"queries": "q", "documents": "a"}),
+        ("/v1/score", {"queries": "q", "documents": "a"}),
+        ("/v1/rerank", {"query": "q", "documents": ["a"]}),
+        ("/rerank", {"query": "q", "texts": ["a"]}),
+        ("/v1/embeddings", {"input": "q"}),
+        ("/get_reward", {"query": ["q"]}),
+        ("/predict", {"inputs": "q"}),
+        ("/v1/score/evaluation", {"messages": ["q"]}),
+        ("/remote_rm", {"prompt": "q", "response": "a"}),
+        ("/v1/chat/completions", {"messages": CHAT}),
+    ],
+)
+def test_routes_for_conversations_name_those_of_a_judge(
+    client: TestClient, path: str, body: dict[str, Any]
+) -> None:
+    answer = client.post(path, json=body | {"model": "judge"})
+    assert answer.status_code in (400, 422)  # 422 is TEI's
+    assert "is a judge" in answer.text
+    assert "use /v1/compare or /v1/rank" in answer.text
+
+
+def test_render_takes_no_options_of_scoring(client: TestClient) -> None:
+    for option in ({"turns": "all"}, {"aggregation": "min"}):
+        post(client, "/v1/render", 400, model="rm", messages=CHAT, **option)
+
+
 @pytest.mark.parametrize(
     ("model", "path", "body", "hint"),
     [

@@ -35,6 +35,7 @@ from rm_core import (
     ModelLoadError,
     PrerenderedText,
     PrerenderedTokens,
+    ScoreError,
     StepEncoder,
     StepItem,
     TemplateError,
@@ -506,6 +507,32 @@ def test_too_long_solution_is_refused_with_its_length(
         encoder.encode(StepItem("2+2?", ("",) * 5_000), truncation)
     with pytest.raises(ConversationTooLongError, match=r"00,001 pieces, and at most 65,536"):
         encoder.encode(StepItem("2+2?", response="\n\n" * 100_000), truncation)
+
+
+@pytest.mark.parametrize("create", [qwen_math, rlhflow])
+def test_every_private_character_is_an_error_of_the_item(
+    create: Callable[[], StepEncoder],
+) -> None:
+    private = "".join(map(chr, range(0xE000, 0xF900)))
+    item, all_but_one = StepItem("2+2?", (private,)), StepItem("2+2?", (private[:-1],))
+    error, encoded = create().encode_all([item, StepItem("2+2?", ("4",))])
+    assert isinstance(error, ScoreError)
+    assert "every private character" in error.message
+    assert isinstance(encoded, Encoded)
+    with pytest.raises(ConversationTooLongError):  # one is left
+        create().encode(all_but_one, max_length=50)
+
+
+def test_texts_of_items_are_checked() -> None:
+    for steps, response, reason in (
+        (("a", "\ud800"), None, "step 1 has a lone surrogate"),
+        ((5,), None, "step 0 is a number"),
+        (["a"], None, "it must be a list of texts"),
+        (None, "\ud800", "`response` has a lone surrogate"),
+        (None, 5, "`response` is a number"),
+    ):
+        with pytest.raises(InvalidConversationError, match=reason):
+            StepItem("2+2?", steps, response)  # type: ignore[arg-type]
 
 
 def test_markers_of_templates_are_reported() -> None:

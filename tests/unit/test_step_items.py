@@ -80,3 +80,15 @@ def test_turns_that_the_template_writes_differently_are_reported(
         assert warning is not None
         assert warning.startswith("turn_not_in_conversation: ")
         assert others in warning
+
+
+def test_turns_of_a_cut_conversation_are_not_reported(
+    encoder_of: Callable[[str], ChatEncoder],
+) -> None:
+    """Its tokens differ from those of its turns because it was cut."""
+    turns = split_turns([QUESTION, ANSWER, QUESTION, ANSWER])
+    encoder = encoder_of("llama-v0.2")
+    limit = encoder.encode(turns[-1][1]).num_tokens - 4
+    cut = [(index, encoder.encode(turn, "left", limit)) for index, turn in turns]
+    assert [turn.truncated for _, turn in cut] == [False, True]
+    assert find_unshared_turns(cut) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ Extend: TypeAlias = Callable[[list[int], str], None]
 """Append the token ids of a text, without BOS."""
 # Private characters of Unicode, from which placeholders are taken.
 _PLACEHOLDERS = range(0xE000, 0xF900)
+_FIND_PLACEHOLDERS = re.compile("[\ue000-\uf8ff]").findall
 
 
 @dataclass(slots=True)
@@ -163,14 +165,17 @@ def render_around_markers(
         num_markers: number of markers in the messages.
 
     Raises:
+        InvalidConversationError: the messages have all characters that may stand for a marker.
         TemplateError: the template refuses the messages, or omits or repeats markers.
     """
     contents = [message["content"] for message in write_messages("")]
-    placeholder = next(
-        character
-        for character in map(chr, _PLACEHOLDERS)
-        if not any(character in content for content in contents)
-    )
+    taken: set[str] = set().union(*map(_FIND_PLACEHOLDERS, contents))
+    placeholder = next((c for c in map(chr, _PLACEHOLDERS) if c not in taken), None)
+    if placeholder is None:
+        raise InvalidConversationError(
+            "the texts have every private character of Unicode (U+E000 to U+F8FF), and one has to "
+            "stand for the ends of steps; remove those characters"
+        )
     text = renderer.render(Chat(write_messages(placeholder)))
     parts = text.split(placeholder)
     if len(parts) != num_markers + 1:
