@@ -472,6 +472,8 @@ def test_turns_of_long_conversations_are_limited(client: TestClient) -> None:
 
 def test_step_rewards_and_margins_are_counted(client: TestClient) -> None:
     post(client, "/v1/steps", model="prm", items=[{"prompt": "1+1?", "response": "a\nb\nc"}])
+    pair = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
+    post(client, "/v1/compare", model="judge", pairs=[pair])
     text = client.get("/metrics").text
     counts = {
         line.split("{")[0]: float(line.split()[-1])
