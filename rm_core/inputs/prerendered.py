@@ -125,7 +125,12 @@ class PrerenderedReader:
             text = self._bos + text
         return PrerenderedInput(text, [], _format_input("text", changes))
 
-    def _read_ids(self, ids: Sequence[Any]) -> PrerenderedInput:
+    def check_ids(self, ids: Sequence[Any]) -> None:
+        """Return if token ids are some that the model has.
+
+        Raises:
+            InvalidConversationError: there are none, or an unknown one.
+        """
         if not ids:
             raise InvalidConversationError("the list of token ids is empty; send at least one")
         for index, value in enumerate(ids):
@@ -134,6 +139,9 @@ class PrerenderedReader:
                     f"token id {index} is {value!r:.40}; token ids of this model are integers from "
                     f"0 to {self._num_ids - 1}. Did another model's tokenizer produce them?"
                 )
+
+    def _read_ids(self, ids: Sequence[Any]) -> PrerenderedInput:
+        self.check_ids(ids)
         num_bos = 0
         while self._bos and num_bos < len(ids) and ids[num_bos] == self._bos_id:
             num_bos += 1

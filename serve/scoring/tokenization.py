@@ -222,15 +222,16 @@ class RequestTokenizer:
         """Return token ids as they are, to be read at each of them."""
         assert isinstance(conversation, PrerenderedTokens)
         ids, limit = conversation.input_ids, self._options.max_length or self._encoder.max_length
-        if 0 < len(ids) <= limit:
-            return Encoded("", ids, tuple(range(len(ids))), input_format="tokens:every-token")
-        error: InputError = ConversationTooLongError(
-            f"the input has {len(ids)} tokens and the limit is {limit}; a value for each token "
-            "needs all of them: shorten it"
-        )
-        if not ids:
-            error = InvalidConversationError("the input has no tokens; give at least one")
-        return ScoreError.from_exception(error)
+        try:
+            if len(ids) > limit:
+                raise ConversationTooLongError(
+                    f"the input has {len(ids)} tokens and the limit is {limit}; a value for each "
+                    "token needs all of them: shorten it"
+                )
+            self._encoder.prerendered_reader.check_ids(ids)
+        except InputError as error:
+            return ScoreError.from_exception(error)
+        return Encoded("", ids, tuple(range(len(ids))), input_format="tokens:every-token")
 
 
 def read_every_token(item: Encoded | ScoreError) -> Encoded | ScoreError:

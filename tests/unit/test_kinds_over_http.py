@@ -190,6 +190,20 @@ def test_classifier_is_read_at_every_token(client: TestClient) -> None:
     assert (len(values), values[-1:]) == (len(ids), near(one))
 
 
+@pytest.mark.parametrize("ids", [[2, 30, 99_999], [2, -5], []])
+def test_unknown_token_is_refused_where_every_token_is_read(
+    client: TestClient, ids: list[int]
+) -> None:
+    for path, body in (
+        ("/v1/embeddings", {"model": "prm", "input": [ids]}),
+        ("/pooling", {"model": "prm", "input": [ids]}),
+        ("/pooling", {"model": "rm", "input": [ids], "task": "token_classify"}),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 400, answer.text
+        assert "token id" in answer.text
+
+
 def test_number_of_readouts_of_a_request_is_limited(client: TestClient) -> None:
     ids = [5] * 1000
     body = post(client, "/v1/embeddings", 413, model="prm", input=[ids] * 300)
