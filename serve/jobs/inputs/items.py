@@ -64,9 +64,9 @@ def list_orders(
     num_answers = len(answers)
     if not 2 <= num_answers <= MAX_JUDGED_ANSWERS:
         raise InvalidConversationError(
-            f"the group has {num_answers} responses; a judge compares every pair of them in both "
-            f"orders ({num_answers * (num_answers - 1):,} texts): give at least 2 and at most "
-            f"{MAX_JUDGED_ANSWERS}"
+            "a judge compares every pair of responses in both orders, and this group has "
+            f"{num_answers} ({num_answers * (num_answers - 1):,} texts); give 2 to "
+            f"{MAX_JUDGED_ANSWERS} responses"
         )
     orders: list[JudgePair | ScoreError] = []
     for first, second in itertools.combinations(answers, 2):

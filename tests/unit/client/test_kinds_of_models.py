@@ -86,6 +86,7 @@ def test_judge_gives_verdicts_instead_of_rewards(
     assert client.compare(PAIRS) == verdicts
     (alone,) = client.judge(PAIRS[:1], orders="given")
     assert alone.orders == verdicts[0].orders[:1]
+    assert 0 < alone.num_tokens < verdicts[0].num_tokens
     with pytest.raises(ScoringFailedError, match="1 of 1 pairs got no reward"):
         client.compare([{"prompt": QUESTION, "chosen": "Paris."}])
 

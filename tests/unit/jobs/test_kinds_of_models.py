@@ -168,7 +168,7 @@ def check_judged_rows(rows: list[dict[str, Any]], margins: Any) -> None:
     for index, code, reason in (
         (2, "invalid_conversation", "a judge compares two answers to one prompt; give `chosen`"),
         (3, "conversation_too_long", "the limit is 1024"),
-        (6, "invalid_conversation", "at least 2"),
+        (6, "invalid_conversation", "give 2 to 128 responses"),
         (8, "invalid_conversation", "the pair has no `rejected`"),
         (9, "invalid_conversation", "differ before the last turn"),
     ):
@@ -381,10 +381,14 @@ def test_steps_are_read_for_step_models_only() -> None:
     pair = {"prompt": PROBLEM, "chosen": "8", "rejected": "7", "steps": STEPS}
     assert try_parse_record(pair, kind="step").kind == "pair"
     assert try_parse_record({"prompt": PROBLEM, "completions": STEPS}, kind="step").error
-    tools = {"prompt": PROBLEM, "steps": STEPS, "tools": [{"type": "function", "function": {}}]}
-    error = try_parse_record(tools, kind="step").error
-    assert error
-    assert "tools" in error.message
+    for more, reason in (
+        ({"tools": [{"type": "function", "function": {}}]}, "does not read"),
+        ({"messages": chat(PROBLEM, "8")}, "has `messages`, `steps`"),
+        ({"steps": "12 - 4 = 8"}, "must be a list of texts"),
+    ):
+        error = try_parse_record({"prompt": PROBLEM, "steps": STEPS, **more}, kind="step").error
+        assert error
+        assert reason in error.message
 
 
 def test_group_too_large_for_a_judge_is_refused() -> None:
