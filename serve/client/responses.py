@@ -279,6 +279,7 @@ def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
         rejected_reward=None,
         margin=_read_number(item["margin"]),
         probability=_read_number(item["probability"]),
+        warnings=_read_texts(item.get("warnings", [])),
         orders=tuple(
             OrderVerdict(_read_number(order["log_odds"]), _read_number(order["label_mass"]))
             for order in item["orders"]

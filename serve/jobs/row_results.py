@@ -243,7 +243,10 @@ class RowResults(NamedTuple):
     @property
     def all_warnings(self) -> list[str]:
         """Content of the `warnings` column: distinct warnings, those of the record first."""
-        of_rewards = (w for r in self.results if isinstance(r, Reward) for w in r.warnings)
+        # The second order of a pair has the same texts as the first.
+        is_judged = self.kind in ("judged_pair", "judged_group")
+        results = self.results[::2] if is_judged else self.results
+        of_rewards = (w for r in results if isinstance(r, Reward) for w in r.warnings)
         return list(dict.fromkeys([*self.warnings, *of_rewards]))
 
     def build_columns(self) -> dict[str, Any]:

@@ -228,7 +228,12 @@ def _to_reward(scored: StepRewards) -> Reward:
 
 def _to_log_odds(verdict: Comparison) -> Reward:
     (order,) = verdict.orders
-    return Reward(order.log_odds, verdict.num_tokens, label_mass=order.label_mass)
+    return Reward(
+        order.log_odds,
+        verdict.num_tokens,
+        warnings=verdict.warnings,
+        label_mass=order.label_mass,
+    )
 
 
 def _select_chats(inputs: Sequence[ScoringInput]) -> list[ChatJson]:

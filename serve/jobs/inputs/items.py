@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from rm_core import InputError, InvalidConversationError, ScoreError
 from rm_core.inputs.conversations import ChatJson
-from rm_core.inputs.judge_items import JudgePair, build_judge_pair
+from rm_core.inputs.judge_items import JudgeAnswer, JudgePair, pair_answers, parse_judge_answer
 from rm_core.inputs.step_items import StepItem
 
 ScoringInput: TypeAlias = ChatJson | StepItem | JudgePair
@@ -68,22 +68,30 @@ def list_orders(
             f"{num_answers} ({num_answers * (num_answers - 1):,} texts); give 2 to "
             f"{MAX_JUDGED_ANSWERS} responses"
         )
+    read = [one if isinstance(one, ScoreError) else _parse_answer(one) for one in answers]
     orders: list[JudgePair | ScoreError] = []
-    for first, second in itertools.combinations(answers, 2):
+    for first, second in itertools.combinations(read, 2):
         pair = _build_pair(first, second)
         swapped = pair.swap() if isinstance(pair, JudgePair) else pair
         orders += [pair, swapped] if both_orders else [pair]
     return orders
 
 
+def _parse_answer(conversation: ChatJson) -> JudgeAnswer | ScoreError:
+    try:
+        return parse_judge_answer(conversation)
+    except InputError as error:
+        return ScoreError.from_exception(error)
+
+
 def _build_pair(
-    first: ChatJson | ScoreError, second: ChatJson | ScoreError
+    first: JudgeAnswer | ScoreError, second: JudgeAnswer | ScoreError
 ) -> JudgePair | ScoreError:
     if isinstance(first, ScoreError):
         return first
     if isinstance(second, ScoreError):
         return second
     try:
-        return build_judge_pair(first, second)
+        return pair_answers(first, second)
     except InputError as error:
         return ScoreError.from_exception(error)
