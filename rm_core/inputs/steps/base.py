@@ -165,7 +165,7 @@ def render_around_markers(
         num_markers: number of markers in the messages.
 
     Raises:
-        InvalidConversationError: the messages have all characters that may stand for a marker.
+        InvalidConversationError: the messages have all characters that a marker may be written as.
         TemplateError: the template refuses the messages, or omits or repeats markers.
     """
     contents = [message["content"] for message in write_messages("")]
@@ -174,7 +174,7 @@ def render_around_markers(
     if placeholder is None:
         raise InvalidConversationError(
             "the texts have every private character of Unicode (U+E000 to U+F8FF), and one has to "
-            "stand for the ends of steps; remove those characters"
+            "mark the ends of steps; remove those characters"
         )
     text = renderer.render(Chat(write_messages(placeholder)))
     parts = text.split(placeholder)
