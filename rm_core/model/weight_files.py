@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 import re
 import zipfile
 from collections.abc import Collection, Mapping
@@ -33,6 +34,8 @@ _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
 # Written by LLaMA-Factory next to the weights; its tensors may lack the prefix.
 _VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 _VALUE_HEAD_PREFIX = "v_head."
+# In the words of safetensors, and of torch.
+_WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 _SAMPLE_BYTES, _NUM_SAMPLES = 1 << 16, 64
 
 
@@ -210,14 +213,14 @@ def load_pickle(file: Path, **options: Any) -> dict[str, torch.Tensor]:
     import torch
 
     check_file(file, None)
+    _refuse_compressed(file)
     try:
         tensors = torch.load(file, weights_only=True, mmap=True, **options)
     # A file of another format, or a hostile one, may fail with any exception.
     except Exception as error:
-        lines = str(error).strip().splitlines() or ["no reason given"]
         raise ModelLoadError(
-            f"{file} cannot be read without running code ({type(error).__name__}: {lines[0]:.200});"
-            " is it a file of weights, written by torch 1.6 or newer? Give safetensors"
+            f"{file} cannot be read without running code ({_summarize_load_error(error)}); is it a "
+            "file of weights, written by torch 1.6 or newer? Give safetensors"
         ) from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
@@ -227,14 +230,56 @@ def load_pickle(file: Path, **options: Any) -> dict[str, torch.Tensor]:
             f"{file} is not a mapping of names to tensors; is it a file of weights? Give "
             "safetensors"
         )
+    device = options.get("map_location", "cpu")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != device:
+            raise ModelLoadError(
+                f"{name:.120} of {file} is a sparse, quantized or empty tensor; give a checkpoint "
+                "of ordinary tensors, in safetensors"
+            )
     return dict(tensors)
 
 
+def _refuse_compressed(file: Path) -> None:
+    """Refuse an archive with compressed files: torch writes none, and maps them as they are."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            items = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError):  # torch's own message says more
+        return
+    compressed = [item.filename for item in items if item.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise ModelLoadError(
+            f"{file} has compressed files, such as {compressed[0]:.120}; torch.save compresses "
+            "none, and they may be of any size: download the checkpoint again"
+        )
+
+
+def _summarize_load_error(error: Exception) -> str:
+    """Return the class of an error of torch.load and its reason, which comes after advice."""
+    advice, *others = str(error).strip().split("\n\n") or [""]
+    reason = others[0] if others and isinstance(error, pickle.UnpicklingError) else advice
+    return f"{type(error).__name__}: {(reason.strip().splitlines() or ['no reason given'])[0]:.200}"
+
+
 def _read_shapes(file: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor by its name; refuse weights that are not floating-point."""
     if file.suffix == ".bin":
         tensors = load_pickle(file, map_location="meta")
-        return {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return {name: tensor["shape"] for name, tensor in read_tensor_headers(file)[0].items()}
+        dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items()}
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    else:
+        headers = read_tensor_headers(file)[0]
+        dtypes = {name: header["dtype"] for name, header in headers.items()}
+        shapes = {name: header["shape"] for name, header in headers.items()}
+    for name, dtype in dtypes.items():
+        if name.endswith(".weight") and dtype not in _WEIGHT_DTYPES:
+            raise ModelLoadError(
+                f"{name:.120} of {file} has the dtype {dtype}; weights are float32, float16 or "
+                "bfloat16, and numbers of a quantized checkpoint mean nothing without its scales: "
+                "give the unquantized checkpoint"
+            )
+    return shapes
 
 
 def _read_tensors(file: Path, names: Mapping[str, str]) -> dict[str, torch.Tensor]:

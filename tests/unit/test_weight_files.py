@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from checkpoints import build_decoder, edit_config, refusal
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rm_core import ModelConfig, ModelLoadError, RewardScorer, open_checkpoint
@@ -170,6 +171,8 @@ def test_pickle_with_code_is_refused_and_not_run(prm: Path, tmp_path: Path) -> N
     torch.save({"a": Attack(tmp_path / "was-run")}, folder / "pytorch_model.bin")
     detail = refusal(folder, allow_bin=True)
     assert "pytorch_model.bin cannot be read without running code" in detail
+    assert "mkdir" in detail
+    assert "weights_only" not in detail  # torch advises to run the code
     assert not (tmp_path / "was-run").exists()
 
 
@@ -192,6 +195,49 @@ def test_pickle_that_is_not_weights_is_refused(
     else:
         torch.save(content, folder / "pytorch_model.bin")
     assert says in refusal(folder, allow_bin=True)
+
+
+def test_compressed_archive_is_refused(prm: Path, tmp_path: Path) -> None:
+    """Torch would take the compressed bytes for weights, and a pickle in it may be of any size."""
+    folder = copy_of(prm, tmp_path)
+    file = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    assert "has compressed files, such as pytorch_model/data.pkl" in refusal(folder, allow_bin=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.to_sparse(), "is a sparse, quantized or empty tensor"),
+        (lambda t: t.to("meta"), "is a sparse, quantized or empty tensor"),
+        (lambda t: t.int(), "has the dtype int32; weights are float32, float16 or bfloat16"),
+        (lambda t: t.to(torch.float8_e4m3fn), "has the dtype float8_e4m3fn"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], says: str, prm: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(prm, tmp_path)
+    weights = torch.load(folder / "pytorch_model.bin")
+    name = "v_head.summary.weight"
+    torch.save({**weights, name: change(weights[name])}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError) as caught:
+        load(folder, allow_bin=True)
+    assert f"{name} of " in caught.value.detail
+    assert says in caught.value.detail
+
+
+def test_integers_are_no_weights_in_safetensors_either(prm: Path, tmp_path: Path) -> None:
+    folder = copy_of(prm, tmp_path)
+    weights = torch.load(folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").unlink()
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name].to(torch.int8)}, folder / "model.safetensors")
+    assert f"{name} of {folder / 'model.safetensors'} has the dtype I8" in refusal(folder)
 
 
 def test_link_to_pickle_outside_the_folder_is_refused(prm: Path, tmp_path: Path) -> None:
