@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
 _LORA = "lora_"
 _HEADS = ("score.", "v_head.")
+_QUANTIFIED_GROUP, _QUANTIFIERS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]")
+_MAX_REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ def read_adapter(
             f"{path} has an adapter of type {quote(config.get('peft_type'), 40)}; only LORA "
             "adapters are merged: merge it with merge_and_unload of peft, and give the result"
         )
+    _check_patterns(path, config)
+    _warn_of_other_base(path, base, config)
     theirs = _read_template(path)
     if theirs is not None and theirs != _read_template(base):
         logger.warning(
@@ -106,6 +111,34 @@ def read_adapter(
             "of peft, and give the result"
         )
     return Adapter(path, revision, config, files, heads)
+
+
+def _check_patterns(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse regular expressions of module names that may take forever to match."""
+    patterns = [config.get("target_modules"), config.get("exclude_modules")]
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns += config[key] if isinstance(config.get(key), dict) else []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            continue
+        if _QUANTIFIED_GROUP.search(pattern) or len(_QUANTIFIERS.findall(pattern)) > _MAX_REPEATS:
+            raise ModelLoadError(
+                f"{path / ADAPTER_CONFIG} has the pattern {quote(pattern, 80)}, which repeats a "
+                f"group or has more than {_MAX_REPEATS} repetitions, so matching may take forever; "
+                "list the names of the modules instead"
+            )
+
+
+def _warn_of_other_base(path: Path, base: Path, config: Mapping[str, Any]) -> None:
+    trained_on = str(config.get("base_model_name_or_path") or "")
+    if trained_on.rstrip("/").rpartition("/")[2] not in str(base):
+        logger.warning(
+            "the adapter %s was trained on %s and is merged into %s; its rewards are right only if "
+            "these are the same weights",
+            path,
+            quote(trained_on, 120),
+            base,
+        )
 
 
 def _read_template(folder: Path) -> str | None:

@@ -66,9 +66,13 @@ class WeightFiles:
         for file in self.files:
             shapes |= _read_shapes(file)
         if self.value_head is not None:
-            shapes |= {
-                _add_prefix(name): shape for name, shape in _read_shapes(self.value_head).items()
-            }
+            head = {_add_prefix(name): s for name, s in _read_shapes(self.value_head).items()}
+            if twice := sorted(shapes.keys() & head):
+                raise ModelLoadError(
+                    f"{self.value_head} and the other weights both have {format_names(twice, 3)}, "
+                    "so the intended head is ambiguous; remove one of the two"
+                )
+            shapes |= head
         return shapes
 
     def read_tensors(self, names: Collection[str]) -> dict[str, torch.Tensor]:
@@ -237,6 +241,12 @@ def load_pickle(file: Path, **options: Any) -> dict[str, torch.Tensor]:
                 f"{name:.120} of {file} is a sparse, quantized or empty tensor; give a checkpoint "
                 "of ordinary tensors, in safetensors"
             )
+    num_bytes, size = sum(tensor.nbytes for tensor in tensors.values()), file.stat().st_size
+    if num_bytes > 2 * size:  # tensors may share memory, such as tied embeddings
+        raise ModelLoadError(
+            f"the tensors of {file} take {num_bytes:,} bytes, and the file has {size:,}: they "
+            "repeat a part of it; give safetensors, which have every number once"
+        )
     return dict(tensors)
 
 

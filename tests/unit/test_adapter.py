@@ -155,6 +155,38 @@ def test_adapter_that_cannot_be_merged_is_refused(
     assert "has no adapter_model.safetensors" in refusal(f"{language_model}+{headless}")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "(([a-z_.0-9])+)+!$"},
+        {"target_modules": "a.*.*.*.*.*x"},
+        {"exclude_modules": "(a|a)*$"},
+        {"rank_pattern": {"(.*a){9}": 8}},
+        {"alpha_pattern": {"(([a-z])+)+!": 8}},
+    ],
+)
+def test_pattern_that_may_match_forever_is_refused(
+    options: dict[str, Any], language_model: Path, classifier_adapter: Path, tmp_path: Path
+) -> None:
+    folder = edited(classifier_adapter, tmp_path / "adapter", **options)
+    with pytest.raises(ModelLoadError, match="list the names of the modules instead"):
+        open_checkpoint(ModelConfig(f"{language_model}+{folder}"))
+
+
+def test_adapter_of_another_base_is_reported(
+    language_model: Path,
+    classifier_adapter: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    open_checkpoint(ModelConfig(f"{language_model}+{classifier_adapter}"))
+    assert not caplog.messages
+    folder = edited(classifier_adapter, tmp_path / "adapter", base_model_name_or_path="Org/Other")
+    open_checkpoint(ModelConfig(f"{language_model}+{folder}"))
+    (message,) = caplog.messages
+    assert "was trained on 'Org/Other' and is merged into" in message
+
+
 def test_other_chat_template_of_the_adapter_is_reported(
     language_model: Path,
     classifier_adapter: Path,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from dispatcher_harness import FINGERPRINT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_core import (
@@ -102,6 +102,35 @@ def test_readouts_have_the_rewards_of_prefixes(
         scored = scorer.score_ids(sequences, readouts)
         assert list(scored.outputs) == pytest.approx(alone, abs=1e-4, rel=0)
     assert scored.num_computed_tokens + scored.num_prefix_tokens == len(IDS) + 3
+
+
+@pytest.fixture(scope="module")
+def fuzzed_scorers(scorer_of: Callable[[str], RewardScorer]) -> list[RewardScorer]:
+    loaded = scorer_of("qwen3").loaded_model
+    sizes = (0, 1 << 14, 1 << 20)  # none, one that evicts all the time, one that keeps everything
+    return [RewardScorer(loaded, BatchConfig(48, prefix_cache_bytes=size)) for size in sizes]
+
+
+@pytest.mark.hypothesis
+@settings(deadline=None, max_examples=40)
+@given(inputs=inputs(), prefix=st.integers(0, 40))
+def test_drawn_readouts_have_the_rewards_of_prefixes(
+    fuzzed_scorers: list[RewardScorer], inputs: list[Input], prefix: int
+) -> None:
+    """Prefixes are long enough to be kept, and each draw finds those of the draws before it."""
+    items: list[Input] = []
+    for suffix, read in inputs:
+        ids = (*IDS[:prefix], *suffix)
+        # Some readouts are within the prefix.
+        within = {position * prefix // 9 for position in read[:-1]}
+        items.append((ids, tuple(sorted({*within, len(ids) - 1})) if read else ()))
+    prefixes = [ids[: position + 1] for ids, read in items for position in read or (len(ids) - 1,)]
+    plain = fuzzed_scorers[0]
+    alone = {ids: plain.score_ids([ids]).outputs[0] for ids in set(prefixes)}
+    expected = [alone[ids] for ids in prefixes]
+    for scorer in fuzzed_scorers:
+        scored = scorer.score_ids([ids for ids, _ in items], [read for _, read in items])
+        assert list(scored.outputs) == pytest.approx(expected, abs=1e-4, rel=0)
 
 
 def test_unknown_token_is_an_error_at_each_readout(
