@@ -181,6 +181,7 @@ class RewardScorer:
         return ModelInfo(
             kind=loaded.checkpoint.kind.kind,
             kind_reason=loaded.checkpoint.kind.reason,
+            step_format=loaded.checkpoint.kind.step_format,
             catalogue_id=entry.id if entry else None,
             family=loaded.checkpoint.family,
             revision=loaded.fingerprint.revision,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
-from rm_core.config import Kind
+from rm_core.config import Kind, StepFormat
 from rm_core.errors import RewardError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -183,6 +183,7 @@ class ModelInfo:
     Attributes:
         kind: `classifier`, `step` or `judge`; see `rm_core.kinds`.
         kind_reason: why the model is served as this kind.
+        step_format: how a step model divides a solution into steps; None for other kinds.
         catalogue_id: id of the checkpoint in the catalogue; None if it has no entry.
         family: `model_type` of the decoder.
         revision: see `Fingerprint`.
@@ -214,6 +215,7 @@ class ModelInfo:
 
     kind: Kind
     kind_reason: str
+    step_format: StepFormat | None
     catalogue_id: str | None
     family: str
     revision: str

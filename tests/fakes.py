@@ -22,6 +22,7 @@ INFO = ModelInfo(
     **FINGERPRINT,
     kind="classifier",
     kind_reason="because",
+    step_format=None,
     catalogue_id=None,
     family="qwen3",
     encoding_sha256=_DEMO_ENCODER.encoding_sha256,

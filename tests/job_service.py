@@ -43,6 +43,7 @@ class Service:
         self.fingerprint = dict(FINGERPRINT)
         self.state = "ready"
         self.kind = "classifier"
+        self.step_format: str | None = None
         self.num_asked = 0
         self.ready_at: int | None = None
         self.status = 503
@@ -89,8 +90,8 @@ class Service:
         if self.num_asked == self.ready_at:
             self.state = "ready"
         self.info_gate()
-        model = {"state": self.state, "fingerprint": self.fingerprint, "max_model_len": 9}
-        model["kind"] = self.kind
+        model: dict[str, Any] = {"state": self.state, "fingerprint": self.fingerprint}
+        model |= {"max_model_len": 9, "kind": self.kind, "step_format": self.step_format}
         return {"models": {"demo": model | {"encoding_sha256": "e"}}}
 
     def score(self, conversations: list[Messages]) -> list[Any]:

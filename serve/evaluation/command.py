@@ -89,9 +89,7 @@ def evaluate_models(
     """
     official = request.benchmark.official_protocol
     executor_options = [
-        apply_official_steps(
-            apply_official_length(one, official.max_length), request.benchmark, request.notify
-        )
+        apply_official_steps(apply_official_length(one, official.max_length), request.benchmark)
         for one in executor_options
     ]
     folders = _choose_folders(request.output, executor_options)

@@ -21,6 +21,7 @@ _TIES = {
     "judgebench": "read as B>A",
 }
 _SCORING_KEYS = (
+    "step_format",
     "truncation",
     "max_length",
     "num_truncated",
@@ -108,6 +109,7 @@ def collect_provenance(
     if provenance := rewards.provenance:
         model = provenance.model
         used |= {
+            **({"step_format": model.step_format} if model.step_format else {}),
             "truncation": provenance.truncation,
             "max_length": model.max_length,
             "num_truncated": rewards.num_truncated,

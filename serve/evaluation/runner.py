@@ -19,7 +19,7 @@ from typing import Any
 
 from rm_core import Fingerprint, ScoreError, Truncation, open_checkpoint
 from rm_core.benchmarks.base import Benchmark, Item, ItemKey, Preference, ScoredItem
-from rm_core.config import Kind
+from rm_core.config import Kind, StepFormat
 from rm_core.kinds import KindChoice, choose_kind
 from serve.config.model_settings import ModelSettings
 from serve.errors import EvaluationError
@@ -180,16 +180,19 @@ def choose_inputs(
         overwrite: whether to discard existing rewards.
 
     Raises:
-        EvaluationError: the benchmark is not run with models of this kind.
+        EvaluationError: the benchmark is not run with models of this kind, or not with the step
+            format of this model.
         RewardError: the model or the service does not exist.
     """
-    kind = _find_kind(executor_options, None if overwrite else folder / PROVENANCE)
+    kind, step_format = _find_kind(executor_options, None if overwrite else folder / PROVENANCE)
     if kind not in benchmark.kinds:
         allowed = " or ".join(_KIND_NAMES[one] for one in benchmark.kinds)
         raise EvaluationError(
             f"{benchmark.title} is run with {allowed}, and this model is {_KIND_NAMES[kind]}; give "
             "another model or another benchmark"
         )
+    if benchmark.kinds == ("step",):
+        _check_step_format(benchmark, step_format)
     if benchmark.kinds == ("step",):
         return "steps"
     return "pairs" if kind == "judge" else "chats"
@@ -272,23 +275,20 @@ def apply_official_length(
 
 
 def apply_official_steps(
-    executor_options: ExecutorOptions, benchmark: Benchmark, notify: Callable[[str], None]
+    executor_options: ExecutorOptions, benchmark: Benchmark
 ) -> ExecutorOptions:
     """Return the options with the step format of the official runs, if that is not the model's.
 
     Args:
-        executor_options: options of an executor.
+        executor_options: options of an executor. Those of services are returned as they are, since
+            services have their own step format, which `choose_inputs` checks.
         benchmark: benchmark to run.
-        notify: prints a line for the user: services have their own step format.
 
     Raises:
         EvaluationError: the official runs are those of other models.
     """
     step_format = benchmark.official_protocol.step_format
-    if step_format is None:
-        return executor_options
-    if executor_options.urls:
-        notify(f"this variant of {benchmark.title} needs services with --step-format {step_format}")
+    if step_format is None or executor_options.urls:
         return executor_options
     choice = _choose_local_kind(executor_options)
     if choice.step_format not in ("skywork", step_format):
@@ -299,16 +299,41 @@ def apply_official_steps(
     return replace(executor_options, model={**executor_options.model, "step_format": step_format})
 
 
-def _find_kind(executor_options: ExecutorOptions, provenance_path: Path | None) -> Kind:
+def _find_kind(
+    executor_options: ExecutorOptions, provenance_path: Path | None
+) -> tuple[Kind, StepFormat | None]:
     if not executor_options.urls:
-        return _choose_local_kind(executor_options).kind
+        choice = _choose_local_kind(executor_options)
+        return choice.kind, choice.step_format
     provenance = provenance_path and ScoringProvenance.read(provenance_path)
-    if provenance:
-        return provenance.model.kind
-    executor = executor_options.build_executor(None)
-    with contextlib.closing(executor):
-        model = executor.get_scoring_model(fetch=True)
-    return model.kind if model else "classifier"
+    model = provenance.model if provenance else None
+    if model is None or (model.kind == "step" and model.step_format is None):
+        executor = executor_options.build_executor(None)
+        with contextlib.closing(executor):
+            model = executor.get_scoring_model(fetch=True)
+    assert model
+    return model.kind, model.step_format
+
+
+def _check_step_format(benchmark: Benchmark, step_format: StepFormat | None) -> None:
+    """Refuse PRMBench's step format for other items than its own, and other formats for those.
+
+    Raises:
+        EvaluationError: the step format does not fit the variant of the benchmark.
+    """
+    required = benchmark.official_protocol.step_format
+    if required is not None and step_format != required:
+        raise EvaluationError(
+            f"this variant of {benchmark.title} needs a service with --step-format {required}, and "
+            f"this service has the step format {step_format}; start the service with that option, "
+            "or leave the variant out"
+        )
+    if required is None and step_format == "skywork-prmbench":
+        raise EvaluationError(
+            "the step format skywork-prmbench is for `eval prmbench --variant "
+            f"preparation=prmbench`, and this is another run of {benchmark.title}; use the model "
+            "with the step format of its authors"
+        )
 
 
 def _choose_local_kind(executor_options: ExecutorOptions) -> KindChoice:

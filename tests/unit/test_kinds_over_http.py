@@ -281,6 +281,11 @@ def test_models_show_their_kinds(client: TestClient) -> None:
     ]
     info = client.get("/info").json()["models"]
     assert all(info[alias]["kind_reason"] for alias in ("prm", "judge", "rm"))
+    assert [info[alias]["step_format"] for alias in ("prm", "judge", "rm")] == [
+        "skywork",
+        None,
+        None,
+    ]
 
 
 def test_judge_equals_the_full_logits_in_both_orders(

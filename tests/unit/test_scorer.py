@@ -262,6 +262,7 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
     assert described.as_dict() == {
         "kind": "classifier",
         "kind_reason": "architecture Qwen3ForSequenceClassification",
+        "step_format": None,
         "catalogue_id": None,
         "family": "qwen3",
         "revision": fingerprint.revision,

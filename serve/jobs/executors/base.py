@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rm_core import Fingerprint, NotReadyError, Reward, ScoreError, Truncation
-from rm_core.config import Kind
+from rm_core.config import Kind, StepFormat
 from serve.jobs.inputs.items import ScoringInput
 
 T = TypeVar("T")
@@ -45,12 +45,21 @@ class ScoreBatchResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoringModel:
-    """The model that scores: its name in requests, its maximum length in tokens, and its kind."""
+    """The model that scores.
+
+    Attributes:
+        name: name in requests.
+        fingerprint: fingerprint of its rewards.
+        max_length: maximum number of tokens.
+        kind: kind of the model.
+        step_format: how a step model divides a solution into steps; None for other kinds.
+    """
 
     name: str
     fingerprint: Fingerprint
     max_length: int
     kind: Kind = "classifier"
+    step_format: StepFormat | None = None
 
 
 class Executor(ABC):

@@ -79,9 +79,8 @@ class LocalExecutor(Executor):
             return None
         scorer = self._load()
         name = self._config.catalog_name or self._config.name
-        return ScoringModel(
-            name, scorer.fingerprint, scorer.encoder.max_length, scorer.encoder.kind
-        )
+        info = scorer.describe()
+        return ScoringModel(name, info.fingerprint, info.max_length, info.kind, info.step_format)
 
     def count_tokens(
         self, conversations: Sequence[ScoringInput], truncation: Truncation

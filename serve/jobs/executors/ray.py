@@ -219,7 +219,7 @@ class RayExecutor(Executor):
         dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         dispatcher.prompts.max_tokens = info.prefix_cache_tokens
         self._scoring_model = ScoringModel(
-            alias, info.fingerprint, self._encoder.max_length, info.kind
+            alias, info.fingerprint, self._encoder.max_length, info.kind, info.step_format
         )
         return dispatcher
 

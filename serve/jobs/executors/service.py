@@ -165,7 +165,11 @@ class ServiceExecutor(Executor):
                         fingerprint = model["fingerprint"]
                         max_length = read_count(model["max_model_len"])
                         self._served = ScoringModel(
-                            name, Fingerprint(**fingerprint), max_length, model["kind"]
+                            name,
+                            Fingerprint(**fingerprint),
+                            max_length,
+                            model["kind"],
+                            model.get("step_format"),
                         )
                         identity = {
                             "fingerprint": fingerprint,

@@ -217,6 +217,14 @@ def test_other_kinds_of_models_are_refused(judge: Path, step_model: Path, tmp_pa
     ):
         with pytest.raises(EvaluationError, match=message):
             evaluate(name, folder, tmp_path / "out", rows[name], model=settings)  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match="--variant preparation=prmbench"):
+        evaluate(
+            "processbench",
+            step_model,
+            tmp_path / "out",
+            rows["processbench"],  # type: ignore[arg-type]
+            model={"step_format": "skywork-prmbench"},
+        )
     with pytest.raises(EvaluationError, match="how its authors run Skywork's step models"):
         evaluate(
             "prmbench",

@@ -1,0 +1,61 @@
+"""Evaluations with services, whose settings the command reads and cannot change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import benchmark_files
+import pytest
+from job_service import Service
+
+from rm_core.benchmarks.registry import build_benchmark
+from serve.errors import EvaluationError
+from serve.evaluation.command import EvalRequest, evaluate_models
+from serve.jobs.command import ExecutorOptions
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    created = Service()
+    yield created
+    created.stop()
+
+
+def evaluate(
+    name: str, service: Service, output: Path, *, overwrite: bool = False, **variant: str
+) -> dict[str, Any]:
+    data = benchmark_files.write(output.parent / f"{name}-rows", benchmark_files.EVERY[name])
+    request = EvalRequest(build_benchmark(name, **variant), str(data), None, output, print)
+    executor_options = [ExecutorOptions({}, (service.url,), retry_s=0)]
+    evaluate_models(request, executor_options, truncation=None, overwrite=overwrite)
+    return dict(json.loads((output / "summary.json").read_text()))
+
+
+@pytest.mark.usefixtures("reports")
+def test_service_with_another_step_format_is_refused(service: Service, tmp_path: Path) -> None:
+    """Before anything is scored or written, and again when there are rewards to resume."""
+    service.kind, service.step_format = "step", "skywork"
+    message = "needs a service with --step-format skywork-prmbench, and .* has the .* skywork;"
+    with pytest.raises(EvaluationError, match=message):
+        evaluate("prmbench", service, tmp_path / "out", preparation="prmbench")
+    assert not service.requests
+    assert not (tmp_path / "out").exists()
+    used = evaluate("prmbench", service, tmp_path / "out")["used"]
+    assert (used["preparation"], used["step_format"]) == ("model", "skywork")
+    service.stop()
+    with pytest.raises(EvaluationError, match=message):
+        evaluate("prmbench", service, tmp_path / "out", preparation="prmbench")
+
+
+@pytest.mark.usefixtures("reports")
+def test_step_format_of_prmbench_is_for_its_variant(service: Service, tmp_path: Path) -> None:
+    service.kind, service.step_format = "step", "skywork-prmbench"
+    for name in ("prmbench", "processbench"):
+        with pytest.raises(EvaluationError, match="--variant preparation=prmbench"):
+            evaluate(name, service, tmp_path / "out")
+    assert not service.requests
+    used = evaluate("prmbench", service, tmp_path / "out", preparation="prmbench")["used"]
+    assert (used["preparation"], used["step_format"]) == ("prmbench", "skywork-prmbench")
