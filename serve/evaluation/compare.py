@@ -102,7 +102,8 @@ class RunComparison:
         counts: number of units right in both runs, only in the first, only in the second, in
             neither.
         test: McNemar's test on the units that differ.
-        agreement: share of the units that are right in both runs or wrong in both.
+        agreement: share of the units that are right in both runs or wrong in both; None without
+            units.
         correlation: Pearson's and Spearman's correlation of the rewards of all answers; None if
             rewards do not vary.
         flipped_items: units that differ, largest shifts of the margin first.
@@ -114,7 +115,7 @@ class RunComparison:
     unit: str
     counts: tuple[int, int, int, int]
     test: McNemar
-    agreement: float
+    agreement: float | None
     correlation: tuple[float, float] | None
     flipped_items: tuple[FlippedItem, ...]
 
@@ -273,7 +274,7 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
         unit="items" if sum(counts) <= len(pairs) else "comparisons",
         counts=(both, only_first, only_second, neither),
         test=mcnemar(only_first, only_second),
-        agreement=(both + neither) / max(1, sum(counts)),
+        agreement=(both + neither) / sum(counts) if sum(counts) else None,
         correlation=_compute_correlation(
             [float(reward) for a, _ in pairs for reward in a.rewards],
             [float(reward) for _, b in pairs for reward in b.rewards],

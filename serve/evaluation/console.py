@@ -73,7 +73,7 @@ def print_comparison(comparison: RunComparison, show: int) -> None:
         (f"right in {names[0]} only", f"{only_first:,}"),
         (f"right in {names[1]} only", f"{only_second:,}"),
         ("wrong in both", f"{neither:,}"),
-        ("agreement", f"{100 * comparison.agreement:.2f}%"),
+        ("agreement", format_percent(comparison.agreement, nothing="-")),
         ("McNemar, exact p", f"{comparison.test.exact_p:.4g}"),
         (
             "McNemar, chi-square",

@@ -101,6 +101,21 @@ def test_judgebench_tie_is_right_if_label_is_b(evaluate: Evaluate, tmp_path: Pat
     assert compare(run, run).counts == (3, 0, 0, 3)
 
 
+def test_runs_without_comparisons_have_no_agreement(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without correct solutions ProcessBench has no threshold, so that no item is graded."""
+    rows = [row for row in benchmark_files.processbench()["gsm8k.json"] if row["label"] >= 0]
+    evaluate("processbench", data=benchmark_files.write(tmp_path / "wrong", {"gsm8k.json": rows}))
+    run = load(tmp_path / "out")
+    comparison = compare(run, run)
+    assert (sum(comparison.counts), comparison.num_items) == (0, len(rows))
+    assert comparison.to_dict()["agreement"] is None
+    print_comparison(comparison, show=3)
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if "agreement" in one)
+    assert line.split("│")[2].strip() == "-"
+
+
 def test_run_has_options_of_its_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(options={"xstest": "swapped"})
     run = load(tmp_path / "out")
