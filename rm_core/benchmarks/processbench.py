@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 from rm_core.benchmarks.aggregation import (
     compute_subset_score,
-    count_items,
     group_by_subset,
     list_missing_items,
     mean_score,
@@ -58,6 +58,7 @@ COUNTS: Mapping[str, int] = {
     "Omni-MATH/correct": 241,
 }
 """Number of solutions with and without a wrong step."""
+_HALVES = ("error", "correct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,11 @@ class ProcessBench:
                 expected = COUNTS[f"{title}/error"] + COUNTS[f"{title}/correct"]
                 f1 = compute_f1(error, correct)
                 sections[title] = SubsetScore(f1, len(groups[subset]), expected)
-        missing = list_missing_items(count_items(subsets), COUNTS, "subset")
-        if not thresholds and scored:
-            missing.append(
-                "the threshold: it is chosen on GSM8K, which has no solutions with and without a "
-                "wrong step here; give one by the option `threshold`"
-            )
+        counts = Counter(f"{TITLES[one.item.subset]}/{_get_half(one.item)}" for one in scored)
+        missing = [
+            *self._explain_missing_f1(counts, sections),
+            *list_missing_items(counts, COUNTS, "subset"),
+        ]
         extra = {"thresholds": {TITLES[name]: value for name, value in thresholds.items()}}
         return BenchmarkResult(
             mean_score(sections), sections, subsets, extra if thresholds else {}, tuple(missing)
@@ -158,6 +158,31 @@ class ProcessBench:
             else ItemScore(0, 0)
             for one in scored
         ]
+
+    def _explain_missing_f1(
+        self, counts: Mapping[str, int], sections: Mapping[str, SubsetScore]
+    ) -> list[str]:
+        """Return phrases that say why subsets with solutions have no F1."""
+        halves = "solutions with and without a wrong step"
+        titles = [
+            title
+            for title in TITLES.values()
+            if title not in sections and any(counts[f"{title}/{half}"] for half in _HALVES)
+        ]
+        option = self.options.threshold
+        if option == "subset":
+            return [
+                f"F1 and the threshold of {title}: they need {halves}; give a threshold with "
+                "--variant threshold=NUMBER"
+                for title in titles
+            ]
+        if titles and option == CALIBRATION and not sections:
+            error, correct = (counts[f"{TITLES[CALIBRATION]}/{half}"] for half in _HALVES)
+            return [
+                f"the threshold: it is chosen on GSM8K, which has {error} solutions with a wrong "
+                f"step and {correct} without here; give one with --variant threshold=NUMBER"
+            ]
+        return [f"F1 of {title}: it needs {halves}" for title in titles]
 
     def _choose_thresholds(self, groups: Mapping[str, Sequence[ScoredItem]]) -> dict[str, float]:
         """Return the threshold of each subset that has items, unless it cannot be chosen."""
@@ -233,11 +258,14 @@ class _CorrectCounter:
 
 def _grade(scored: Iterable[ScoredItem], threshold: float) -> dict[str, list[ItemScore]]:
     """Return whether each solution is judged as labeled: those with an error, those without."""
-    halves: dict[str, list[ItemScore]] = {"error": [], "correct": []}
+    halves: dict[str, list[ItemScore]] = {half: [] for half in _HALVES}
     for one in scored:
-        half = "correct" if one.item.metadata["label"] == NO_ERROR else "error"
-        halves[half].append(_grade_item(one, threshold))
+        halves[_get_half(one.item)].append(_grade_item(one, threshold))
     return halves
+
+
+def _get_half(item: Item) -> str:
+    return "correct" if item.metadata["label"] == NO_ERROR else "error"
 
 
 def _grade_item(one: ScoredItem, threshold: float) -> ItemScore:

@@ -24,6 +24,7 @@ from serve.evaluation.published_results import compare_with_published
 from serve.evaluation.report import shorten_names, write_report
 from serve.evaluation.result import Evaluation, collect_provenance, inherit_provenance
 from serve.evaluation.runner import (
+    KIND_NAMES,
     EvalContext,
     ItemRewards,
     apply_official_length,
@@ -40,6 +41,8 @@ from serve.jobs.progress import Progress
 from serve.shutdown import GracefulShutdown
 
 StatusCallback = Callable[[str], None]
+# Of what a result lacks, and of items that were not scored.
+_MAX_SHOWN = 3
 _NOTE = "\nskyreward: stopping after the work in flight; interrupt again to stop immediately\n"
 
 
@@ -191,7 +194,11 @@ def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
             request.notify(
                 f"{evaluation.model}: a partial result; {SUMMARY} and {REPORT} list what is missing"
             )
-        for item, error in evaluation.failed_items[:3]:
+            for phrase in evaluation.result.missing[:_MAX_SHOWN]:
+                request.notify(f"missing: {phrase}")
+            if num_others := len(evaluation.result.missing[_MAX_SHOWN:]):
+                request.notify(f"missing: {num_others} more")
+        for item, error in evaluation.failed_items[:_MAX_SHOWN]:
             request.notify(f"not scored: {item.label}: {error.message}")
     request.notify(f"written to {request.output}")
     return EXIT_PARTIAL if any(evaluation.failed_items for evaluation in evaluations) else 0
@@ -201,9 +208,14 @@ def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:
     assert rewards.provenance is not None
     model, official = rewards.provenance.model, request.benchmark.official_protocol.max_length
     if official is not None and model.max_length != official:
+        effect = (
+            "longer conversations may get other rewards"
+            if model.kind == "classifier"
+            else f"{KIND_NAMES[model.kind]} truncates nothing, so longer items are not scored"
+        )
         request.notify(
             f"{model.name} takes at most {model.max_length} tokens, but the official runs take at "
-            f"most {official}: longer conversations may get other rewards"
+            f"most {official}: {effect}"
         )
 
 

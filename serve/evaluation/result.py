@@ -80,12 +80,17 @@ class Evaluation:
 
 
 def collect_metrics(result: BenchmarkResult) -> dict[str, float | None]:
-    """Return the metrics of a table: overall first, then sections, then difficulties."""
+    """Return the metrics of a table: overall first, then sections, then difficulties.
+
+    Without an overall score, the scores of subsets follow.
+    """
     metrics: dict[str, float | None] = {OVERALL: result.overall}
     if MEAN_OF_SECTIONS in result.extra:
         metrics[MEAN_OF_SECTIONS] = result.extra[MEAN_OF_SECTIONS]
     metrics |= {name: section.score for name, section in result.sections.items()}
     metrics |= result.extra.get(DIFFICULTY, {})
+    if result.overall is None:
+        metrics |= {name: subset.score for name, subset in result.subsets.items()}
     return metrics
 
 
@@ -110,7 +115,8 @@ def collect_provenance(
         model = provenance.model
         used |= {
             **({"step_format": model.step_format} if model.step_format else {}),
-            "truncation": provenance.truncation,
+            # Only conversations of a classifier are truncated.
+            "truncation": provenance.truncation if model.kind == "classifier" else "error",
             "max_length": model.max_length,
             "num_truncated": rewards.num_truncated,
             "bos": "exactly one",

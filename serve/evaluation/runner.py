@@ -40,7 +40,7 @@ REWARDS = "rewards.jsonl"
 PROVENANCE = "scored_by.json"
 # Rows hold up to 32 responses: small chunks keep a stop quick and lose little in a crash.
 _CHUNK_ROWS = 50
-_KIND_NAMES: Mapping[Kind, str] = {
+KIND_NAMES: Mapping[Kind, str] = {
     "classifier": "a classifier",
     "step": "a step model",
     "judge": "a judge",
@@ -186,9 +186,9 @@ def choose_inputs(
     """
     kind, step_format = _find_kind(executor_options, None if overwrite else folder / PROVENANCE)
     if kind not in benchmark.kinds:
-        allowed = " or ".join(_KIND_NAMES[one] for one in benchmark.kinds)
+        allowed = " or ".join(KIND_NAMES[one] for one in benchmark.kinds)
         raise EvaluationError(
-            f"{benchmark.title} is run with {allowed}, and this model is {_KIND_NAMES[kind]}; give "
+            f"{benchmark.title} is run with {allowed}, and this model is {KIND_NAMES[kind]}; give "
             "another model or another benchmark"
         )
     if benchmark.kinds == ("step",):

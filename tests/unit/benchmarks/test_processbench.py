@@ -187,8 +187,44 @@ def test_threshold_is_that_of_gsm8k_or_of_each_subset() -> None:
 def test_threshold_cannot_be_chosen_without_gsm8k() -> None:
     result = compute("gsm8k", with_gsm8k=False)
     assert (result.overall, result.sections, result.subsets) == (None, {}, {})
-    assert "give one by the option `threshold`" in result.missing[-1]
+    assert result.missing[0] == (
+        "the threshold: it is chosen on GSM8K, which has 0 solutions with a wrong step and 0 "
+        "without here; give one with --variant threshold=NUMBER"
+    )
+    assert "subset MATH/error: has 2 of 594 items" in result.missing
     assert compute("subset", with_gsm8k=False).overall == 1.0
+
+
+@pytest.mark.parametrize(
+    ("threshold", "reason", "accuracies"),
+    [
+        ("gsm8k", "the threshold: it is chosen on GSM8K, which has 3 solutions with a wrong", {}),
+        ("subset", "F1 and the threshold of GSM8K: they need solutions with and without", {}),
+        ("0.5", "F1 of GSM8K: it needs solutions with and without", {"GSM8K/error": 1.0}),
+    ],
+)
+def test_result_without_f1_says_why(
+    threshold: str, reason: str, accuracies: dict[str, float]
+) -> None:
+    benchmark = build_benchmark("processbench", threshold=threshold)
+    items = read(benchmark, [(process_row(n, "gsm8k", n), "") for n in range(3)])
+    result = benchmark.compute_result([ScoredItem(item, judge(item, True)) for item in items])
+    assert (result.overall, result.sections) == (None, {})
+    assert {name: subset.score for name, subset in result.subsets.items()} == accuracies
+    assert result.missing[0].startswith(reason)
+    assert result.missing[1:3] == (
+        "subset GSM8K/error: has 3 of 207 items",
+        "subset GSM8K/correct: has none of 193 items",
+    )
+
+
+def test_subset_without_f1_is_named_next_to_one_with_it() -> None:
+    benchmark = ProcessBench()
+    rows = [(process_row(n, "gsm8k", n), "") for n in (-1, 0)]
+    items = read(benchmark, [*rows, (process_row(0, "math", 0), "")])
+    result = benchmark.compute_result([ScoredItem(item, judge(item, True)) for item in items])
+    assert list(result.sections) == ["GSM8K"]
+    assert result.missing[0] == "F1 of MATH: it needs solutions with and without a wrong step"
 
 
 def test_items_are_graded_by_the_threshold_of_all_items() -> None:

@@ -187,6 +187,25 @@ def test_incomplete_score_file_is_partial(evaluate: Evaluate, tmp_path: Path) ->
     assert summary["counts"]["subsets"]["math-prm"]["num_items"] == 1
 
 
+@pytest.mark.parametrize("threshold", ["gsm8k", "0.5"])
+def test_result_without_overall_score_shows_subsets_and_reason(
+    threshold: str, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for row in benchmark_files.processbench()["gsm8k.json"] if row["label"] >= 0]
+    data = benchmark_files.write(tmp_path / "wrong", {"gsm8k.json": rows})
+    _, lines = evaluate("processbench", data=data, options={"threshold": threshold})
+    missing = read_summary(tmp_path / "out")["missing"]
+    assert lines[-5:-1] == [
+        *(f"missing: {phrase}" for phrase in missing[:3]),
+        f"missing: {len(missing) - 3} more",
+    ]
+    assert "solutions with" in missing[0]
+    shown = capsys.readouterr().out
+    assert ("GSM8K/error" in shown) == (threshold == "0.5")
+    card = (tmp_path / "out" / "summary.md").read_text()
+    assert ("| GSM8K/error |" in card) == (threshold == "0.5")
+
+
 def test_errors_create_no_folder(evaluate: Evaluate, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "0", "rewards": [1, NaN]}\n')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ def service() -> Iterator[Service]:
 
 
 def evaluate(
-    name: str, service: Service, output: Path, *, overwrite: bool = False, **variant: str
+    name: str,
+    service: Service,
+    output: Path,
+    notify: Callable[[str], None] = print,
+    **variant: str,
 ) -> dict[str, Any]:
     data = benchmark_files.write(output.parent / f"{name}-rows", benchmark_files.EVERY[name])
-    request = EvalRequest(build_benchmark(name, **variant), str(data), None, output, print)
+    request = EvalRequest(build_benchmark(name, **variant), str(data), None, output, notify)
     executor_options = [ExecutorOptions({}, (service.url,), retry_s=0)]
-    evaluate_models(request, executor_options, truncation=None, overwrite=overwrite)
+    evaluate_models(request, executor_options, truncation=None, overwrite=False)
     return dict(json.loads((output / "summary.json").read_text()))
 
 
@@ -59,3 +63,22 @@ def test_step_format_of_prmbench_is_for_its_variant(service: Service, tmp_path: 
     assert not service.requests
     used = evaluate("prmbench", service, tmp_path / "out", preparation="prmbench")["used"]
     assert (used["preparation"], used["step_format"]) == ("prmbench", "skywork-prmbench")
+
+
+@pytest.mark.parametrize(
+    ("kind", "truncation", "effect"),
+    [
+        ("classifier", "left", "longer conversations may get other rewards"),
+        ("judge", "error", "a judge truncates nothing, so longer items are not scored"),
+    ],
+)
+@pytest.mark.usefixtures("reports")
+def test_other_maximum_length_is_described_by_kind(
+    kind: str, truncation: str, effect: str, service: Service, tmp_path: Path
+) -> None:
+    service.kind = kind
+    lines: list[str] = []
+    summary = evaluate("rewardbench", service, tmp_path / "out", lines.append)
+    start = "demo takes at most 9 tokens, but the official runs take at most 2048: "
+    assert [line for line in lines if line.startswith(start)] == [start + effect]
+    assert summary["used"]["truncation"] == truncation
