@@ -11,6 +11,7 @@ import click
 
 from serve.cli.options import (
     LOADING_OPTIONS,
+    SingleValueCommand,
     echo_status,
     get_given_options,
     handle_errors,
@@ -40,7 +41,7 @@ BENCHMARK_NAMES = (
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
 
-@click.command("eval")
+@click.command("eval", cls=SingleValueCommand)
 @_benchmark_argument
 @click.option(
     "--data",
@@ -131,7 +132,7 @@ def evaluate(
     )
 
 
-@click.command("compare-runs")
+@click.command("compare-runs", cls=SingleValueCommand)
 @click.argument("a", type=click.Path(exists=True, path_type=Path))
 @click.argument("b", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -176,7 +177,7 @@ def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> 
         print_comparison(comparison, show)
 
 
-@click.command()
+@click.command(cls=SingleValueCommand)
 @_benchmark_argument
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of a table.")

@@ -13,6 +13,7 @@ import click
 from serve import __version__
 from serve.cli.eval import compare_runs, evaluate, leaderboard
 from serve.cli.options import (
+    SingleValueCommand,
     column_options,
     echo_status,
     get_status_reporter,
@@ -39,6 +40,8 @@ Examples:
 
 class _EscapingGroup(click.Group):
     """Group whose error messages have control characters escaped."""
+
+    command_class = SingleValueCommand
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Create the context; see `click.Group.make_context`."""

@@ -6,6 +6,7 @@ import functools
 import logging
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,27 @@ from click.core import ParameterSource
 from serve.escaping import EscapingFormatter, escape_line
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+class SingleValueCommand(click.Command):
+    """Command that refuses a repeated option of which click would keep only the last value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; see `click.Command.parse_args`.
+
+        Raises:
+            click.UsageError: an option with one value is given several times.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, number in Counter(given).items():
+            takes_one = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
+            if takes_one and number > 1 and not ctx.resilient_parsing:
+                raise click.UsageError(
+                    f"{max(option.opts, key=len)} is given {number} times and takes one value; "
+                    "give it once",
+                    ctx,
+                )
+        return super().parse_args(ctx, args)
 
 
 def echo_status(text: str) -> None:
@@ -70,6 +92,21 @@ class _NumberList(click.ParamType[tuple[float, ...]]):
             return tuple(self._number(text) for text in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
+
+
+class _LabelPair(click.ParamType[tuple[str, str]]):
+    """Two texts, separated by a comma, as a tuple."""
+
+    name = "A,B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Parse the text of the command line."""
+        first, comma, second = value.partition(",")
+        if not comma or "," in second:
+            self.fail(f"{value!r} is not two labels separated by a comma", param, ctx)
+        return first, second
 
 
 def model_options(command: CommandT) -> CommandT:
@@ -189,6 +226,20 @@ def loading_options(command: CommandT) -> CommandT:
             metavar="FILE",
             help="Jinja file that replaces the prompt of a judge.",
         ),
+        click.option(
+            "--verdict-prefix",
+            default="[[",
+            show_default=True,
+            metavar="TEXT",
+            help="Text at the start of a judge's reply, before the label.",
+        ),
+        click.option(
+            "--verdict-labels",
+            default="A,B",
+            show_default=True,
+            type=_LabelPair(),
+            help="Labels with which a judge names the first and the second answer.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -266,6 +317,8 @@ LOADING_OPTIONS = (
     "lm_head_tokens",
     "allow_bin",
     "judge_template",
+    "verdict_prefix",
+    "verdict_labels",
 )
 """Parameter names of `loading_options`."""
 

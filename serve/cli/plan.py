@@ -9,12 +9,12 @@ import click
 from click.core import ParameterSource
 
 from serve.capacity.devices import DEVICES
-from serve.cli.options import echo_status, handle_errors
+from serve.cli.options import SingleValueCommand, echo_status, handle_errors
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
 
-@click.command()
+@click.command(cls=SingleValueCommand)
 @click.option(
     "--model",
     required=True,

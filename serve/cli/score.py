@@ -10,6 +10,7 @@ import click
 
 from serve.cli.options import (
     LOADING_OPTIONS,
+    SingleValueCommand,
     column_options,
     echo_status,
     get_given_options,
@@ -22,7 +23,7 @@ from serve.cli.options import (
 )
 
 
-@click.command()
+@click.command(cls=SingleValueCommand)
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
 @service_options

@@ -52,12 +52,16 @@ class ExecutorOptions:
 
     @property
     def model_spec(self) -> dict[str, Any]:
-        """How the user specified the model, without API keys, passwords and queries of URLs."""
+        """How the user specified the model, without API keys, passwords and queries of URLs.
+
+        JSON data, which equals what a manifest reads back: tuples are lists.
+        """
         if self.urls:
             from serve.client.endpoints import get_display_url
 
             return {"urls": sorted(map(get_display_url, self.urls)), "model": self.served_model}
-        return {**self.model, "ray": bool(self.ray)}
+        fields = {n: list(v) if isinstance(v, tuple) else v for n, v in self.model.items()}
+        return {**fields, "ray": bool(self.ray)}
 
     def build_executor(self, store: JobStore | None) -> Executor:
         """Build the executor; `store` is the state of the job, if it has one.

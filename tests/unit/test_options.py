@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
+import pytest
 from click.testing import CliRunner
 
-from serve.cli.options import handle_errors, model_options
-from serve.jobs.command import build_model_config
+from serve.cli.main import main
+from serve.cli.options import SingleValueCommand, handle_errors, model_options
+from serve.jobs.command import ExecutorOptions, build_model_config
 
 
 def test_keyboard_interrupt_exits_with_130() -> None:
@@ -29,14 +32,57 @@ def test_options_of_the_head_become_settings_of_the_model() -> None:
     def command(**options: Any) -> None:
         config = build_model_config(**options)
         click.echo(f"{config.kind} {config.label_weights} {config.lm_head_tokens}")
+        click.echo(f"{config.verdict_prefix} {config.verdict_labels}")
+        # A finished job recognizes its options in the manifest, which is JSON.
+        spec = ExecutorOptions(options).model_spec
+        assert json.loads(json.dumps(spec)) == spec
 
     result = CliRunner().invoke(command, ["--kind", "classifier", "--label-weights", "0.5,-2"])
-    assert result.output == "classifier (0.5, -2.0) None\n"
+    assert result.output == "classifier (0.5, -2.0) None\n[[ ('A', 'B')\n"
     result = CliRunner().invoke(command, ["--lm-head-tokens", "7,40"])
-    assert result.output == "auto None (7, 40)\n"
+    assert result.output.startswith("auto None (7, 40)\n")
+    verdict = ["--verdict-prefix", "Verdict: ", "--verdict-labels", "one,two"]
+    result = CliRunner().invoke(command, ["--kind", "judge", *verdict])
+    assert result.output.endswith("\nVerdict:  ('one', 'two')\n")
+    for labels in ("A", "A,B,C"):
+        result = CliRunner().invoke(command, ["--verdict-labels", labels])
+        assert result.exit_code == 2
+        assert f"{labels!r} is not two labels separated by a comma" in result.output
+    result = CliRunner().invoke(command, ["--verdict-labels", "A,A"])
+    assert result.exit_code == 1
+    assert "give two different texts" in result.output
     result = CliRunner().invoke(command, ["--lm-head-tokens", "7,x"])
     assert result.exit_code == 2
     assert "'7,x' is not a list of numbers separated by commas" in result.output
     result = CliRunner().invoke(command, ["--label", "1", "--lm-head-tokens", "7"])
     assert result.exit_code == 1
     assert "label and lm_head_tokens are set" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "rmb", "--data", "a", "--data", "b"),
+        ("score", "in.jsonl", "-o", "a", "--output=b"),
+        ("render", "--model", "a", "--model", "b", "-"),
+    ],
+)
+def test_repeated_option_with_one_value_is_refused(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, list(arguments))
+    assert result.exit_code == 2
+    assert "is given 2 times and takes one value; give it once" in result.output
+
+
+def test_every_command_refuses_repeated_options() -> None:
+    assert all(isinstance(command, SingleValueCommand) for command in main.commands.values())
+
+
+def test_repeated_options_with_several_values_and_flags_are_kept() -> None:
+    @click.command(cls=SingleValueCommand)
+    @click.option("--url", multiple=True)
+    @click.option("--fast/--slow", default=False)
+    def command(url: tuple[str, ...], fast: bool) -> None:
+        click.echo(f"{url} {fast}")
+
+    result = CliRunner().invoke(command, ["--url", "a", "--url", "b", "--fast", "--slow"])
+    assert result.output == "('a', 'b') False\n"

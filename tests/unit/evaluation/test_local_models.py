@@ -222,7 +222,7 @@ def test_other_kinds_of_models_are_refused(judge: Path, step_model: Path, tmp_pa
             "processbench",
             step_model,
             tmp_path / "out",
-            rows["processbench"],  # type: ignore[arg-type]
+            rows["processbench"],
             model={"step_format": "skywork-prmbench"},
         )
     with pytest.raises(EvaluationError, match="how its authors run Skywork's step models"):
