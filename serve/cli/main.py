@@ -13,11 +13,14 @@ import click
 from serve import __version__
 from serve.cli.eval import compare_runs, evaluate, leaderboard
 from serve.cli.options import (
+    LOADING_OPTIONS,
     SingleValueCommand,
     column_options,
     echo_status,
+    get_given_options,
     get_status_reporter,
     handle_errors,
+    loading_options,
     model_options,
     pop_columns,
     truncation_option,
@@ -81,7 +84,8 @@ def main() -> None:
     multiple=True,
     metavar="NAME",
     help="`demo`, a local folder or a hub id; ALIAS=NAME sets an alias, NAME@REVISION pins a "
-    "revision. May be given several times to serve several models.  [default: demo]",
+    "revision, BASE+ADAPTER merges a LoRA adapter into its base model. May be given several times "
+    "to serve several models.  [default: demo]",
 )
 @click.option(
     "--replicas",
@@ -92,7 +96,8 @@ def main() -> None:
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="YAML file of settings; command-line options take precedence.",
+    help="YAML file of settings; command-line options take precedence. Its `models` and --model "
+    "exclude each other.",
 )
 @click.option(
     "--api-keys",
@@ -130,29 +135,45 @@ def main() -> None:
     help="Start Ray without a token if RAY_AUTH_MODE disables tokens. Anyone who can reach Ray's "
     "ports can then run code.",
 )
+@loading_options
 @handle_errors
 def serve(
     models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **options: Any
 ) -> None:
     """Run the service in the foreground.
 
+    Options of loading, from --dtype to --judge-template, need a service of one model; for several,
+    write the settings of each in the file of --config.
+
     Example: skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
     """
-    from serve.config.model_settings import ModelSettings
     from serve.config.settings import Settings, read_settings_file
     from serve.launch.ray import run_locally, run_with_ray
 
+    given = get_given_options(LOADING_OPTIONS)
+    loading = {name: options.pop(name) for name in LOADING_OPTIONS}
+    changes = {name: loading[name] for name in given}
+    if replicas is not None:
+        changes["num_replicas"] = replicas
     overrides = read_settings_file(config) if config else {}
+    if models and "models" in overrides:
+        raise click.UsageError(
+            f"--model and `models` in {config} both name the models; give one of the two: --model "
+            "with options such as --kind for one model, or every model in the file"
+        )
     overrides |= {name: value for name, value in options.items() if value is not None}
     if models:
         overrides["models"] = list(models)
     settings = Settings.load(**overrides)
-    if replicas is not None:
-        model_settings = [
-            ModelSettings.model_validate(m.model_dump() | {"num_replicas": replicas})
-            for m in settings.models
-        ]
-        settings = Settings.load(**(settings.model_dump() | {"models": model_settings}))
+    if given and len(settings.models) > 1:
+        raise click.UsageError(
+            f"--{given[0].replace('_', '-')} is a setting of one model, and "
+            f"{len(settings.models)} are served; write `{given[0]}` for the model it belongs to, "
+            "under `models` in the file of --config"
+        )
+    if changes:
+        changed = [m.model_dump(exclude_unset=True) | changes for m in settings.models]
+        settings = Settings.load(**(settings.model_dump() | {"models": changed}))
     (run_locally if local else run_with_ray)(settings, get_status_reporter(settings.log_format))
 
 

@@ -116,7 +116,8 @@ def model_options(command: CommandT) -> CommandT:
         default="demo",
         show_default=True,
         metavar="NAME",
-        help="Model to load: `demo`, a folder or a hub id. NAME@REVISION pins a revision.",
+        help="Model to load: `demo`, a folder or a hub id. NAME@REVISION pins a revision, "
+        "BASE+ADAPTER merges a LoRA adapter into its base model.",
     )(loading_options(command))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from serve.cli.main import main
 from serve.cli.options import SingleValueCommand, handle_errors, model_options
+from serve.config.settings import Settings
 from serve.jobs.command import ExecutorOptions, build_model_config
 
 
@@ -86,3 +88,56 @@ def test_repeated_options_with_several_values_and_flags_are_kept() -> None:
 
     result = CliRunner().invoke(command, ["--url", "a", "--url", "b", "--fast", "--slow"])
     assert result.output == "('a', 'b') False\n"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Settings with which `skyreward serve --local` would have started."""
+    started: list[Settings] = []
+    monkeypatch.setattr("serve.launch.ray.run_locally", lambda s, _: started.append(s))
+    return started
+
+
+def serve(*arguments: str) -> str:
+    return CliRunner().invoke(main, ["serve", "--local", *arguments]).output
+
+
+def test_serve_takes_the_options_of_loading_for_one_model(
+    served: list[Settings], tmp_path: Path
+) -> None:
+    options = ["--allow-bin", "--kind", "step", "--step-format", "rlhflow", "--replicas", "2"]
+    assert serve("--model", "prm=demo", *options) == ""
+    file = tmp_path / "models.yaml"
+    file.write_text("models: [{name: demo, alias: prm, kind: judge, allow_bin: true}]")
+    assert serve("--config", str(file), *options[1:]) == ""
+    for settings in served:
+        (model,) = settings.models
+        assert (model.alias, model.kind, model.step_format) == ("prm", "step", "rlhflow")
+        assert model.allow_bin
+        assert model.num_replicas == 2
+    assert len(served) == 2
+
+
+def test_serve_refuses_options_of_one_model_for_several(served: list[Settings]) -> None:
+    models = ["--model", "demo", "--model", "other=demo"]
+    assert "--kind is a setting of one model, and 2 are served" in serve(*models, "--kind", "step")
+    assert serve(*models, "--replicas", "2") == ""
+    assert [model.num_replicas for model in served[0].models] == [2, 2]
+
+
+def test_serve_reports_options_that_contradict_each_other(served: list[Settings]) -> None:
+    output = serve("--label", "1", "--lm-head-tokens", "7")
+    assert "models.0: Value error, label and lm_head_tokens are set" in output
+    assert "(came: {'name': 'demo', 'alias': 'demo', 'label': 1, 'lm_head_tokens': (7,)})" in output
+    assert not served
+
+
+def test_serve_refuses_models_of_two_sources(served: list[Settings], tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: [demo]\nport: 9000")
+    output = serve("--model", "prm=demo", "--config", str(file))
+    assert f"--model and `models` in {file} both name the models" in output
+    assert not served
+    file.write_text("port: 9000")
+    assert serve("--model", "prm=demo", "--config", str(file)) == ""
+    assert (served[0].models[0].alias, served[0].port) == ("prm", 9000)
