@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
 from rm_core.kinds import KindChoice
+from rm_core.text import format_names
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
 LayoutName: TypeAlias = Literal["score", "score MLP", "v_head.summary", "v_head", "lm_head"]
@@ -95,7 +96,7 @@ def choose_layout(
     usable = [name for name in found if name in expected]
     if len(usable) != 1:
         raise ModelLoadError(
-            _explain_missing_head(path, shapes, architecture, expected, found, usable)
+            _explain_missing_head(path, shapes, kind, architecture, expected, found, usable)
         )
     name = usable[0]
     weight = _WEIGHTS[name]
@@ -144,6 +145,8 @@ def _choose_factors(
         if num_labels > 1 and kind.kind == "classifier"
         else ""
     )
+    if num_labels == 2 and kind.kind == "classifier":
+        advice += ", or give the setting `kind` (`step`) if it is a process reward model"
     raise ModelLoadError(
         f"{weight} of {path} has shape {list(shape)}; a reward model has [1, hidden_size]{advice}"
     )
@@ -201,6 +204,17 @@ def _choose_lm_head(
                 f"{path / 'config.json'} has {key}, which scales the logits; the head reads "
                 "unscaled logits, so such models cannot be served by tokens of their lm_head"
             )
+    if others := [weight for weight in _WEIGHTS.values() if weight in shapes]:
+        cause = f"{kind.reason} ({kind.kind})"
+        if config.lm_head_tokens is not None:
+            cause = "the setting `lm_head_tokens`"
+        elif config.step_format != "auto":
+            cause = f"the setting `step_format` ({kind.step_format})"
+        raise ModelLoadError(
+            f"{path} has the reward head {format_names(others, 3)}, but {cause} reads the language "
+            "model's head instead; is it a classifier, or a step model with another `step_format` "
+            "(skywork or qwen-math)? Correct the setting, or leave it out"
+        )
     tensors = tuple(name for name in (LM_HEAD, "lm_head.bias") if name in shapes)
     if config.lm_head_tokens is not None:
         names = " minus ".join(map(str, config.lm_head_tokens))
@@ -216,6 +230,7 @@ def _choose_lm_head(
 def _explain_missing_head(
     path: Path,
     shapes: Shapes,
+    kind: KindChoice,
     architecture: str,
     expected: Sequence[LayoutName],
     found: Sequence[LayoutName],
@@ -234,10 +249,12 @@ def _explain_missing_head(
             "would give wrong rewards: correct `architectures` in config.json, or give the "
             "original checkpoint"
         )
-    return f"{path} has no {weights}: {_find_renamed_head(shapes, expected, architecture)}"
+    return f"{path} has no {weights}: {_find_renamed_head(shapes, kind, expected, architecture)}"
 
 
-def _find_renamed_head(shapes: Shapes, expected: Sequence[LayoutName], architecture: str) -> str:
+def _find_renamed_head(
+    shapes: Shapes, kind: KindChoice, expected: Sequence[LayoutName], architecture: str
+) -> str:
     names = [_WEIGHTS[name] for name in expected]
     other = next(
         ((name, head) for name in sorted(shapes) for head in names if name.endswith(f".{head}")),
@@ -253,12 +270,15 @@ def _find_renamed_head(shapes: Shapes, expected: Sequence[LayoutName], architect
             f"the head has another name, {other[0][:120]}{wrapper}. Remove {prefix[:80]!r} from "
             "the start of every name, or save the model itself with save_pretrained"
         )
-    advice = (
-        ". If it is a generative judge or a process reward model, give the setting `kind` (`judge` "
-        "or `step`); if its reward is the logit of a token, give `lm_head_tokens`"
-        if architecture.endswith("ForCausalLM")
-        else ""
-    )
+    advice = ""
+    if architecture.endswith("ForCausalLM"):
+        advice = (
+            ". If it is a generative judge or a process reward model, give the setting `kind` "
+            "(`judge` or `step`); if its reward is the logit of a token, give `lm_head_tokens`"
+            if kind.step_format is None
+            else f". The setting `step_format` ({kind.step_format}) reads a head at every step; if "
+            "the model answers `+` or `-`, give math-shepherd or rlhflow"
+        )
     return (
         "the reward head is missing, and a newly initialized head would give random rewards. Is "
         f"this the base model, or an adapter? Give the full reward model{advice}"

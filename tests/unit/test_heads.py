@@ -287,6 +287,36 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] 
     "base model": (
         "Qwen2ForCausalLM", {}, {}, ("reward head is missing", "`kind`", "`lm_head_tokens`"),
     ),
+    "classifier as a judge": (
+        "Qwen2ForSequenceClassification",
+        {"score__weight": (1, 64)},
+        {"kind": "judge"},
+        ("has the reward head score.weight", "but the setting `kind` (judge) reads the language"),
+    ),
+    "value head with a step format of signs": (
+        "Qwen2ForPrmModel",
+        V_HEAD,
+        {"step_format": "rlhflow"},
+        ("the reward head v_head.summary.weight", "the setting `step_format` (rlhflow)"),
+    ),
+    "classifier with tokens of the language model": (
+        "Qwen2ForSequenceClassification",
+        {"score__weight": (1, 64)},
+        {"lm_head_tokens": (7,)},
+        ("the reward head score.weight", "but the setting `lm_head_tokens` reads"),
+    ),
+    "signs with a step format of heads": (
+        "Qwen2ForCausalLM",
+        {},
+        {"kind": "step", "step_format": "skywork"},
+        ("reward head is missing", "`step_format` (skywork)", "math-shepherd or rlhflow"),
+    ),
+    "step model as a classifier": (
+        "Qwen2ForProcessRewardModel",
+        {**MLP, "score__2__weight": (2, 48), "score__2__bias": (2,)},
+        {"kind": "classifier"},
+        ("score.2.weight of", "the setting `kind` (`step`) if it is a process reward model"),
+    ),
     "labels without a choice": (
         "Qwen2ForSequenceClassification",
         {"score__weight": (3, 64)},
