@@ -51,3 +51,11 @@ def format_names(names: Iterable[object], limit: int = 8) -> str:
 def format_keys(keys: Iterable[object], limit: int = 8) -> str:
     """Return keys as `format_names` does, each cut to 40 characters and in backquotes."""
     return format_names((f"`{shorten(str(key), 40)}`" for key in keys), limit)
+
+
+def summarize_error(error: BaseException) -> str:
+    """Return the class and first line of an error, to quote in a message."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    # Validators name the field in the first line and the problem in the second.
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else "no reason given"
+    return f"{type(error).__name__}: {text}"

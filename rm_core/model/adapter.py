@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rm_core.errors import ModelLoadError
 from rm_core.model.checkpoint_files import check_file, read_json
 from rm_core.model.weight_files import WeightFiles, find_value_head
-from rm_core.text import format_names, quote
+from rm_core.text import format_names, quote, summarize_error
 
 if TYPE_CHECKING:
     import torch
@@ -58,13 +58,14 @@ class Adapter:
 
 
 def read_adapter(
-    path: Path, base: Path, *, revision: str, allow_bin: bool, weights: bool
+    path: Path, base: Path, *, base_name: str, revision: str, allow_bin: bool, weights: bool
 ) -> Adapter:
     """Check an adapter.
 
     Args:
         path: folder of the adapter.
-        base: folder of the base model, for error messages.
+        base: folder of the base model.
+        base_name: name with which the base model was given.
         revision: see `Adapter`.
         allow_bin: whether pickle files may be read.
         weights: whether the weights are needed.
@@ -72,6 +73,11 @@ def read_adapter(
     Raises:
         ModelLoadError: the folder has no adapter, or one that cannot be merged exactly.
     """
+    if not (path / ADAPTER_CONFIG).exists():
+        raise ModelLoadError(
+            f"{path} has no {ADAPTER_CONFIG}, so it is not an adapter; the name is BASE+ADAPTER, "
+            "the base model first; give a full model alone"
+        )
     config = read_json(path / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise ModelLoadError(
@@ -79,7 +85,6 @@ def read_adapter(
             "adapters are merged: merge it with merge_and_unload of peft, and give the result"
         )
     _check_patterns(path, config)
-    _warn_of_other_base(path, base, config)
     theirs = _read_template(path)
     if theirs is not None and theirs != _read_template(base):
         logger.warning(
@@ -90,14 +95,29 @@ def read_adapter(
         )
     if not weights:
         return Adapter(path, revision, config, None, {})
+    trained_on = config.get("base_model_name_or_path")
+    given = {_get_short_name(name) for name in (base_name, str(base))}
+    if isinstance(trained_on, str) and trained_on and _get_short_name(trained_on) not in given:
+        logger.warning(
+            "the adapter %s was trained on %s, and is merged into %s; on another base model its "
+            "rewards are wrong",
+            path,
+            quote(trained_on, 120),
+            base_name,
+        )
     if importlib.util.find_spec("peft") is None:
         raise ModelLoadError(
             f"{base}+{path} needs peft, which merges the adapter: pip install 'skyreward[lora]'"
         )
     file = next((path / name for name in ADAPTER_WEIGHTS if (path / name).exists()), None)
     if file is None or (file.suffix == ".bin" and not allow_bin):
-        advice = " (a .bin file is only read with `allow_bin`)" if file else ""
-        raise ModelLoadError(f"{path} has no {ADAPTER_WEIGHTS[0]}{advice}; download it again")
+        advice = (
+            f"{file.name} is a pickle file, which is read only if the setting `allow_bin` is on "
+            "(--allow-bin)"
+            if file
+            else "download it again"
+        )
+        raise ModelLoadError(f"{path} has no {ADAPTER_WEIGHTS[0]}; {advice}")
     check_file(file, None)
     files = WeightFiles((file,), find_value_head(path, allow_bin=allow_bin))
     shapes = {name.removeprefix(_PREFIX): shape for name, shape in files.read_shapes().items()}
@@ -129,16 +149,13 @@ def _check_patterns(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _warn_of_other_base(path: Path, base: Path, config: Mapping[str, Any]) -> None:
-    trained_on = str(config.get("base_model_name_or_path") or "")
-    if trained_on.rstrip("/").rpartition("/")[2] not in str(base):
-        logger.warning(
-            "the adapter %s was trained on %s and is merged into %s; its rewards are right only if "
-            "these are the same weights",
-            path,
-            quote(trained_on, 120),
-            base,
-        )
+def _get_short_name(name: str) -> str:
+    """Return the last component of a path or a hub id, in lower case.
+
+    Of a folder in the hub's cache: the name of its repository.
+    """
+    in_cache = re.search(r"models--(?:[^/]*--)?([^/]+)/snapshots/", name)
+    return (in_cache[1] if in_cache else Path(name).name).lower()
 
 
 def _read_template(folder: Path) -> str | None:
@@ -188,7 +205,6 @@ def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:
     # peft raises many classes here; all mean that the adapter cannot be merged.
     except Exception as error:
         raise ModelLoadError(
-            f"the adapter {adapter.path} cannot be merged: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}; "
+            f"the adapter {adapter.path} cannot be merged: {summarize_error(error)}; "
             f"is it an adapter of {quote(adapter.config.get('base_model_name_or_path'), 120)}?"
         ) from error

@@ -139,12 +139,14 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
         entry = None  # its golden rewards and published results are those of other weights
     path = _locate(base, config.revision, weights, allow_bin)
     check_files(path)
+    if adapter_name is not None:
+        _refuse_reversed_order(path, config, base, adapter_name)
     _refuse_adapter(path)
     model_config = read_config(path)
     family = check_config(path / "config.json", model_config)
     kind = choose_kind(config, model_config, entry)
     check_labels(path, kind, config, model_config)
-    adapter = _open_adapter(path, adapter_name, weights, allow_bin) if adapter_name else None
+    adapter = _open_adapter(path, base, adapter_name, weights, allow_bin) if adapter_name else None
     shapes: dict[str, list[int]] = {}
     files = head = None
     if weights:
@@ -169,13 +171,13 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
 
 
 def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
-    """Find a checkpoint's folder and its weight files, whatever the model is.
+    """Find a checkpoint's folder and its weight files to convert them, whatever the model is.
 
     Args:
         config: `name`, `revision`, `catalog_name` and `allow_bin` are read.
 
     Raises:
-        ModelLoadError: the checkpoint or its weights do not exist, or the name has an adapter.
+        ModelLoadError: the checkpoint or its weights do not exist, or it is or has an adapter.
     """
     base, adapter = split_name(config.name)
     if adapter is not None:
@@ -183,7 +185,8 @@ def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
     _, allow_bin = _find_entry(config, base)
     path = _locate(base, config.revision, True, allow_bin)
     check_files(path)
-    return path, find_weight_files(path, allow_bin=allow_bin)
+    _refuse_adapter(path)
+    return path, find_weight_files(path, allow_bin=allow_bin, remedy="; give that option")
 
 
 def _find_entry(config: ModelConfig, base: str) -> tuple[CatalogEntry | None, bool]:
@@ -218,13 +221,14 @@ def _format_head_settings(config: ModelConfig) -> str:
     return "".join(f";{name}={value}" for name, value in settings.items() if value is not None)
 
 
-def _open_adapter(base: Path, name: str, weights: bool, allow_bin: bool) -> Adapter:
+def _open_adapter(base: Path, base_name: str, name: str, weights: bool, allow_bin: bool) -> Adapter:
     name, _, revision = (name, "", "") if find_local_folder(name) else name.partition("@")
     path = _locate(name, revision or None, weights, allow_bin)
     check_files(path)
     return read_adapter(
         path,
         base,
+        base_name=base_name,
         revision=get_hub_commit(path) or f"local-{_digest(path)}",
         allow_bin=allow_bin,
         weights=weights,
@@ -288,6 +292,22 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}; "
             "check the name, the revision, the network and HF_TOKEN, or give a local folder"
         ) from error
+
+
+def _refuse_reversed_order(path: Path, config: ModelConfig, base: str, adapter: str) -> None:
+    """Refuse ADAPTER+BASE."""
+    second = find_local_folder(adapter)
+    if (
+        not (path / ADAPTER_CONFIG).exists()
+        or _has_weights(path)
+        or (second is not None and (second / ADAPTER_CONFIG).exists())
+    ):
+        return
+    revision = f"@{config.revision}" if config.revision else ""
+    raise ModelLoadError(
+        f"the order of {config.name} is reversed: {base} is an adapter, and the base model comes "
+        f"first, BASE+ADAPTER; give {adapter}+{base}{revision}"
+    )
 
 
 def _refuse_adapter(path: Path) -> None:

@@ -52,9 +52,8 @@ from rm_core.model.weights import (
     read_head,
     read_transformers_config,
     read_weights,
-    summarize_error,
 )
-from rm_core.text import quote
+from rm_core.text import quote, summarize_error
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:

@@ -37,6 +37,7 @@ _VALUE_HEAD_PREFIX = "v_head."
 # In the words of safetensors, and of torch.
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 _SAMPLE_BYTES, _NUM_SAMPLES = 1 << 16, 64
+_CONVERT_REMEDY = "; or convert them once with `skyreward convert`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +97,26 @@ def _add_prefix(name: str) -> str:
     return name if name.startswith(_VALUE_HEAD_PREFIX) else _VALUE_HEAD_PREFIX + name
 
 
-def find_weight_files(path: Path, *, allow_bin: bool) -> WeightFiles:
+def find_weight_files(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMEDY) -> WeightFiles:
     """Find the weight files of a checkpoint.
 
     Args:
         path: folder of the checkpoint.
         allow_bin: whether pickle files may be read.
+        remedy: end of the error where they may not be read.
 
     Raises:
         ModelLoadError: weights or files are missing, or only pickle files exist and they
             may not be read.
     """
-    value_head = find_value_head(path, allow_bin=allow_bin)
+    value_head = find_value_head(path, allow_bin=allow_bin, remedy=remedy)
     names = [file.name for file in sorted(path.glob("*.safetensors"))]
     names = [name for name in names if name not in _VALUE_HEADS]
     suffix, single = ".safetensors", _SAFETENSORS
     if not names:
         names = [file.name for file in sorted(path.glob(BIN_PATTERNS[0]))]
         if not names or not allow_bin:
-            raise ModelLoadError(_explain_missing_weights(path, names))
+            raise ModelLoadError(_explain_missing_weights(path, names, remedy))
         suffix, single = ".bin", _BIN
     index = path / f"{single}.index.json"
     if single in names:
@@ -137,12 +139,13 @@ def find_weight_files(path: Path, *, allow_bin: bool) -> WeightFiles:
     return WeightFiles(tuple(path / name for name in names if name in listed), value_head)
 
 
-def find_value_head(path: Path, *, allow_bin: bool) -> Path | None:
+def find_value_head(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMEDY) -> Path | None:
     """Return the file that has the value head alone, or None.
 
     Args:
         path: folder of a checkpoint or of an adapter.
         allow_bin: whether pickle files may be read.
+        remedy: end of the error where they may not be read.
 
     Raises:
         ModelLoadError: the file is a pickle file, which may not be read.
@@ -151,7 +154,7 @@ def find_value_head(path: Path, *, allow_bin: bool) -> Path | None:
     if file is not None and file.suffix == ".bin" and not allow_bin:
         raise ModelLoadError(
             f"{path} has its head in {file.name}, a pickle file, which is read only if the setting "
-            "`allow_bin` is on (--allow-bin); or convert the folder with `skyreward convert`"
+            f"`allow_bin` is on (--allow-bin){remedy}"
         )
     return file
 
@@ -174,13 +177,12 @@ def check_index(path: Path, files: WeightFiles, shapes: Mapping[str, list[int]])
         )
 
 
-def _explain_missing_weights(path: Path, names: list[str]) -> str:
+def _explain_missing_weights(path: Path, names: list[str], remedy: str) -> str:
     if names:
         return (
             f"{path} has only {format_names(names, 3)}; pickle files are read only if the setting "
             "`allow_bin` is on (--allow-bin), or if the catalogue knows the checkpoint as "
-            "published so. Their tensors are read without running code; or convert them once with "
-            "`skyreward convert`"
+            f"published so. Their tensors are read without running code{remedy}"
         )
     pickles = sorted(file.name for pattern in OTHER_PICKLES for file in path.glob(pattern))
     contents = f"only {', '.join(pickles)}" if pickles else "no weight files"

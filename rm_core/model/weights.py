@@ -28,7 +28,7 @@ from rm_core.model.adapter import merge_adapter
 from rm_core.model.checkpoint import Checkpoint
 from rm_core.model.quantization import silence_torchao
 from rm_core.model.weight_files import load_pickle
-from rm_core.text import format_names
+from rm_core.text import format_names, summarize_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -322,11 +322,3 @@ def silence_transformers() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-def summarize_error(error: BaseException) -> str:
-    """Return the class and first line of an error, to quote in a message."""
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    # Validators name the field in the first line and the problem in the second.
-    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else "no reason given"
-    return f"{type(error).__name__}: {text}"

@@ -73,13 +73,13 @@ def create_crashing_replica(has_hung: Path) -> Any:
             scorer: Any = self._worker._scorer
             pack = scorer.pack
 
-            def crash_or_pack(sequences: Sequence[TokenIds], salts: Sequence[str]) -> Any:
+            def crash_or_pack(sequences: Sequence[TokenIds], *rest: Any) -> Any:
                 if deadly in map(tuple, sequences):
                     os._exit(139)
                 if hanging in map(tuple, sequences) and not has_hung.exists():
                     has_hung.touch()
                     scorer._forward = lambda *_: time.sleep(3600)
-                return pack(sequences, salts)
+                return pack(sequences, *rest)
 
             scorer.pack = crash_or_pack
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import build_decoder, edit_weights, refusal
+from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
 from reference import CONVERSATIONS
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer, open_checkpoint
 from rm_core.model.checkpoint import split_name
+from serve.cli.main import main
 from serve.config.model_settings import ModelSettings
 from serve.worker.backends import pin_revision
 
@@ -127,6 +129,74 @@ def test_adapter_of_another_model_is_refused(classifier_adapter: Path, tmp_path:
     detail = refusal(f"{tmp_path}+{classifier_adapter}")
     assert "does not fit the base model" in detail
     assert "layers.2." in detail
+
+
+def test_adapter_of_other_shapes_is_refused_with_the_tensor(
+    classifier_adapter: Path, tmp_path: Path
+) -> None:
+    build_decoder(tmp_path, "qwen2", AutoModelForCausalLM, intermediate_size=96)
+    detail = refusal(f"{tmp_path}+{classifier_adapter}")
+    assert "cannot be merged: RuntimeError" in detail
+    assert "size mismatch for base_model.model.model.layers.0.mlp.down_proj" in detail
+    assert "is it an adapter of" in detail
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "warns"),
+    [
+        ("/mnt/weights/other-base", True),
+        ("Org/other-base", True),
+        ("/root/hub/models--Org--other-base/snapshots/0a1b", True),
+        ("Org/{name}", False),
+        ("/mnt/weights/{name}/", False),
+        ("/root/hub/models--Org--{name}/snapshots/0a1b", False),
+        (None, False),
+    ],
+)
+def test_adapter_of_another_base_is_reported(
+    trained_on: str | None,
+    warns: bool,
+    language_model: Path,
+    classifier_adapter: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text = trained_on and trained_on.format(name=language_model.name.upper())
+    adapter = edited(classifier_adapter, tmp_path / "adapter", base_model_name_or_path=text)
+    open_checkpoint(ModelConfig(f"{language_model}+{adapter}"))
+    words = f"was trained on {text!r}, and is merged into {language_model}"
+    assert (words in caplog.text) == warns
+    assert ("was trained on" in caplog.text) == warns
+
+
+def test_reversed_order_is_reported(language_model: Path, classifier_adapter: Path) -> None:
+    detail = refusal(f"{classifier_adapter}+{language_model}")
+    assert "is reversed" in detail
+    assert detail.endswith(f"give {language_model}+{classifier_adapter}")
+    assert f"give demo+{classifier_adapter}" in refusal(f"{classifier_adapter}+demo")
+    detail = refusal(f"{classifier_adapter}+{classifier_adapter}")
+    assert "not a full reward model; give BASE+ADAPTER" in detail
+    detail = refusal(f"{language_model}+{language_model}")
+    assert "has no adapter_config.json, so it is not an adapter" in detail
+
+
+def test_conversion_of_an_adapter_is_refused(classifier_adapter: Path, tmp_path: Path) -> None:
+    arguments = ["convert", str(classifier_adapter), "-o", str(tmp_path / "new"), "--allow-bin"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert f"{classifier_adapter} is a LORA adapter" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pickle_of_an_adapter_needs_permission(
+    language_model: Path, classifier_adapter: Path, tmp_path: Path
+) -> None:
+    adapter = edited(classifier_adapter, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    torch.save(load_file(file), adapter / "adapter_model.bin")
+    file.unlink()
+    detail = refusal(f"{language_model}+{adapter}")
+    assert detail.endswith("read only if the setting `allow_bin` is on (--allow-bin)")
 
 
 def edited(source: Path, folder: Path, **entries: object) -> Path:

@@ -316,6 +316,7 @@ def test_refused_conversion_leaves_nothing(prm: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["convert", str(prm), "-o", str(output)])
     assert result.exit_code == 1
     assert "(--allow-bin)" in result.output
+    assert "skyreward convert" not in result.output
     result = CliRunner().invoke(main, ["convert", "demo", "-o", str(output)])
     assert "there is nothing to convert" in result.output
     assert list(tmp_path.iterdir()) == []
