@@ -6,6 +6,7 @@ Blocks that can be run are run by `tests/service/test_docs_blocks.py`.
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import importlib
 import importlib.util
@@ -181,6 +182,45 @@ def inline_problems(code: str) -> Iterator[str]:
         yield from find_missing_paths(word)
         if re.fullmatch(r"(?:serve|rm_core)(?:\.\w+)+(?::\w+)?", word) and not is_file(word):
             yield from missing_names(word)
+
+
+@by_current_page
+def test_quoted_errors_are_those_that_the_code_has(page: Path) -> None:
+    for quoted in quoted_errors(page.read_text(encoding="utf-8")):
+        # What a message is about varies: placeholders in capitals, numbers and special tokens.
+        pieces = re.split(r"'.*?'|`.*?`|\.\.\.|[A-Z+]{3,}|\bN\b|\d+|<\|.*?\|>|(?<=\w): ", quoted)
+        for piece in pieces:
+            if not any(piece.strip(" ,") in text for text in known_messages()):
+                pytest.fail(f"{name_of(page)}: no message has `{piece}`, of `{quoted}`")
+
+
+def quoted_errors(markdown: str) -> list[str]:
+    """Code of several words in the first column of the tables under "What goes wrong"."""
+    (_, *sections) = re.split(r"^## What goes wrong$", markdown, flags=re.MULTILINE)
+    rows = [row for text in sections for row in text.split("\n## ")[0].splitlines()]
+    cells = [re.split(r"(?<!\\)\|", row)[1] for row in rows if row.startswith("| ")]
+    found = [code for cell in cells for _, code in re.findall(r"(`+)(.+?)\1(?!`)", cell)]
+    return [code.strip().replace("\\|", "|") for code in found if len(code.split()) > 2]
+
+
+@functools.cache
+def known_messages() -> list[str]:
+    """Every text in the code, with a gap for each value that is filled in."""
+    texts = []
+    for file in (path for folder in ("serve", "rm_core") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                values = [getattr(part, "value", "") for part in node.values]
+                texts.append("".join(v if isinstance(v, str) else "\0" for v in values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_quoted_errors_are_found() -> None:
+    table = "# A\n## What goes wrong\n\n| error | do |\n|---|---|\n| `a \\| b c` at N | `d e f` |\n"
+    assert quoted_errors(f"{table}\n## Next\n| `g h i` | |") == ["a | b c"]
+    assert quoted_errors("# A page") == []
 
 
 def is_file(word: str) -> bool:
