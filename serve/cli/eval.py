@@ -66,8 +66,8 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
     multiple=True,
     metavar="NAME",
     help="`demo`, a local folder or a hub id; ALIAS=NAME sets an alias, NAME@REVISION pins a "
-    "revision. Several models are scored one after another and compared. With --url: alias of the "
-    "service's model.",
+    "revision, BASE+ADAPTER merges a LoRA adapter into its base model. Several models are scored "
+    "one after another and compared. With --url: alias of the service's model.",
 )
 @service_options
 @click.option(

@@ -141,3 +141,8 @@ def test_serve_refuses_models_of_two_sources(served: list[Settings], tmp_path: P
     file.write_text("port: 9000")
     assert serve("--model", "prm=demo", "--config", str(file)) == ""
     assert (served[0].models[0].alias, served[0].port) == ("prm", 9000)
+
+
+@pytest.mark.parametrize("command", ["serve", "score", "eval", "render", "verify"])
+def test_help_of_model_names_adapters(command: str) -> None:
+    assert "BASE+ADAPTER" in CliRunner().invoke(main, [command, "--help"]).output
