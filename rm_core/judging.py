@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.warnings import LOW_LABEL_MASS_WARNING
 from rm_core.types import Reward, ScoreError
 
 
@@ -21,7 +22,8 @@ class Verdict:
         orders: log-odds that the first answer is better and label mass, with the first answer read
             first, then (if it was asked) second.
         num_tokens: number of tokens of all orders.
-        warnings: warnings about the pair in the given order; the other order has the same texts.
+        warnings: warnings about the pair in the given order, since the other order has the same
+            texts; and whether the judge rarely replies with its labels.
     """
 
     margin: float
@@ -30,8 +32,10 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
     @property
-    def is_consistent(self) -> bool:
-        """Whether the same answer is better in all orders."""
+    def is_consistent(self) -> bool | None:
+        """Whether the same answer is better in both orders; None if one was read."""
+        if len(self.orders) < 2:
+            return None
         return len({log_odds > 0 for log_odds, _ in self.orders}) == 1
 
 
@@ -45,11 +49,14 @@ def combine_orders(given: Reward, swapped: Reward | None = None) -> Verdict:
         orders = ((given.reward, given.label_mass),)
         return Verdict(given.reward, orders, given.num_tokens, given.warnings)
     assert swapped.label_mass is not None
+    warnings = given.warnings
+    if LOW_LABEL_MASS_WARNING in swapped.warnings and LOW_LABEL_MASS_WARNING not in warnings:
+        warnings = (*warnings, LOW_LABEL_MASS_WARNING)
     return Verdict(
         (given.reward - swapped.reward) / 2,
         ((given.reward, given.label_mass), (-swapped.reward, swapped.label_mass)),
         given.num_tokens + swapped.num_tokens,
-        given.warnings,
+        warnings,
     )
 
 
@@ -103,12 +110,14 @@ class RankedAnswer(NamedTuple):
         num_comparisons: number of those answers.
         failure: error of the first comparison that failed; None if none did.
         num_failures: number of comparisons that failed.
+        warnings: whether the judge rarely replied with its labels.
     """
 
     reward: float
     num_comparisons: int
     failure: ScoreError | None
     num_failures: int
+    warnings: tuple[str, ...] = ()
 
 
 def rank_answers(
@@ -124,6 +133,7 @@ def rank_answers(
         One result for each answer; the error of a comparison for an answer without any verdict.
     """
     margins: list[list[float]] = [[] for _ in range(num_answers)]
+    warnings: list[tuple[str, ...]] = [()] * num_answers
     failures: list[list[ScoreError]] = [[] for _ in range(num_answers)]
     for (first, second), verdict in zip(combinations(range(num_answers), 2), verdicts, strict=True):
         for answer, sign in ((first, 1), (second, -1)):
@@ -131,9 +141,13 @@ def rank_answers(
                 failures[answer].append(verdict)
             else:
                 margins[answer].append(sign * verdict.margin)
+                if LOW_LABEL_MASS_WARNING in verdict.warnings:
+                    warnings[answer] = (LOW_LABEL_MASS_WARNING,)
     return [
-        RankedAnswer(statistics.fmean(own), len(own), failed[0] if failed else None, len(failed))
+        RankedAnswer(
+            statistics.fmean(own), len(own), failed[0] if failed else None, len(failed), warned
+        )
         if own
         else failed[0]
-        for own, failed in zip(margins, failures, strict=True)
+        for own, failed, warned in zip(margins, failures, warnings, strict=True)
     ]

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Literal, TypeAlias, get_args
 
 from rm_core.config import Kind
+from rm_core.inputs.warnings import LOW_LABEL_MASS, LOW_LABEL_MASS_WARNING
 from rm_core.packing import Readouts
 from rm_core.types import Encoded, Reward, ScoreError, sigmoid
 
@@ -73,7 +74,7 @@ def merge_results(
 def _build_reward(
     item: Encoded, values: list[float], kind: Kind, aggregation: Aggregation, raw: bool
 ) -> Reward:
-    reward, label_mass = values[0], None
+    reward, label_mass, warnings = values[0], None, item.warnings
     steps: tuple[float, ...] = ()
     if raw:
         reward, steps = values[-1], tuple(values)
@@ -82,6 +83,8 @@ def _build_reward(
         reward = aggregate(steps, aggregation)
     elif kind == "judge":
         label_mass = min(1.0, math.exp(values[1]))  # the two sums are rounded differently
+        if label_mass < LOW_LABEL_MASS:
+            warnings = (*warnings, LOW_LABEL_MASS_WARNING)
     return Reward(
-        reward, item.num_tokens, item.truncated, item.warnings, item.input_format, steps, label_mass
+        reward, item.num_tokens, item.truncated, warnings, item.input_format, steps, label_mass
     )

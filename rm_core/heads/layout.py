@@ -222,7 +222,7 @@ def _choose_lm_head(
         return HeadLayout("lm_head", (), tensors, words, tuple(config.lm_head_tokens))
     if kind.kind == "judge":
         first, second = config.verdict_labels
-        words = f"lm_head, log-odds of {config.verdict_prefix + first!r} against {second!r}"
+        words = f"lm_head, log-odds of {first!r} against {second!r} after {config.verdict_prefix!r}"
         return HeadLayout("lm_head", (), tensors, words)
     return HeadLayout("lm_head", (), tensors, "lm_head, logit of '+' minus that of '-'")
 

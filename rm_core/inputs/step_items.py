@@ -39,10 +39,10 @@ class StepItem:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.response is None):
-            number = "neither" if self.steps is None else "both"
+            number, verb = ("neither", "is") if self.steps is None else ("both", "are")
             raise InvalidConversationError(
-                f"{number} of `steps` and `response` are given; give `steps` (a list of texts), or "
-                "`response` (one text, which is divided into steps)"
+                f"{number} of `steps` and `response` {verb} given; give `steps` (a list of texts), "
+                "or `response` (one text, which is divided into steps)"
             )
         if self.steps is not None and not self.steps:
             raise InvalidConversationError(

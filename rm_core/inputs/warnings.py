@@ -23,6 +23,12 @@ SYSTEM_PROMPT_WARNING = (
     "system_prompt: the authors of this checkpoint advise against system prompts; the "
     "conversation was scored with its system prompt"
 )
+LOW_LABEL_MASS = 0.5
+LOW_LABEL_MASS_WARNING = (
+    f"low_label_mass: the judge replies with one of its labels with a probability below "
+    f"{LOW_LABEL_MASS}, so its verdict may mean little; check that its template, `verdict_prefix` "
+    "and `verdict_labels` fit the model"
+)
 # Keys of a message with input for the model, in the formats of OpenAI and of trainers.
 _KEYS_WITH_CONTENT = (
     *("tool_calls", "function_call", "tools", "functions"),

@@ -392,7 +392,8 @@ class PairResult(BaseModel):
         default=None, description="a judge's verdict with `chosen` first, then second"
     )
     consistent: bool | None = Field(
-        default=None, description="whether a judge prefers the same answer in both orders"
+        default=None,
+        description="whether a judge prefers the same answer in both orders; null if it read one",
     )
     num_tokens: int | None = Field(default=None, description="tokens that a judge read")
     truncated: bool | None = None

@@ -68,7 +68,8 @@ class Comparison:
         truncated: whether either conversation was truncated.
         warnings: warnings about either conversation.
         orders: a judge's verdict with the chosen answer first, then second; empty without a judge.
-        consistent: whether a judge prefers the same answer in all orders; None without a judge.
+        consistent: whether a judge prefers the same answer in both orders; None without a judge,
+            and if it read one order.
         num_tokens: number of tokens that a judge read, of all orders; 0 without a judge.
     """
 
@@ -284,7 +285,8 @@ def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
             OrderVerdict(_read_number(order["log_odds"]), _read_number(order["label_mass"]))
             for order in item["orders"]
         ),
-        consistent=bool(item["consistent"]),
+        warnings=_read_texts(item.get("warnings", [])),
+        consistent=None if item["consistent"] is None else bool(item["consistent"]),
         num_tokens=read_count(item["num_tokens"]),
     )
 

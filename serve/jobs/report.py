@@ -41,8 +41,8 @@ class Report:
             self._warned += bool(result.warnings)
         if verdict := row.verdict:
             self._add_margin(verdict.margin)
-            self._verdicts += len(verdict.orders) > 1
-            self._consistent += len(verdict.orders) > 1 and verdict.is_consistent
+            self._verdicts += verdict.is_consistent is not None
+            self._consistent += verdict.is_consistent is True
         if row.kind == "pair":
             self._add_pair(row.results)
             return

@@ -243,20 +243,6 @@ def test_pattern_that_may_match_forever_is_refused(
         open_checkpoint(ModelConfig(f"{language_model}+{folder}"))
 
 
-def test_adapter_of_another_base_is_reported(
-    language_model: Path,
-    classifier_adapter: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    open_checkpoint(ModelConfig(f"{language_model}+{classifier_adapter}"))
-    assert not caplog.messages
-    folder = edited(classifier_adapter, tmp_path / "adapter", base_model_name_or_path="Org/Other")
-    open_checkpoint(ModelConfig(f"{language_model}+{folder}"))
-    (message,) = caplog.messages
-    assert "was trained on 'Org/Other' and is merged into" in message
-
-
 def test_other_chat_template_of_the_adapter_is_reported(
     language_model: Path,
     classifier_adapter: Path,

@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from rm_core import (
     BatchConfig,
     Encoded,
+    RankedAnswer,
     Reward,
     RewardScorer,
     ScoreError,
+    Verdict,
     aggregate,
     cache_keys,
+    combine_results,
     merge_results,
     pack,
+    rank_answers,
 )
 from rm_core.packing import Readouts, TokenIds
 from rm_core.prefix_cache import PrefixCache
@@ -196,6 +200,20 @@ def test_judge_has_log_odds_and_label_mass() -> None:
     (verdict,) = merge_results([Encoded("", (1,), (0,))], [1.25, -0.5], "judge")
     assert isinstance(verdict, Reward)
     assert (verdict.reward, verdict.label_mass) == (1.25, pytest.approx(0.6065306597))
+    assert verdict.warnings == ()
+
+
+def test_low_label_mass_of_either_order_gives_a_warning() -> None:
+    item = Encoded("", (1,), (0,))
+    high, low = merge_results([item, item], [1.25, -0.5, 1.25, -0.7], "judge")
+    for first, second in itertools.product((high, low), repeat=2):
+        verdict = combine_results(first, second)
+        assert isinstance(verdict, Verdict)
+        (ranked, _) = rank_answers(2, [verdict])
+        assert isinstance(ranked, RankedAnswer)
+        assert len(verdict.warnings) == (low in (first, second))
+        assert ranked.warnings == verdict.warnings
+        assert all(warning.startswith("low_label_mass: ") for warning in verdict.warnings)
 
 
 def test_raw_outputs_of_every_token() -> None:

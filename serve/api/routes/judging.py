@@ -74,7 +74,7 @@ async def judge_answers(
     _refuse_tools(body)
     if len(joined) < 2:
         raise BadRequestError(
-            f"`responses` has {len(joined)} answers, and a judge compares at least 2; give more"
+            f"`responses` has {len(joined)} answer(s), and a judge compares at least 2; give more"
         )
     limits = service.settings
     check_num_conversations(
@@ -156,9 +156,13 @@ def _build_answer(
         "rank": ranks[item.reward],
         "num_comparisons": item.num_comparisons,
     }
+    warnings = list(item.warnings)
     if item.failure is not None:
-        answer["warnings"] = [
+        failed = (
             f"{item.num_failures} of {num_answers - 1} comparisons failed and are left out of the "
             f"reward: {item.failure.message}"
-        ]
+        )
+        warnings.insert(0, failed)
+    if warnings:
+        answer["warnings"] = warnings
     return answer

@@ -87,6 +87,9 @@ def test_judge_gives_verdicts_instead_of_rewards(
     (alone,) = client.judge(PAIRS[:1], orders="given")
     assert alone.orders == verdicts[0].orders[:1]
     assert 0 < alone.num_tokens < verdicts[0].num_tokens
+    assert alone.consistent is None
+    # The stub is a random model, which would reply with any token.
+    assert alone.warnings[0].startswith("low_label_mass: ")
     with pytest.raises(ScoringFailedError, match="1 of 1 pairs got no reward"):
         client.compare([{"prompt": QUESTION, "chosen": "Paris."}])
 

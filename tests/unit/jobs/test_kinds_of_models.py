@@ -145,7 +145,8 @@ def check_verdict(row: dict[str, Any], orders: list[tuple[float, float]]) -> Non
     log_odds = [order["log_odds"] for order in row["orders"]]
     assert row["margin"] == pytest.approx(sum(log_odds) / len(log_odds))
     assert row["probability"] == pytest.approx(sigmoid(row["margin"]))
-    assert row["consistent"] == (len({value > 0 for value in log_odds}) == 1)
+    agree = len({value > 0 for value in log_odds}) == 1
+    assert row["consistent"] == (agree if len(log_odds) == 2 else None)
     assert row["chosen_reward"] is row["rejected_reward"] is None
     assert "error" not in row
 
