@@ -143,10 +143,13 @@ class _Body(BaseModel):
     tools: Tools = None
 
 
+_INPUTS = ("conversations", "messages", "pairs", "items")
+
+
 def _document_either(schema: dict[str, Any]) -> None:
-    """Document in the schema what the validator checks: `conversations` or `messages`."""
+    """Document in the schema what the validator checks: exactly one input is required."""
     schema["examples"] = [{"conversations": [_PARIS, _BRASILIA]}, {"messages": _PARIS}]
-    schema["oneOf"] = [{"required": ["conversations"]}, {"required": ["messages"]}]
+    schema["oneOf"] = [{"required": [n]} for n in _INPUTS if n in schema["properties"]]
 
 
 class _ConversationsBody(_Body):
@@ -162,9 +165,11 @@ class _ConversationsBody(_Body):
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> _ConversationsBody:
-        if (self.conversations is None) == (self.messages is None):
+        allowed = [name for name in _INPUTS if name in type(self).model_fields]
+        if sum(getattr(self, name) is not None for name in allowed) != 1:
+            others = "".join(f", or `{name}`" for name in allowed[2:])
             raise ValueError(
-                "give either `conversations` (a list of conversations) or `messages` (one)"
+                f"give either `conversations` (a list of conversations) or `messages` (one){others}"
             )
         return self
 
@@ -265,8 +270,14 @@ class RankRequest(_Body):
 
 
 class RenderRequest(_ConversationsBody):
-    """Conversations to render and tokenize, without scoring them."""
+    """Conversations, pairs or solutions to render and tokenize, without scoring them."""
 
+    pairs: list[RawPair] | None = Field(
+        default=None, description="for a judge: pairs as of `/v1/compare`, read in both orders"
+    )
+    items: list[RawStepItem] | None = Field(
+        default=None, description="for a step model: solutions as of `/v1/steps`"
+    )
     offsets: bool = Field(
         default=False, description="whether to return the position of each token in the text"
     )
@@ -430,10 +441,9 @@ class RankResponse(_Answer):
     )
 
 
-class RenderResult(BaseModel):
+class Rendering(BaseModel):
     """Exactly what would be scored, or `error`."""
 
-    index: int
     text: str | None = None
     input_ids: list[int] | None = None
     num_tokens: int | None = None
@@ -450,15 +460,24 @@ class RenderResult(BaseModel):
         default=None,
         description="start and end of each token in `text`, in characters (code points), if "
         "requested; null if truncation on the right changed the tokens of the text, and for step "
-        "models whose steps are tokenized one by one",
+        "models and judges where parts of the text are tokenized one by one",
     )
     truncated: bool | None = None
     warnings: list[str] | None = None
     error: ItemError | None = None
 
 
+class RenderResult(Rendering):
+    """Exactly what would be scored, or `error`."""
+
+    index: int
+    swapped: Rendering | None = Field(
+        default=None, description="of a pair: what a judge reads with `rejected` first"
+    )
+
+
 class RenderResponse(BaseModel):
-    """Renderings in the order of the conversations."""
+    """Renderings in the order of the inputs."""
 
     id: str
     object: Literal["list"] = "list"

@@ -44,7 +44,7 @@ from serve.worker.backends import Backend
 
 logger = logging.getLogger(__name__)
 
-_KIND_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "classifier": "a classifier",
     "step": "a step model",
     "judge": "a judge",
@@ -219,9 +219,9 @@ class ServedModel:
         """
         kind = self.encoder.kind
         if kind not in kinds:
-            allowed = " or ".join(_KIND_NAMES[allowed] for allowed in kinds)
+            allowed = " or ".join(KIND_NAMES[allowed] for allowed in kinds)
             raise WrongKindError(
-                f"model {self.settings.alias!r} is {_KIND_NAMES[kind]}, and this route needs "
+                f"model {self.settings.alias!r} is {KIND_NAMES[kind]}, and this route needs "
                 f"{allowed}; {_ROUTES_OF_KIND[kind]}"
             )
 

@@ -129,6 +129,8 @@ class ScoringService:
         conversations: Sequence[object],
         truncation: Truncation,
         context: RequestContext | None = None,
+        *,
+        kinds: Sequence[Kind] = ("classifier", "step"),
     ) -> tuple[ServedModel, list[Encoded | ScoreError]]:
         """Render and tokenize conversations without scoring them.
 
@@ -137,17 +139,18 @@ class ScoringService:
             conversations: see `score`.
             truncation: what to do with conversations that are too long.
             context: record of the request, whose client is served; the model is added to it.
+            kinds: kinds of models that read the conversations.
 
         Raises:
             UnknownModelError: see `resolve_model`.
-            WrongKindError: the model is a judge, which reads pairs and no conversations.
+            WrongKindError: the model is of another kind.
             BadRequestError: see `resolve_model`; or there are too many conversations.
             RequestTooLargeError: the conversations have too many characters or tokens in all.
             NotReadyError: the model's encoder is stuck.
         """
         context = context or RequestContext("-")
         model, options = self._prepare_request(name, conversations, context, truncation)
-        model.require_kind("classifier", "step")
+        model.require_kind(*kinds)
         return model, await model.encode(conversations, options)
 
     async def score(

@@ -23,7 +23,7 @@ from kinds import (
 )
 from pydantic import BaseModel
 
-from rm_core import JudgePair, ModelConfig, load_encoder, parse_chat
+from rm_core import JudgePair, ModelConfig, StepItem, load_encoder, parse_chat
 from rm_core.inputs import judge_items
 from rm_core.inputs.conversations import Chat
 from serve.api.schemas import (
@@ -422,18 +422,81 @@ def test_texts_that_imitate_the_template_are_reported(client: TestClient) -> Non
     assert low_mass.startswith("low_label_mass: ")
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+ITEMS = [{"prompt": "2+2?", "response": "4"}]
+PAIRS = [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/score": {"messages": CHAT},
+    "/v1/steps": {"items": ITEMS},
+    "/v1/compare": {"pairs": PAIRS},
+    "/v1/rank": {"prompt": "2+2?", "responses": ["4", "5"]},
+}
+UNREAD: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("rm", {"aggregation": "min"}, ["/v1/score", "/v1/compare", "/v1/rank"]),
+    ("rm", {"orders": "given"}, ["/v1/compare"]),
+    ("prm", {"truncation": "left"}, list(BODIES)),
+    ("prm", {"tools": TOOLS}, list(BODIES)),
+    ("prm", {"orders": "given"}, ["/v1/compare"]),
+    ("judge", {"truncation": "right"}, ["/v1/compare", "/v1/rank"]),
+    ("judge", {"aggregation": "mean"}, ["/v1/compare", "/v1/rank"]),
+    ("judge", {"tools": TOOLS}, ["/v1/compare", "/v1/rank"]),
+]
+NAMES = {"rm": "a classifier", "prm": "a step model", "judge": "a judge"}
+
+
+@pytest.mark.parametrize(("model", "option", "paths"), UNREAD)
+def test_option_that_the_kind_does_not_read(
+    client: TestClient, model: str, option: dict[str, Any], paths: list[str]
+) -> None:
+    (name,) = option
+    defaults: dict[str, Any] = {"aggregation": "last", "orders": "both", "truncation": "error", "tools": None}
+    for path in paths:
+        error = post(client, path, 400, model=model, **BODIES[path], **option)["error"]
+        assert error["code"] == "bad_request"
+        assert error["message"].startswith(f"{NAMES[model]} does not read `{name}`")
+        post(client, path, model=model, **BODIES[path], **{name: defaults[name]})
+
+
+def test_render_shows_both_orders_of_a_pair(client: TestClient, folders: dict[str, Path]) -> None:
+    encoder = load_encoder(ModelConfig(str(folders["judge"]), kind="judge"))
+    pairs: list[Any] = [{"prompt": "2+2?", "chosen": "4"}, *PAIRS]
+    body = post(client, "/v1/render", model="judge", pairs=pairs, offsets=True)
+    bad, shown = body["results"]
+    assert bad["error"]["code"] == "invalid_conversation"
+    pair = JudgePair("2+2?", "4", "5")
+    for rendering, order in ((shown, pair), (shown["swapped"], pair.swap())):
+        encoded = encoder.encode(order)
+        assert (rendering["text"], tuple(rendering["input_ids"])) == (
+            encoded.text,
+            encoded.input_ids,
+        )
+        assert rendering["readout_position"] == encoded.readout
+        assert len(rendering["offsets"] or rendering["input_ids"]) == rendering["num_tokens"]
+    RenderResult.model_validate(shown, extra="forbid")
+    post(client, "/v1/render", 400, model="judge", pairs=PAIRS, truncation="left")
+    post(client, "/v1/render", 400, model="judge", pairs=PAIRS, messages=CHAT)
+
+
+def test_render_shows_the_steps_of_an_item(client: TestClient, folders: dict[str, Path]) -> None:
+    encoder = load_encoder(ModelConfig(str(folders["prm"])))
+    items: list[Any] = [{"prompt": "2+2?"}, {"prompt": "2+2?", "steps": ["two\nlines", "4"]}]
+    bad, shown = post(client, "/v1/render", model="prm", items=items)["results"]
+    assert bad["error"]["code"] == "invalid_conversation"
+    assert shown["steps"] == items[1]["steps"]
+    encoded = encoder.encode(StepItem("2+2?", steps=("two\nlines", "4")))
+    assert tuple(shown["readout_positions"]) == encoded.readouts
+    assert tuple(shown["input_ids"]) == encoded.input_ids
+
+
 @pytest.mark.parametrize(
-    ("model", "path", "body"),
-    [
-        ("prm", "/v1/steps", {"items": [{"prompt": "2+2?", "response": "4"}]}),
-        ("judge", "/v1/compare", {"pairs": [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}]}),
-        ("judge", "/v1/rank", {"prompt": "2+2?", "responses": ["4", "5"]}),
-    ],
+    ("model", "body"),
+    [("rm", {"items": ITEMS}), ("prm", {"pairs": PAIRS}), ("judge", {"items": ITEMS})],
 )
-def test_tools_are_refused(client: TestClient, model: str, path: str, body: dict[str, Any]) -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    error = post(client, path, 400, model=model, tools=tools, **body)["error"]
-    assert "does not read `tools`" in error["message"]
+def test_render_refuses_inputs_of_another_kind(
+    client: TestClient, model: str, body: dict[str, Any]
+) -> None:
+    error = post(client, "/v1/render", 400, model=model, **body)["error"]
+    assert error["code"] == "wrong_kind"
 
 
 def test_long_list_of_messages_is_an_error_in_its_place(client: TestClient) -> None:

@@ -38,7 +38,6 @@ from serve.telemetry.logging import current_request
 
 async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResponse:
     """Return the verdict on each pair, and the share of pairs with margin > 0."""
-    _refuse_tools(body)
     both_orders, limits = body.orders == "both", service.settings
     check_num_conversations(
         (1 + both_orders) * len(body.pairs), limits.max_conversations, "orders of pairs"
@@ -71,7 +70,6 @@ async def judge_answers(
         service: scores the pairs.
         joined: the prompt with each answer, or the answer's error.
     """
-    _refuse_tools(body)
     if len(joined) < 2:
         raise BadRequestError(
             f"`responses` has {len(joined)} answer(s), and a judge compares at least 2; give more"
@@ -112,11 +110,6 @@ _ALONE = ScoreError(
     "no other answer can be read, so a judge has nothing to compare this one with; correct the "
     "others",
 )
-
-
-def _refuse_tools(body: CompareRequest | RankRequest) -> None:
-    if body.tools is not None:
-        raise BadRequestError("a judge does not read `tools`; leave the field out")
 
 
 def _share_prompts(answers: Sequence[JudgeAnswer]) -> list[JudgeAnswer]:

@@ -10,19 +10,22 @@ from fastapi.responses import JSONResponse
 
 from rm_core import (
     Chat,
-    Encoded,
     Reward,
     ScoreError,
     add_tools,
     join_chat,
+    parse_judge_pair,
     parse_pair,
     parse_prompt_chat,
+    parse_step_item,
     sigmoid,
     to_render_json,
 )
+from rm_core.config import Kind
 from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
+from serve.api.routes.options import check_options
 from serve.api.routes.results import (
     build_envelope,
     build_error,
@@ -42,6 +45,7 @@ from serve.api.schemas import (
     RenderResponse,
     ScoreRequest,
 )
+from serve.config.settings import Settings
 from serve.scoring.tokenization import check_num_conversations, check_num_messages
 from serve.telemetry.logging import current_request, generate_id
 
@@ -52,6 +56,9 @@ router = APIRouter(
 
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
+    model = service.resolve_model(body.model)
+    model.require_kind("classifier", "step")
+    check_options(body, model)
     if body.turns == "all":
         return await score_turns(body, service)
     conversations = body.get_conversations()
@@ -75,7 +82,9 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
 @router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")
 async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Return margin and probability of each pair, and the share of pairs with margin > 0."""
-    if service.resolve_model(body.model).encoder.kind == "judge":
+    model = service.resolve_model(body.model)
+    check_options(body, model)
+    if model.encoder.kind == "judge":
         return await judge_pairs(body, service)
     check_num_conversations(
         2 * len(body.pairs), settings.max_conversations, "conversations (two a pair)"
@@ -114,6 +123,8 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
 async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
     """Return the answers in the order given, each with its rank; equal rewards share a rank."""
+    model = service.resolve_model(body.model)
+    check_options(body, model)
     check_num_conversations(len(body.responses), settings.max_conversations, "responses")
     prompt: Chat | ScoreError | None = check_num_messages(body.prompt, settings.max_messages)
     if prompt is None:
@@ -124,7 +135,7 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     else:
         join_response = functools.partial(join_chat, prompt)
         joined = await parse_each(join_response, body.responses, settings.max_messages)
-    if service.resolve_model(body.model).encoder.kind == "judge":
+    if model.encoder.kind == "judge":
         return await judge_answers(body, service, joined)
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
     scores = await service.score(
@@ -148,26 +159,62 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
 
 
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
-async def render(body: RenderRequest, service: ServiceDep) -> JSONResponse:
-    """Return text, token ids and readout position of each conversation, without scoring."""
-    conversations = body.get_conversations()
+async def render(body: RenderRequest, service: ServiceDep, settings: SettingsDep) -> JSONResponse:
+    """Return text, token ids and readout position of each input, without scoring."""
+    kinds: tuple[Kind, ...] = ("classifier", "step")
+    if body.pairs is not None:
+        kinds = ("judge",)
+    elif body.items is not None:
+        kinds = ("step",)
+    model = service.resolve_model(body.model)
+    model.require_kind(*kinds)
+    check_options(body, model)
+    inputs = await _read_inputs(body, settings)
+    readable = [item for item in inputs if not isinstance(item, ScoreError)]
     context = current_request()
-    model, encoded = await service.encode(body.model, conversations, body.truncation, context)
+    _, encoded = await service.encode(body.model, readable, body.truncation, context, kinds=kinds)
+    remaining = iter(encoded)
     results: list[dict[str, Any]] = []
-    for index, item in enumerate(encoded):
-        result = to_render_json(item) if isinstance(item, Encoded) else build_error(item)
-        if body.offsets and isinstance(item, Encoded):
-            result["offsets"] = await model.compute_offsets(item, context.client)
-        results.append({"index": index, **result})
+    for item in inputs:
+        rendering = item if isinstance(item, ScoreError) else next(remaining)
+        if isinstance(rendering, ScoreError):
+            results.append(build_error(rendering))
+            continue
+        results.append(to_render_json(rendering))
+        if body.offsets:
+            results[-1]["offsets"] = await model.compute_offsets(rendering, context.client)
+    if body.pairs is not None:
+        both_orders = zip(results[::2], results[1::2], strict=True)
+        results = [
+            given if "error" in given else {**given, "swapped": swapped}
+            for given, swapped in both_orders
+        ]
     return JSONResponse(
         {
             "id": generate_id("render"),
             "object": "list",
             "model": model.settings.alias,
-            "results": results,
+            "results": [{"index": index, **result} for index, result in enumerate(results)],
             "template_sha256": model.encoder.template_sha256,
         }
     )
+
+
+async def _read_inputs(body: RenderRequest, settings: Settings) -> list[Any]:
+    """Return what the model reads, or errors: of a pair, both orders one after the other."""
+    limit = settings.max_conversations
+    if body.items is not None:
+        check_num_conversations(len(body.items), limit, "items")
+        return await parse_each(parse_step_item, body.items, settings.max_messages)
+    if body.pairs is None:
+        return body.get_conversations()
+    check_num_conversations(2 * len(body.pairs), limit, "orders of pairs")
+    pairs = await parse_each(parse_judge_pair, body.pairs, settings.max_messages)
+    return [
+        order
+        for pair in pairs
+        for order in ((pair, pair) if isinstance(pair, ScoreError) else (pair, pair.swap()))
+    ]
 
 
 def _build_comparison(chosen: Reward | ScoreError, rejected: Reward | ScoreError) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 
 from rm_core import Aggregation, Reward, ScoreError, parse_step_item
 from serve.api import error_responses
+from serve.api.routes.options import check_options
 from serve.api.routes.results import build_envelope, build_error, parse_each
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import StepsRequest, StepsResponse
-from serve.errors import BadRequestError
 from serve.scoring.tokenization import check_num_conversations
 from serve.telemetry.logging import current_request
 
@@ -27,9 +27,9 @@ async def score_steps(
 ) -> JSONResponse:
     """Return the reward of each step of each solution, and their aggregate."""
     # Before the items are read: of a model of another kind, that is the error.
-    service.resolve_model(body.model).require_kind("step")
-    if body.tools is not None:
-        raise BadRequestError("a step model does not read `tools`; leave the field out")
+    model = service.resolve_model(body.model)
+    model.require_kind("step")
+    check_options(body, model)
     check_num_conversations(len(body.items), settings.max_conversations, "items")
     parsed = await parse_each(parse_step_item, body.items, settings.max_messages)
     scores = await service.score(

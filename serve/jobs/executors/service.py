@@ -130,8 +130,8 @@ class ServiceExecutor(Executor):
     ) -> _Call:
         if self._served is None:
             await asyncio.to_thread(self.resolve_identity)
+        assert self._served
         if self._client is None:
-            assert self._served
             self._client = AsyncScoringClient(
                 list(self._addresses),
                 self._model,
@@ -139,7 +139,11 @@ class ServiceExecutor(Executor):
                 max_concurrency=_CONCURRENCY,
                 fingerprint=self._served.fingerprint.as_dict(),
             )
-        return partial(_score_inputs, self._client, conversations, truncation)
+        # Services refuse an option that the model does not read; local models ignore it.
+        truncates = self._served.kind == "classifier"
+        return partial(
+            _score_inputs, self._client, conversations, truncation if truncates else "error"
+        )
 
     async def _score(self, prepared: _Call) -> ScoreBatchResult:
         response = await prepared()
@@ -206,7 +210,7 @@ async def _score_inputs(
             {"prompt": one.prompt, "chosen": one.first, "rejected": one.second}
             for one in pairs.values()
         ]
-        verdicts = await client.judge(items, "given", truncation)
+        verdicts = await client.judge(items, "given")
         for index, verdict in zip(pairs, verdicts, strict=True):
             scored[index] = verdict if isinstance(verdict, ScoreError) else _to_log_odds(verdict)
     num_computed = sum(one.num_tokens for one in scored.values() if isinstance(one, Reward))

@@ -14,6 +14,8 @@ class ServiceError extends Error {
 /** Kind of each served model: classifier, step or judge. */
 const kinds = new Map();
 const isJudge = (model) => kinds.get(model) === "judge";
+/** Return the truncation that a visitor selected; step models and judges take none. */
+const truncationOf = (model, select) => ["step", "judge"].includes(kinds.get(model)) ? undefined : $(select).value;
 
 /** URL of the service, including any path prefix. */
 const base = () => new URL("./", location.href.split(/[?#]/)[0]).href;

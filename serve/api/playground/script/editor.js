@@ -30,7 +30,7 @@ function rankBody() {
     model: $("model").value,
     ...(turns.length ? { prompt: turns } : {}),
     responses: answers,
-    truncation: $("truncation").value,
+    truncation: truncationOf($("model").value, "truncation"),
   };
 }
 

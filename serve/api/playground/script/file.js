@@ -76,7 +76,7 @@ async function work(current, requests) {
 async function send(current, { kind, rows }) {
   const { signal } = current.abort;
   const [path, body] = buildBody(kind, rows);
-  const options = { model: current.model, truncation: $("file-truncation").value };
+  const options = { model: current.model, truncation: truncationOf(current.model, "file-truncation") };
   let response;
   try {
     response = await call(path, { ...options, ...body }, { signal, retry: true });
