@@ -6,7 +6,7 @@ in its place and only report it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -150,6 +150,34 @@ def _choose_factors(
     raise ModelLoadError(
         f"{weight} of {path} has shape {list(shape)}; a reward model has [1, hidden_size]{advice}"
     )
+
+
+def needs_reward_head(
+    kind: KindChoice, config: ModelConfig, model_config: Mapping[str, Any]
+) -> bool:
+    """Return whether a causal language model is read by a head that a plain one does not have."""
+    architecture = str((model_config.get("architectures") or ["none"])[0])
+    is_language_model = architecture.endswith("ForCausalLM")
+    return is_language_model and kind.kind == "classifier" and config.lm_head_tokens is None
+
+
+def check_head_names(path: Path, names: Collection[str], model_config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint without any head for rewards, by the names of its tensors alone.
+
+    Args:
+        path: folder of the checkpoint, for error messages.
+        names: names of the tensors.
+        model_config: content of config.json.
+
+    Raises:
+        ModelLoadError: no tensor is such a head.
+    """
+    if not any(weight in names for weight in _WEIGHTS.values()):
+        architecture = str((model_config.get("architectures") or ["none"])[0])
+        shapes: Shapes = dict.fromkeys(names, ())
+        raise ModelLoadError(
+            _explain_missing_head(path, shapes, architecture, tuple(_WEIGHTS), (), ())
+        )
 
 
 def check_labels(

@@ -8,6 +8,7 @@ architectures are served is not decided by a list, but by a measurement (`rm_cor
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -118,6 +119,15 @@ def _is_dtype(value: Any) -> bool:
     )  # fmt: skip
 
 
+@functools.cache  # once in a process, which may open a checkpoint several times
+def _warn_of_code(file: Path) -> None:
+    logger.warning(
+        "%s requests the checkpoint's own code (auto_map), which is never run: the decoder is that "
+        "of transformers, and the head is read from the weights",
+        file,
+    )
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json, after checking the tokenizer's files too.
 
@@ -138,11 +148,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "never run. Convert the tokenizer to a class of transformers"
             )
     if config.get("auto_map"):
-        logger.warning(
-            "%s requests the checkpoint's own code (auto_map), which is never run: the decoder is "
-            "that of transformers, and the head is read from the weights",
-            folder / "config.json",
-        )
+        _warn_of_code(folder / "config.json")
     tokenizer_config = files.get("tokenizer_config.json", {})
     for key in _FILE_KEYS:
         if tokenizer_config.get(key):

@@ -26,6 +26,7 @@ from rm_core.compilation import CompilationChoice, choose_compilation, recompile
 from rm_core.config import ModelConfig, read_date
 from rm_core.errors import ModelLoadError, RewardError
 from rm_core.heads import Head
+from rm_core.heads.layout import check_head_names, needs_reward_head
 from rm_core.inputs.base_encoder import Encoder
 from rm_core.inputs.encoder import ChatEncoder
 from rm_core.inputs.judge_encoder import JudgeEncoder
@@ -48,6 +49,7 @@ from rm_core.model.self_check import (
     encode_samples,
 )
 from rm_core.model.tokenizer_file import check_tokenizer
+from rm_core.model.weight_files import list_tensor_names
 from rm_core.model.weights import (
     read_head,
     read_transformers_config,
@@ -116,9 +118,12 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> E
 
     Raises:
         ModelLoadError: the checkpoint does not exist, its tokenizer or chat template does not fit
-            its kind, or `max_length` exceeds the model's positions.
+            its kind, `max_length` exceeds the model's positions, or a language model needs a head
+            for rewards and local files show that it has none.
     """
     checkpoint = checkpoint or open_checkpoint(config, weights=False)
+    if checkpoint.head is None:
+        _check_head_names(config, checkpoint)
     check_transformers_config(checkpoint)
     check_tokenizer(checkpoint.path / "tokenizer.json", checkpoint.num_embeddings)
     tokenizer = _load_tokenizer(checkpoint.path)
@@ -143,6 +148,14 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> E
             f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; "
             "does tokenizer.json belong to this checkpoint?"
         ) from error
+
+
+def _check_head_names(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a plain language model, whose kind is a setting, before its weights are read."""
+    if checkpoint.adapter is None and needs_reward_head(checkpoint.kind, config, checkpoint.config):
+        names = list_tensor_names(checkpoint.path)
+        if names is not None:
+            check_head_names(checkpoint.path, names, checkpoint.config)
 
 
 def _create_encoder(

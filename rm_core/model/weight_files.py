@@ -159,6 +159,22 @@ def find_value_head(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMED
     return file
 
 
+def list_tensor_names(path: Path) -> Collection[str] | None:
+    """Return the names of the tensors in the index, or in the header of the single file.
+
+    None if the folder has neither, or has its head in a file of its own. Pickle files are not read.
+
+    Raises:
+        ModelLoadError: a file is damaged.
+    """
+    if any((path / name).exists() for name in _VALUE_HEADS):
+        return None
+    if (path / _SAFETENSORS).exists():
+        return _read_shapes(path / _SAFETENSORS)
+    index = path / f"{_SAFETENSORS}.index.json"
+    return _read_index(index, ".safetensors") if index.exists() else None
+
+
 def check_index(path: Path, files: WeightFiles, shapes: Mapping[str, list[int]]) -> None:
     """Refuse a sharded checkpoint whose files lack a tensor that its index lists.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import build_decoder, edit_config, edit_weights, refusal
+from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import linear, log_softmax, logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rm_core import ModelConfig, RewardScorer, open_checkpoint
+from rm_core import ModelConfig, RewardScorer, load_encoder, open_checkpoint
 from rm_core.heads import JudgeHead, LinearHead, MlpHead
 from rm_core.model.loading import load_model
+from serve.cli.main import main
 
 Tensors = Mapping[str, torch.Tensor]
 Function = Callable[[torch.Tensor, Tensors], torch.Tensor]
@@ -163,6 +167,38 @@ def test_value_head_in_a_file_of_its_own(
     expected = apply_v_head(last_hidden(model), head)[:, 0].tolist()
     assert outputs(scorer) == pytest.approx(expected, abs=1e-4, rel=1e-5)
     assert scorer.fingerprint.revision != before
+
+
+@pytest.mark.parametrize("files", ["one file", "index", "neither"])
+def test_plain_language_model_is_not_rendered_as_a_classifier(
+    files: str, decoder: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    """The command `render` loads the encoder alone, and needs no weights."""
+    folder = copy_with_head(decoder[0], tmp_path, "Qwen2ForCausalLM", {})
+    conversation = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    (folder / "in.jsonl").write_text(json.dumps({"messages": conversation}))
+    weights = folder / "model.safetensors"
+    if files == "index":
+        names = dict.fromkeys(safe_open(weights, framework="pt").keys(), "model-1.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    if files != "one file":
+        weights.unlink()
+    arguments = ["render", "--model", str(folder), str(folder / "in.jsonl")]
+    done = CliRunner().invoke(main, arguments)
+    if files == "neither":
+        assert done.exit_code == 0, done.output
+        return
+    assert done.exit_code == 1
+    assert "the reward head is missing" in done.output
+    assert "give the setting `kind`" in done.output
+    load_encoder(ModelConfig(str(folder), kind="step", step_format="skywork"))
+    load_encoder(ModelConfig(str(folder), lm_head_tokens=(5,)))
+    if files == "one file":
+        save_file(random_head(**V_HEAD), folder / "value_head.safetensors")
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+        (folder / "value_head.safetensors").unlink()
+        edit_weights(folder, lambda stored: stored.update(random_head(**V_HEAD)))
+        assert CliRunner().invoke(main, arguments).exit_code == 0
 
 
 def test_value_head_keeps_its_dtype_and_score_gets_that_of_the_decoder(

@@ -449,7 +449,12 @@ def test_option_that_the_kind_does_not_read(
     client: TestClient, model: str, option: dict[str, Any], paths: list[str]
 ) -> None:
     (name,) = option
-    defaults: dict[str, Any] = {"aggregation": "last", "orders": "both", "truncation": "error", "tools": None}
+    defaults: dict[str, Any] = {
+        "aggregation": "last",
+        "orders": "both",
+        "truncation": "error",
+        "tools": None,
+    }
     for path in paths:
         error = post(client, path, 400, model=model, **BODIES[path], **option)["error"]
         assert error["code"] == "bad_request"
