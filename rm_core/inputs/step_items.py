@@ -30,7 +30,7 @@ class StepItem:
 
     Raises:
         InvalidConversationError: both or neither of `steps` and `response` are given, they are not
-            texts, or the list of steps is empty.
+            texts, or `steps` is empty.
     """
 
     prompt: str | Messages

@@ -162,7 +162,7 @@ def find_value_head(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMED
 def list_tensor_names(path: Path) -> Collection[str] | None:
     """Return the names of the tensors in the index, or in the header of the single file.
 
-    None if the folder has neither, or has its head in a file of its own. Pickle files are not read.
+    None if the folder has neither, or has a separate file for its head. Pickle files are not read.
 
     Raises:
         ModelLoadError: a file is damaged.

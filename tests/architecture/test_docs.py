@@ -6,6 +6,7 @@ Blocks that can be run are run by `tests/service/test_docs_blocks.py`.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import html
 import importlib
@@ -38,6 +39,7 @@ from documents import (
 )
 from prometheus_text import known_labels
 
+from rm_core import ModelConfig
 from rm_core.errors import RewardError
 from serve.cli.main import main
 from serve.client.settings import ClientSettings
@@ -300,6 +302,12 @@ def anchors(page: Path) -> set[str]:
 class AnyAnchor(set[str]):
     def __contains__(self, _: object) -> bool:
         return True
+
+
+def test_the_library_page_has_every_field_of_a_model_config() -> None:
+    text = (ROOT / "docs" / "guides" / "library.md").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(ModelConfig)} - {"name"}
+    assert sorted(name for name in fields if f"`{name}`" not in text) == []
 
 
 def test_fields_of_the_log_are_documented() -> None:

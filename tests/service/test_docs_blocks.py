@@ -8,6 +8,7 @@ has a folder of its own, in which its blocks find the sample pairs and what earl
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,15 @@ def prints_as_the_clients(printed: str, reward: float) -> bool:
     return all(prints_the_reward(line, reward) for line in (lines[0], lines[-2], lines[-1]))
 
 
+def prints_step_rewards_and_log_odds(printed: str, _: float) -> bool:
+    *solutions, verdict, margin = printed.splitlines()
+    for line in solutions:
+        step_rewards, reward = ast.literal_eval(line.replace(") ", "), "))
+        assert min(step_rewards) == reward
+    log_odds, label_mass = map(float, verdict.split())
+    return 0 < label_mass < 1 and float(margin) != log_odds
+
+
 def first_number(line: str) -> float:
     return float(line.strip("[]").split(",")[0])
 
@@ -56,16 +66,22 @@ EXAMPLES: Mapping[str, Callable[[str, float], bool]] = {
     "slime.custom_rm(": prints_the_reward,
     'orms["skyreward"]': lambda printed, _: not printed,
     "GRPOTrainer(": lambda printed, _: "rewards/skyreward/mean" in printed,
+    "combine_orders(given": prints_step_rewards_and_log_odds,
     'RewardScorer.load(ModelConfig("demo"))': lambda printed, _: "invalid_conversation" in printed,
 }
 
 
+# An example on this page reads a step model and a judge from folders.
+LIBRARY_PAGE = ROOT / "docs" / "guides" / "library.md"
 # The models of this page are a step model, a judge and a classifier.
 KINDS_PAGE = ROOT / "docs" / "guides" / "steps-and-judges.md"
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if page != KINDS_PAGE], ids=name_of)
 def test_blocks_of_a_page_run(page: Path, demo_url: str, reward: float, tmp_path: Path) -> None:
+    if page == LIBRARY_PAGE:
+        build_step_model(tmp_path / "prm")
+        build_judge(tmp_path / "judge")
     for block, printed in run_page(page, Page(tmp_path, demo_url)):
         for call, check in EXAMPLES.items():
             if call in block.text:
