@@ -161,12 +161,15 @@ def needs_reward_head(
     return is_language_model and kind.kind == "classifier" and config.lm_head_tokens is None
 
 
-def check_head_names(path: Path, names: Collection[str], model_config: Mapping[str, Any]) -> None:
+def check_head_names(
+    path: Path, names: Collection[str], kind: KindChoice, model_config: Mapping[str, Any]
+) -> None:
     """Refuse a checkpoint without any head for rewards, by the names of its tensors alone.
 
     Args:
         path: folder of the checkpoint, for error messages.
         names: names of the tensors.
+        kind: what the checkpoint is served as.
         model_config: content of config.json.
 
     Raises:
@@ -176,7 +179,7 @@ def check_head_names(path: Path, names: Collection[str], model_config: Mapping[s
         architecture = str((model_config.get("architectures") or ["none"])[0])
         shapes: Shapes = dict.fromkeys(names, ())
         raise ModelLoadError(
-            _explain_missing_head(path, shapes, architecture, tuple(_WEIGHTS), (), ())
+            _explain_missing_head(path, shapes, kind, architecture, tuple(_WEIGHTS), (), ())
         )
 
 

@@ -155,7 +155,7 @@ def _check_head_names(config: ModelConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.adapter is None and needs_reward_head(checkpoint.kind, config, checkpoint.config):
         names = list_tensor_names(checkpoint.path)
         if names is not None:
-            check_head_names(checkpoint.path, names, checkpoint.config)
+            check_head_names(checkpoint.path, names, checkpoint.kind, checkpoint.config)
 
 
 def _create_encoder(

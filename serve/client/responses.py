@@ -285,7 +285,6 @@ def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
             OrderVerdict(_read_number(order["log_odds"]), _read_number(order["label_mass"]))
             for order in item["orders"]
         ),
-        warnings=_read_texts(item.get("warnings", [])),
         consistent=None if item["consistent"] is None else bool(item["consistent"]),
         num_tokens=read_count(item["num_tokens"]),
     )

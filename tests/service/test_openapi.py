@@ -23,8 +23,8 @@ CHECKS = [
 NUM_EXAMPLES = settings().max_examples // 5  # each is a request, slow to make up
 OPERATIONS = [
     ("/v1/score", "POST"),
-    ("/v1/steps", "POST"),
     ("/v1/compare", "POST"),
+    ("/v1/steps", "POST"),
     ("/v1/rank", "POST"),
     ("/v1/render", "POST"),
     ("/classify", "POST"),
