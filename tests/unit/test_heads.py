@@ -248,6 +248,8 @@ def test_judge_outputs_equal_full_logits_of_plain_transformers(tied: bool, tmp_p
     model = build_decoder(tmp_path, "llama", AutoModelForCausalLM, tie_word_embeddings=tied)
     loaded = load_model(ModelConfig(str(tmp_path), device="cpu", kind="judge"))
     assert isinstance(loaded.head, JudgeHead)
+    words = "lm_head, log-odds of 'A' against 'B' after '[[' (rows "
+    assert loaded.head.description.startswith(words)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     first, second = (tokenizer.convert_tokens_to_ids(label) for label in "AB")
     assert loaded.head.labels == (first, second)

@@ -361,7 +361,8 @@ def test_bad_answer_spoils_no_neighbor_of_a_judge(client: TestClient) -> None:
     ]
     broken, whole = post(client, "/v1/compare", model="judge", pairs=pairs)["results"]
     assert (broken["error"]["code"], "margin" in whole) == ("invalid_conversation", True)
-    post(client, "/v1/rank", 400, model="judge", prompt=prompt, responses=["Paris."])
+    error = post(client, "/v1/rank", 400, model="judge", prompt=prompt, responses=["Paris."])
+    assert "`responses` has 1 answer(s)" in error["error"]["message"]
 
 
 def test_turn_rewards_are_those_of_the_parts(client: TestClient) -> None:
@@ -487,6 +488,7 @@ def test_render_shows_the_steps_of_an_item(client: TestClient, folders: dict[str
     items: list[Any] = [{"prompt": "2+2?"}, {"prompt": "2+2?", "steps": ["two\nlines", "4"]}]
     bad, shown = post(client, "/v1/render", model="prm", items=items)["results"]
     assert bad["error"]["code"] == "invalid_conversation"
+    assert "neither of `steps` and `response` is given" in bad["error"]["message"]
     assert shown["steps"] == items[1]["steps"]
     encoded = encoder.encode(StepItem("2+2?", steps=("two\nlines", "4")))
     assert tuple(shown["readout_positions"]) == encoded.readouts
