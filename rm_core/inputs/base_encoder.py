@@ -146,6 +146,11 @@ class Encoder(ABC):
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count the first tokens that other sequences may share, for the prefix cache."""
 
+    def find_token(self, text: str) -> int | None:
+        """Return the id of the token with this text, or None."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id
+
     def encode_all(
         self,
         conversations: Iterable[object],

@@ -23,7 +23,13 @@ from kinds import (
 )
 from pydantic import BaseModel
 
-from rm_core import JudgePair, ModelConfig, StepItem, load_encoder, parse_chat
+from rm_core import (
+    JudgePair,
+    ModelConfig,
+    StepItem,
+    load_encoder,
+    parse_chat,
+)
 from rm_core.inputs import judge_items
 from rm_core.inputs.conversations import Chat
 from serve.api.schemas import (
@@ -188,6 +194,44 @@ def test_classifier_is_read_at_every_token(client: TestClient) -> None:
     values = list(itertools.chain(*pooled["data"][0]["data"]))
     one = post(client, "/pooling", model="rm", input=[ids])["data"][0]["data"]
     assert (len(values), values[-1:]) == (len(ids), near(one))
+
+
+def test_models_are_read_at_the_token_that_sglang_names(
+    client: TestClient, folders: dict[str, Path]
+) -> None:
+    text = "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+    more = "<|start_header_id|>assistant<|end_header_id|>\n\n4<|eot_id|>"
+    body: dict[str, Any] = {"model": "rm", "query": text[:20]}
+    body["score_extraction_token"] = "<|eot_id|>"
+    answer = post(client, "/v1/score", **body, items=[text[20:] + more, text[20:]])
+    pooled = [
+        post(client, "/classify", model="rm", input=[whole])["data"][0]["probs"]
+        for whole in (text, text + more)
+    ]
+    (both, one) = answer["scores"]
+    assert [both[0], both[1], one[0]] == [near(pooled[0]), near(pooled[1]), near(pooled[0])]
+    assert answer["object"] == "scoring"
+    encoded = load_encoder(ModelConfig(str(folders["prm"]))).encode(
+        StepItem(PROBLEM, response=SOLUTIONS[0])
+    )
+    query, items = list(encoded.input_ids[:5]), [list(encoded.input_ids[5:])]
+    body = {"model": "prm", "query": query, "items": items, "score_extraction_token": "Ċ"}
+    (values,) = post(client, "/v1/score", **body)["scores"]
+    expected = compute_step_rewards(folders["prm"], PROBLEM, SOLUTIONS[0].split("\n"))
+    # The token also ends the problem.
+    assert [1 / (1 + math.exp(-value[0])) for value in values[-2:]] == near(expected)
+    changed: list[tuple[dict[str, Any], str]] = [
+        ({"score_extraction_token": "no token"}, "not a token of this model"),
+        ({"score_extraction_token": "<|im_end|>"}, "item 0 does not contain"),
+        ({"query": "text"}, "one text for texts, or token ids"),
+        ({"apply_softmax": True}, "softmax is always 1"),
+        ({"items": ["text"], "query": ""}, "/v1/steps"),
+        ({"item_first": True}, "item_first"),
+    ]
+    for changes, words in changed:
+        error = client.post("/v1/score", json=body | changes)
+        assert error.status_code == 400, error.text
+        assert words in error.text
 
 
 @pytest.mark.parametrize("ids", [[2, 30, 99_999], [2, -5], []])

@@ -28,6 +28,7 @@ from pydantic import (
 
 from rm_core import (
     Aggregation,
+    Encoded,
     PrerenderedText,
     PrerenderedTokens,
     Reward,
@@ -126,11 +127,13 @@ class CompatResult:
         model: alias of the model.
         results: rewards, in the order of the conversations.
         headers: response headers that describe the results.
+        token_ids: where every token was read, the token ids of each conversation.
     """
 
     model: str
     results: list[Reward]
     headers: dict[str, str]
+    token_ids: list[tuple[int, ...]]
 
     @property
     def num_tokens(self) -> int:
@@ -165,6 +168,7 @@ async def compute_rewards(
         options.max_length,
         context=current_request(),
         every_token=options.every_token,
+        keep_encoded=options.every_token,
         aggregation=options.aggregation,
     )
     results = []
@@ -175,7 +179,8 @@ async def compute_rewards(
                 f"input {index} of {len(items)}" if len(items) > 1 else "",
             )
         results.append(result)
-    return CompatResult(scores.model, results, _headers(scores, results))
+    token_ids = [item.input_ids for item in scores.encoded if isinstance(item, Encoded)]
+    return CompatResult(scores.model, results, _headers(scores, results), token_ids)
 
 
 def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:

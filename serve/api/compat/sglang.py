@@ -9,9 +9,9 @@ import time
 from typing import Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rm_core import PrerenderedText
+from rm_core import PrerenderedText, sigmoid
 from serve.api.compat.common import (
     EXAMPLE_TEXT,
     CompatBody,
@@ -28,6 +28,7 @@ from serve.api.compat.common import (
     parse_inputs,
     resolve_model_name,
 )
+from serve.api.error_responses import truncate_for_message
 from serve.api.routing import ServiceDep
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -122,6 +123,95 @@ async def embeddings(
         embedding = values if body.encoding_format == "float" else encode_base64(values)
         data.append({"embedding": embedding, "index": i, "object": "embedding"})
     content = {"data": data, "model": scored.model, "object": "list", "usage": build_usage(scored)}
+    return build_response(content, scored)
+
+
+class SglangScoreBody(CompatBody):
+    """Texts or token ids, read at each occurrence of a token, as SGLang's setwise scoring does.
+
+    `model` may be any name if only one model is served, as in SGLang.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "", "items": [EXAMPLE_TEXT], "score_extraction_token": "<|im_end|>"}
+            ]
+        }
+    )
+    model: str | None = None
+    query: Inputs = Field(default="", description="text or token ids before each item")
+    items: Inputs = Field(description="one or several texts or lists of token ids")
+    score_extraction_token: str = Field(description="token at which the model is read")
+    apply_softmax: bool = Field(
+        default=False, description="probabilities of the labels; for step models with two labels"
+    )
+    item_first: Literal[False] = False
+    label_token_ids: None = Field(
+        default=None, description="not supported: the labels are those of the model's head"
+    )
+
+    def get_conversations(self) -> list[Any]:
+        """Return each item after the query.
+
+        Raises:
+            BadRequestError: one of the two is text and the other token ids, or the query has
+                several texts.
+        """
+        items = [self.items] if is_single(self.items) else self.items
+        has_texts = all(isinstance(item, str) for item in items)
+        query = self.query or ("" if has_texts else [])
+        if (query and not is_single(query)) or isinstance(query, str) != has_texts:
+            raise BadRequestError("`query` must be one text for texts, or token ids for token ids")
+        return list(parse_inputs([query + item for item in items]))
+
+
+class SglangScoreResponse(BaseModel):
+    """The values of each label at each occurrence of the token, for each item."""
+
+    object: Literal["scoring"] = "scoring"
+    model: str
+    scores: list[list[list[float]]] = Field(description="`scores[item][occurrence][label]`")
+    usage: dict[str, Any]
+
+
+async def score_at_token(body: SglangScoreBody, service: ScoringService) -> JSONResponse:
+    """Return, for each item, the value of each label at each occurrence of the token."""
+    model = service.resolve_model(resolve_model_name(service, body.model))
+    token = model.encoder.find_token(body.score_extraction_token)
+    if token is None:
+        raise BadRequestError(
+            f"`score_extraction_token` is {truncate_for_message(body.score_extraction_token)!r}, "
+            "which is not a token of this model; give the text of one token"
+        )
+    inputs = body.get_conversations()
+    if model.encoder.kind == "step" and any(isinstance(item, PrerenderedText) for item in inputs):
+        raise BadRequestError(
+            "`items` are texts, and a step model reads token ids here; send token ids, or the "
+            "problem and its solution to /v1/steps"
+        )
+    info = model.require_ready()
+    has_two_labels = info.step_format not in (None, "skywork", "skywork-prmbench")
+    if body.apply_softmax != has_two_labels:
+        raise BadRequestError(
+            "this model has the difference of two labels, so `apply_softmax` must be true"
+            if has_two_labels
+            else "this model has one label, whose softmax is always 1; leave `apply_softmax` out"
+        )
+    alias = model.settings.alias
+    scored = await compute_rewards(service, alias, inputs, ScoringOptions(every_token=True))
+    scores = []
+    for index, (result, ids) in enumerate(zip(scored.results, scored.token_ids, strict=True)):
+        values = [v for v, t in zip(result.step_rewards, ids, strict=True) if t == token]
+        if not values:
+            raise BadRequestError(
+                f"item {index} does not contain {body.score_extraction_token!r}; write the token "
+                "at each place that is to be read"
+            )
+        scores.append(
+            [[sigmoid(-value), sigmoid(value)] if has_two_labels else [value] for value in values]
+        )
+    content = {"scores": scores, "model": alias, "usage": build_usage(scored), "object": "scoring"}
     return build_response(content, scored)
 
 

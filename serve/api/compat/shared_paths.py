@@ -1,8 +1,8 @@
 """Paths that two wire formats share: the fields of the body determine the format.
 
-`/classify` is SGLang's with `text` or `input_ids`, otherwise vLLM's. `/v1/score` is vLLM's with a
-field of its pairs, otherwise native. `/rerank` is text-embeddings-inference's with `texts`,
-otherwise vLLM's.
+`/classify` is SGLang's with `text` or `input_ids`, otherwise vLLM's. `/v1/score` is SGLang's with
+`score_extraction_token`, vLLM's with a field of its pairs, otherwise native. `/rerank` is
+text-embeddings-inference's with `texts`, otherwise vLLM's.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from serve.api.routes import scoring
 from serve.api.routing import JsonRoute, ServiceDep
 from serve.api.schemas import ErrorResponse, ScoreRequest, ScoreResponse
 
-_SGLANG, _NATIVE, _PAIRS, _DOCUMENTS, _TEI = (
-    FORM_TAG_PREFIX + name for name in ("sglang", "native", "pairs", "documents", "tei")
+_SGLANG, _NATIVE, _PAIRS, _DOCUMENTS, _TEI, _AT_TOKEN = (
+    FORM_TAG_PREFIX + name for name in ("sglang", "native", "pairs", "documents", "tei", "at-token")
 )
 
 
@@ -39,6 +39,8 @@ def _select_classify_form(body: Any) -> str:
 
 def _select_score_form(body: Any) -> str:
     is_native = isinstance(body, dict) and ("conversations" in body or "messages" in body)
+    if isinstance(body, dict) and body.get("score_extraction_token") is not None:
+        return _AT_TOKEN
     is_vllm = isinstance(body, dict) and not is_native and vllm.has_pairs(body)
     return _PAIRS if is_vllm else _NATIVE
 
@@ -55,7 +57,9 @@ Classify = Annotated[
     Discriminator(_select_classify_form),
 ]
 Score = Annotated[
-    Annotated[ScoreRequest, Tag(_NATIVE)] | Annotated[vllm.PairsBody, Tag(_PAIRS)],
+    Annotated[ScoreRequest, Tag(_NATIVE)]
+    | Annotated[vllm.PairsBody, Tag(_PAIRS)]
+    | Annotated[sglang.SglangScoreBody, Tag(_AT_TOKEN)],
     Discriminator(_select_score_form),
 ]
 Rerank = Annotated[
@@ -71,6 +75,7 @@ _SELECTORS: Mapping[str, Callable[[Any], str]] = {
 _ERROR_FORMATS: Mapping[str, ErrorFormat] = {
     _SGLANG: errors.format_sglang_native_error,
     _PAIRS: errors.format_vllm_error,
+    _AT_TOKEN: errors.format_sglang_error,
     _TEI: errors.format_tei_error,
 }
 
@@ -95,15 +100,17 @@ router = APIRouter(route_class=_SharedRoute)
 @router.post(
     "/v1/score",
     tags=["scoring"],
-    response_model=ScoreResponse | vllm.PairsResponse,
+    response_model=ScoreResponse | vllm.PairsResponse | sglang.SglangScoreResponse,
     responses=_build_score_error_docs(),
     summary="Score conversations",
 )
 async def score(body: Score, service: ServiceDep) -> JSONResponse:
     """Return rewards in the order of the conversations, or an `error` in place of a reward.
 
-    This path also accepts vLLM's body: see `/score`.
+    This path also accepts vLLM's body, see `/score`, and SGLang's with `score_extraction_token`.
     """
+    if isinstance(body, sglang.SglangScoreBody):
+        return await sglang.score_at_token(body, service)
     if isinstance(body, ScoreRequest):
         return await scoring.score(body, service)
     return await vllm.score_pairs(body, service)

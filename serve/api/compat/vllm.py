@@ -286,17 +286,6 @@ class PairsBody(VllmBody):
     text_1: Texts = None
     text_2: Texts = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _reject_extraction_token(cls, body: Any) -> Any:
-        if isinstance(body, dict) and body.get("score_extraction_token") is not None:
-            raise ValueError(
-                "`score_extraction_token` (of SGLang) is not supported: send a step model's "
-                "problems and solutions to /v1/steps, or token ids to /pooling, which returns the "
-                'output at every token (a classifier\'s with `"task": "token_classify"`)'
-            )
-        return body
-
     @model_validator(mode="after")
     def _check_pairs(self) -> PairsBody:
         given = {field for field in _FIELDS if field in self.model_fields_set}

@@ -48,17 +48,6 @@ def test_vllm_rerank_sorts_best_first(client: TestClient, path: str) -> None:
     assert len(client.post(path, json=body | {"top_n": 2}).json()["results"]) == 2
 
 
-@pytest.mark.parametrize("query", ["query", "queries"])
-def test_score_extraction_token_of_sglang_is_refused(client: TestClient, query: str) -> None:
-    body = {query: "2+2?", "items": ["4"], "score_extraction_token": "4"}
-    answer = client.post("/v1/score", json=body)
-    assert answer.status_code == 400
-    message = answer.json()["error"]["message"]
-    assert "`score_extraction_token` (of SGLang) is not supported" in message
-    assert "/v1/steps" in message
-    assert client.post("/v1/score", json={"queries": "2+2?", "items": ["4"]}).status_code == 200
-
-
 def test_v1_score_accepts_native_body(client: TestClient) -> None:
     answer = client.post("/v1/score", json={"conversations": [MESSAGES]}).json()
     assert answer["results"][0]["reward"] == REWARD
