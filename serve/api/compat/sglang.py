@@ -175,6 +175,16 @@ class SglangScoreResponse(BaseModel):
     usage: dict[str, Any]
 
 
+class SglangErrorResponse(BaseModel):
+    """The flat error object of SGLang's routes below `/v1`."""
+
+    object: Literal["error"] = "error"
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
 async def score_at_token(body: SglangScoreBody, service: ScoringService) -> JSONResponse:
     """Return, for each item, the value of each label at each occurrence of the token."""
     model = service.resolve_model(resolve_model_name(service, body.model))

@@ -87,7 +87,7 @@ class _SharedRoute(JsonRoute):
 
 def _build_score_error_docs() -> dict[int | str, dict[str, Any]]:
     """Return the documentation of errors of `/v1/score`, whose format depends on the body."""
-    model = ErrorResponse | vllm.PairsErrorResponse
+    model = ErrorResponse | vllm.PairsErrorResponse | sglang.SglangErrorResponse
     return {
         status: {**docs, "model": model}
         for status, docs in error_responses.build_error_docs().items()
