@@ -36,8 +36,17 @@ def test_freed_block_is_reused_unless_environment_sets_limit(
     variables: dict[str, str], is_kept: bool
 ) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | variables
-    out = subprocess.run(
-        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True
-    )
-    num_pages = NUM_BYTES // os.sysconf("SC_PAGE_SIZE")
-    assert (int(out.stdout.split()[-1]) < num_pages / 10) == is_kept
+
+    def is_reused() -> bool:
+        out = subprocess.run(
+            [sys.executable, "-c", CODE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        num_pages = NUM_BYTES // os.sysconf("SC_PAGE_SIZE")
+        return int(out.stdout.split()[-1]) < num_pages / 10
+
+    # The kernel places the heap at random, sometimes where it cannot grow so far.
+    assert any(is_reused() for _ in range(5 if is_kept else 2)) == is_kept

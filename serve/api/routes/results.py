@@ -1,13 +1,17 @@
-"""What the native scoring routes share: parts of responses, and items that cannot be read."""
+"""What the native scoring routes share: checks of bodies, and parts of responses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from pydantic import BaseModel
+
 from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
-from serve.scoring.served_model import ScoreResult
+from rm_core.config import Kind
+from serve.errors import BadRequestError
+from serve.scoring.served_model import KIND_NAMES, ScoreResult, ServedModel
 from serve.scoring.tokenization import check_num_messages
 from serve.telemetry.logging import generate_id
 
@@ -17,6 +21,28 @@ T = TypeVar("T")
 # Other requests get their turn after so much work on one request: many items may take seconds.
 _YIELD_AFTER_S = 0.01
 _FIELDS = ("prompt", "chosen", "rejected")  # of items, those that may be messages
+# Options that a model of a kind does not read.
+_UNREAD: Mapping[Kind, Sequence[str]] = {
+    "classifier": ("aggregation", "orders"),
+    "step": ("truncation", "orders", "tools"),
+    "judge": ("truncation", "aggregation", "tools"),
+}
+
+
+def check_options(body: BaseModel, model: ServedModel) -> None:
+    """Return if every option that the model does not read has its default.
+
+    Raises:
+        BadRequestError: an option has another value, which would be ignored.
+    """
+    kind = model.encoder.kind
+    fields = type(body).model_fields
+    for name in _UNREAD[kind]:
+        if name in fields and getattr(body, name) != fields[name].default:
+            reason = ", since nothing is cut off" if name == "truncation" else ""
+            raise BadRequestError(
+                f"{KIND_NAMES[kind]} does not read `{name}`{reason}; leave the field out"
+            )
 
 
 def build_envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:

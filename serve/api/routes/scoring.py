@@ -25,11 +25,11 @@ from rm_core.config import Kind
 from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
-from serve.api.routes.options import check_options
 from serve.api.routes.results import (
     build_envelope,
     build_error,
     build_item,
+    check_options,
     compute_ranks,
     parse_each,
     try_parse,

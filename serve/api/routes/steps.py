@@ -9,8 +9,7 @@ from fastapi.responses import JSONResponse
 
 from rm_core import Aggregation, Reward, ScoreError, parse_step_item
 from serve.api import error_responses
-from serve.api.routes.options import check_options
-from serve.api.routes.results import build_envelope, build_error, parse_each
+from serve.api.routes.results import build_envelope, build_error, check_options, parse_each
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import StepsRequest, StepsResponse
 from serve.scoring.tokenization import check_num_conversations
