@@ -224,6 +224,11 @@ def test_models_are_read_at_the_token_that_sglang_names(
         ({"score_extraction_token": "no token"}, "not a token of this model"),
         ({"score_extraction_token": "<|im_end|>"}, "item 0 does not contain"),
         ({"query": "text"}, "one text for texts, or token ids"),
+        ({"query": [*query, encoded.input_ids[-1]]}, "`query` contains"),
+        (
+            {"model": "rm", "query": text, "items": [more], "score_extraction_token": "<|eot_id|>"},
+            "`query` contains",
+        ),
         ({"apply_softmax": True}, "softmax is always 1"),
         ({"items": ["text"], "query": ""}, "/v1/steps"),
         ({"item_first": True}, "item_first"),

@@ -195,6 +195,12 @@ async def score_at_token(body: SglangScoreBody, service: ScoringService) -> JSON
             "which is not a token of this model; give the text of one token"
         )
     inputs = body.get_conversations()
+    query = body.query or []
+    if (body.score_extraction_token if isinstance(query, str) else token) in query:
+        raise BadRequestError(
+            "`query` contains `score_extraction_token`, which marks places in `items` alone; "
+            "remove it from the query"
+        )
     if model.encoder.kind == "step" and any(isinstance(item, PrerenderedText) for item in inputs):
         raise BadRequestError(
             "`items` are texts, and a step model reads token ids here; send token ids, or the "
