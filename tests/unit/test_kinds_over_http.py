@@ -187,6 +187,15 @@ def test_every_token_is_read_for_the_authors_client(
     assert "/v1/steps" in texts["message"]
 
 
+def test_activation_is_not_applied_twice_to_steps(client: TestClient) -> None:
+    body = {"model": "prm", "messages": CHAT}
+    raw, activated = (
+        post(client, "/classify", **body, use_activation=use)["data"][0]["probs"]
+        for use in (False, True)
+    )
+    assert raw == activated == near([post(client, "/v1/score", **body)["results"][0]["reward"]])
+
+
 def test_classifier_is_read_at_every_token(client: TestClient) -> None:
     text = "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
     ids = post(client, "/tokenize", model="rm", prompt=text)["tokens"]

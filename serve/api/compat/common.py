@@ -317,11 +317,18 @@ class VllmBody(CompatBody):
         return ScoringOptions(self.truncation_side or "right", limit, priority)
 
     def apply_activation(self, scored: CompatResult) -> list[float]:
-        """Return the rewards, or their sigmoids if requested; sets a header that says which."""
+        """Return the rewards, or their sigmoids if requested; sets a header that says which.
+
+        The rewards of a step model are between 0 and 1 in any case.
+        """
         source = "default" if self.use_activation is None else "as asked"
         scored.headers[ACTIVATION_HEADER] = f"{str(bool(self.use_activation)).lower()} ({source})"
-        rewards = [result.reward for result in scored.results]
-        return list(map(sigmoid, rewards)) if self.use_activation else rewards
+        return [
+            sigmoid(result.reward)
+            if self.use_activation and not result.step_rewards
+            else result.reward
+            for result in scored.results
+        ]
 
     def build_response_id(self, prefix: str) -> str:
         """Return the id of a response, derived from the request's id as in vLLM."""
