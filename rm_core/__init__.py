@@ -80,6 +80,7 @@ from rm_core.results import (
 from rm_core.types import (
     BatchResult,
     Encoded,
+    EncodedImage,
     Fingerprint,
     ModelInfo,
     PrerenderedText,
@@ -116,6 +117,7 @@ __all__ = [
     "DeviceFailedError",
     "DeviceMemoryError",
     "Encoded",
+    "EncodedImage",
     "Encoder",
     "Fingerprint",
     "ForeignTemplateError",

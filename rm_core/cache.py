@@ -125,8 +125,10 @@ def cache_keys(
     for sequence, positions in zip(sequences, readouts or repeat(()), strict=False):
         digest = fingerprint_digest.copy()
         start = 0
+        # Ids of images are negative numbers of 62 bits.
+        typecode = "I" if min(sequence) >= 0 else "q"
         for stop in [position + 1 for position in positions] or [len(sequence)]:
-            digest.update(array("I", sequence[start:stop]))
+            digest.update(array(typecode, sequence[start:stop]))
             start = stop
             for output in range(num_outputs):
                 key = digest.copy() if output else digest

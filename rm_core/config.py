@@ -75,6 +75,12 @@ class ModelConfig:
         verdict_labels: labels with which a judge names the first and the second answer.
         appended_token: token that is appended to every conversation, and at which a classifier is
             read; None for what the architecture says, usually no token.
+        min_pixels: smaller images are enlarged to so many pixels; None for what the checkpoint's
+            preprocessor_config.json says.
+        max_pixels: larger images are reduced to so many pixels; None as for `min_pixels`.
+        max_image_bytes: maximum size of an image's file in bytes.
+        max_image_pixels: maximum number of pixels of an image before it is resized.
+        max_images: maximum number of images in a conversation.
 
     Raises:
         ModelLoadError: a value is not allowed.
@@ -106,6 +112,11 @@ class ModelConfig:
     verdict_prefix: str = "[["
     verdict_labels: tuple[str, str] = ("A", "B")
     appended_token: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_image_bytes: int = 10 * 2**20
+    max_image_pixels: int = 4_096 * 4_096
+    max_images: int = 16
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -142,6 +153,20 @@ class ModelConfig:
         if self.template_date is not None:
             read_date(self.template_date)
         self._check_kind()
+        self._check_images()
+
+    def _check_images(self) -> None:
+        for name in ("min_pixels", "max_pixels", "max_image_bytes", "max_image_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ModelLoadError(f"{name} is {value}; give at least 1, or leave it unset")
+        if self.max_images < 0:
+            raise ModelLoadError(f"max_images is {self.max_images}; give 0 for no images, or more")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ModelLoadError(
+                f"min_pixels is {self.min_pixels} and max_pixels is {self.max_pixels}; lower the "
+                "first or raise the second"
+            )
 
     def _check_kind(self) -> None:
         if self.step_format != "auto" and self.kind not in ("auto", "step"):
@@ -206,7 +231,7 @@ def read_date(text: str) -> datetime.date:
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """Size of batches, and of the prefix cache.
+    """Size of batches, and of the caches on the device.
 
     Attributes:
         max_batch_tokens: maximum number of tokens in a batch, with shared prefixes counted once. A
@@ -215,6 +240,8 @@ class BatchConfig:
         prefix_cache_bytes: memory of keys and values that are kept between batches, so that a
             prompt which recurs is not computed again; 0 for none. None derives the size from the
             memory that is free once the model is loaded.
+        vision_cache_bytes: memory of the features of images that are kept between batches; 0 for
+            none. None derives the size from the free memory.
 
     Raises:
         ModelLoadError: a value is not allowed.
@@ -222,12 +249,15 @@ class BatchConfig:
 
     max_batch_tokens: int | None = None
     prefix_cache_bytes: int | None = None
+    vision_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise ModelLoadError(f"max_batch_tokens is {self.max_batch_tokens}; give at least 1")
-        if self.prefix_cache_bytes is not None and self.prefix_cache_bytes < 0:
-            raise ModelLoadError(
-                f"prefix_cache_bytes is {self.prefix_cache_bytes}; give 0 for no cache, a number "
-                "of bytes, or leave it unset for an automatic size"
-            )
+        for name in ("prefix_cache_bytes", "vision_cache_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ModelLoadError(
+                    f"{name} is {value}; give 0 for no cache, a number of bytes, or leave it unset "
+                    "for an automatic size"
+                )

@@ -16,10 +16,13 @@ Start at `pack`. `rm_core.model.forward` runs a row through the model. Pure Pyth
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from rm_core.types import EncodedImage
 
 TokenIds: TypeAlias = tuple[int, ...]
 Readouts: TypeAlias = tuple[int, ...]
@@ -73,6 +76,7 @@ class PrefixTree:
         num_cached_tokens: number of tokens that are not in the row but in the prefix cache.
         salts: salt of each sequence; see `pack`.
         readouts: readouts of each sequence; see `pack`.
+        images: images of the sequences, by `EncodedImage.key`; may have others too.
     """
 
     sequences: tuple[TokenIds, ...]
@@ -82,6 +86,7 @@ class PrefixTree:
     num_cached_tokens: int = 0
     salts: tuple[str, ...] = ()
     readouts: tuple[Readouts, ...] = ()
+    images: Mapping[int, EncodedImage] = field(default_factory=dict)
 
     @property
     def num_keys(self) -> int:
@@ -233,6 +238,7 @@ def pack(
     count_cached: Callable[[TokenIds, str], int] = lambda *_: 0,
     salts: Sequence[str] = (),
     readouts: Sequence[Readouts] = (),
+    images: Iterable[EncodedImage] = (),
 ) -> Packing:
     """Merge duplicates, sort sequences by shared prefix, and divide them into batches.
 
@@ -245,6 +251,7 @@ def pack(
         salts: salt of each sequence; sequences with different salts share nothing, neither in a
             batch nor through the prefix cache. By default all have an empty salt.
         readouts: readouts of each sequence; by default all are read at their last token.
+        images: images whose token ids the sequences have.
     """
     # In reverse order, a sequence follows those of which it is a prefix, and adds no tokens. Not a
     # set: a batch of the scheduler comes sorted, and sorting it again takes no time.
@@ -263,8 +270,9 @@ def pack(
         count_cached(ids[: read[0] + 1] if read else ids, salt) for salt, ids, read in ordered
     ]
     lengths = [len(sequence) for _, sequence, _ in ordered]
+    images_by_key = {image.key: image for image in images}
     batches = tuple(
-        _build_tree(ordered[start:stop], shared[start:stop])
+        _build_tree(ordered[start:stop], shared[start:stop], images_by_key)
         for start, stop in _find_cuts(lengths, shared, cached, max_batch_tokens)
     )
     return Packing(batches, tuple(indices[sequence] for sequence in inputs))
@@ -275,7 +283,8 @@ def split_in_half(tree: PrefixTree) -> tuple[PrefixTree, PrefixTree]:
     middle = len(tree.sequences) // 2
     inputs = list(zip(tree.salts, tree.sequences, tree.readouts, strict=True))
     left, right = (
-        _build_tree(half, _count_shared(half)) for half in (inputs[:middle], inputs[middle:])
+        _build_tree(half, _count_shared(half), tree.images)
+        for half in (inputs[:middle], inputs[middle:])
     )
     return left, right
 
@@ -342,7 +351,9 @@ def _find_cuts(
         start = stop
 
 
-def _build_tree(inputs: list[_Input], shared: list[int]) -> PrefixTree:
+def _build_tree(
+    inputs: list[_Input], shared: list[int], images: Mapping[int, EncodedImage]
+) -> PrefixTree:
     """Build the tree of consecutive sequences. `shared[0]` is ignored."""
     segments: list[TreeSegment] = []
     read_rows: list[tuple[int, ...]] = []
@@ -366,5 +377,11 @@ def _build_tree(inputs: list[_Input], shared: list[int]) -> PrefixTree:
             read_rows.append((last.start + len(sequence) - 1 - last.depth,))
     salts, sequences, readouts = zip(*inputs, strict=True)
     return PrefixTree(
-        sequences, tuple(segments), tuple(read_rows), num_tokens, salts=salts, readouts=readouts
+        sequences,
+        tuple(segments),
+        tuple(read_rows),
+        num_tokens,
+        salts=salts,
+        readouts=readouts,
+        images=images,
     )

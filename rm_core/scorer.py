@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ from rm_core.results import NUM_OUTPUTS, Aggregation, list_readouts, merge_resul
 from rm_core.types import (
     BatchResult,
     Encoded,
+    EncodedImage,
     Fingerprint,
     ModelInfo,
     Reward,
@@ -282,11 +283,18 @@ class RewardScorer:
         encoded = self.encoder.encode_all(conversations, truncation)
         kind = self._loaded_model.checkpoint.kind.kind
         items = [item for item in encoded if isinstance(item, Encoded)]
-        scored = self.score_ids([item.input_ids for item in items], list_readouts(items, kind))
+        scored = self.score_ids(
+            [item.input_ids for item in items],
+            list_readouts(items, kind),
+            [placed.image for item in items for placed in item.images],
+        )
         return merge_results(encoded, scored.outputs, kind, aggregation)
 
     def score_ids(
-        self, sequences: Sequence[TokenIds], readouts: Sequence[Readouts] = ()
+        self,
+        sequences: Sequence[TokenIds],
+        readouts: Sequence[Readouts] = (),
+        images: Collection[EncodedImage] = (),
     ) -> BatchResult:
         """Score token ids without changing them.
 
@@ -294,12 +302,14 @@ class RewardScorer:
             sequences: token ids of each sequence, none empty and none longer than the model's
                 positions. A sequence with an id outside the embedding gets a `ScoreError`.
             readouts: see `pack`.
+            images: see `pack`.
 
         Raises:
             DeviceFailedError: the device failed; this process cannot score again.
         """
         # On CUDA, an unknown id triggers an assertion on the device, which ends the process.
-        errors = [self._validate_ids(ids) for ids in sequences]
+        image_ids = {token for image in images for token in image.token_ids[:4]}
+        errors = [self._validate_ids(ids, image_ids) for ids in sequences]
         readouts = readouts or [()] * len(sequences)
         valid = [
             (ids, positions)
@@ -307,7 +317,11 @@ class RewardScorer:
             if error is None
         ]
         scored = self.score_packing(
-            self.pack([ids for ids, _ in valid], readouts=[positions for _, positions in valid])
+            self.pack(
+                [ids for ids, _ in valid],
+                readouts=[positions for _, positions in valid],
+                images=images,
+            )
         )
         outputs = iter(scored.outputs)
         num_outputs = self._num_outputs
@@ -320,12 +334,14 @@ class RewardScorer:
             ),
         )
 
-    def _validate_ids(self, ids: TokenIds) -> ScoreError | None:
+    def _validate_ids(self, ids: TokenIds, image_ids: Collection[int]) -> ScoreError | None:
         embedding: Any = self._loaded_model.model.get_input_embeddings()
         num_ids = int(embedding.num_embeddings)
         if min(ids) >= 0 and max(ids) < num_ids:
             return None
-        unknown = next(token for token in ids if not 0 <= token < num_ids)
+        unknown = next((t for t in ids if not 0 <= t < num_ids and t not in image_ids), None)
+        if unknown is None:
+            return None
         return ScoreError.from_exception(
             InvalidConversationError(
                 f"token id {unknown} does not exist in this model, whose ids are from 0 to "
@@ -338,6 +354,7 @@ class RewardScorer:
         sequences: Sequence[TokenIds],
         salts: Sequence[str] = (),
         readouts: Sequence[Readouts] = (),
+        images: Iterable[EncodedImage] = (),
     ) -> Packing:
         """Pack sequences up to their last readout into batches.
 
@@ -348,13 +365,16 @@ class RewardScorer:
             salts: see `rm_core.packing.pack`.
             readouts: indices of the tokens at which each sequence is read; where empty, the last
                 token that is not the pad token.
+            images: images whose token ids the sequences have.
         """
         up_to_readout = [
             ids[: (positions[-1] if positions else self._find_readout(ids)) + 1]
             for ids, positions in zip(sequences, readouts or [()] * len(sequences), strict=True)
         ]
         count_cached = self._prefix_cache.count if self._prefix_cache else lambda *_: 0
-        return pack(up_to_readout, self._budget.max_batch_tokens, count_cached, salts, readouts)
+        return pack(
+            up_to_readout, self._budget.max_batch_tokens, count_cached, salts, readouts, images
+        )
 
     def _find_readout(self, ids: TokenIds) -> int:
         return find_readout_position(ids, self._loaded_model.pad_token_id)

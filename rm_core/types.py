@@ -11,7 +11,7 @@ from rm_core.config import Kind, StepFormat
 from rm_core.errors import RewardError
 
 Message: TypeAlias = Mapping[str, Any]
-"""`role`, `content` (a string, or a list of text parts) and any other keys the template reads."""
+"""`role`, `content` (a string, or a list of parts) and any other keys the template reads."""
 
 Conversation: TypeAlias = Sequence[Message] | Mapping[str, Any]
 """Messages, oldest first; the last message is the assistant's and is scored. Or a mapping of
@@ -49,12 +49,83 @@ class PrerenderedTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image in the size in which a model reads it. Is sent between processes.
+
+    Attributes:
+        pixels: uint8 `[height, width, 3]`, red, green and blue.
+        height: height in pixels, a multiple of `patch_size * merge_size`.
+        width: width in pixels, a multiple of the same.
+        patch_size: side of a patch in pixels.
+        merge_size: side of the square of patches that becomes one token.
+        temporal_patch_size: number of frames of a patch, all of them this image.
+        digest: 32 bytes; equal digests mean equal pixels, sizes and preprocessing.
+        placeholder_id: id of the token that the vocabulary has for a part of an image.
+    """
+
+    pixels: bytes = field(repr=False)
+    height: int
+    width: int
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    digest: bytes
+    placeholder_id: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Number of patches: in time, in height, in width."""
+        return 1, self.height // self.patch_size, self.width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that the image takes in a sequence."""
+        _, height, width = self.grid
+        return height * width // self.merge_size**2
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the pixels, in bytes."""
+        return len(self.pixels)
+
+    @property
+    def key(self) -> int:
+        """First token id of the image, by which a batch finds it."""
+        return _get_chunk(self.digest, 0)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """An id for each token: negative, and equal for equal images only."""
+        chunks = [_get_chunk(self.digest, index) for index in range(4)]
+        return tuple(chunks[index % 4] for index in range(self.num_tokens))
+
+
+def _get_chunk(digest: bytes, index: int) -> int:
+    """Return 62 bits of a digest as a negative number."""
+    return -1 - (int.from_bytes(digest[8 * index : 8 * index + 8], "big") >> 2)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedImage:
+    """An image of a sequence, and the index of its first token."""
+
+    start: int
+    image: EncodedImage
+
+    @property
+    def stop(self) -> int:
+        """Index after the last token."""
+        return self.start + self.image.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One conversation, ready for the model.
 
     Attributes:
         text: exactly the text that was tokenized, without the BOS that the tokenizer adds.
-        input_ids: token ids, including BOS where the tokenizer adds it.
+        input_ids: token ids, including BOS where the tokenizer adds it. Those of images are
+            negative, see `EncodedImage.token_ids`.
         readouts: indices into `input_ids` of the tokens whose hidden states are read, ascending:
             one for a chat, one per step for a step model.
         truncated: whether any part of the conversation was cut off.
@@ -63,6 +134,7 @@ class Encoded:
             `text:bos-added`, `text:bos-kept`, `tokens:bos-stripped`,
             `text:no-template,bos-added`. Empty for messages.
         steps: of a step model, the steps of the solution, one for each readout.
+        images: the images among the tokens, in order. `text` has one placeholder for each.
     """
 
     text: str
@@ -72,6 +144,7 @@ class Encoded:
     warnings: tuple[str, ...] = ()
     input_format: str = ""
     steps: tuple[str, ...] = ()
+    images: tuple[PlacedImage, ...] = ()
 
     @property
     def readout(self) -> int:
@@ -82,6 +155,15 @@ class Encoded:
     def num_tokens(self) -> int:
         """Number of tokens in `input_ids`."""
         return len(self.input_ids)
+
+    @property
+    def vocabulary_ids(self) -> list[int]:
+        """`input_ids` with the placeholder's id for every token of an image."""
+        ids = list(self.input_ids)
+        for placed in self.images:
+            image = placed.image
+            ids[placed.start : placed.stop] = [image.placeholder_id] * image.num_tokens
+        return ids
 
 
 @dataclass(frozen=True, slots=True)

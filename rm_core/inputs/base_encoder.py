@@ -194,12 +194,21 @@ class Encoder(ABC):
         """Return start and end of each token in `encoded.text`, in characters.
 
         A BOS that the tokenizer added has equal start and end. Tokens that are bytes of one
-        character share its range. None if the text that `right` truncation left has other tokens.
+        character share its range, as do those of an image. None if the text that `right`
+        truncation left has other tokens.
         """
         with convert_panics():
             encoding = self._backend.encode(encoded.text, add_special_tokens=False)
         offsets = [(0, 0)] * self._strips_bos + encoding.offsets
-        return offsets if self._prepend_bos(encoding.ids) == list(encoded.input_ids) else None
+        ids = self._prepend_bos(encoding.ids)
+        for placed in encoded.images:
+            if ids[placed.start : placed.start + 1] != [placed.image.placeholder_id]:
+                return None
+            ids[placed.start : placed.start + 1] = placed.image.token_ids
+            offsets[placed.start : placed.start + 1] = (
+                offsets[placed.start : placed.start + 1] * placed.image.num_tokens
+            )
+        return offsets if ids == list(encoded.input_ids) else None
 
     def find_ends(self, text: str, ends: Sequence[int]) -> list[int]:
         """Return the indices of the tokens in which characters of a text end, without BOS.

@@ -25,7 +25,14 @@ Tools: TypeAlias = list[dict[str, Any]]
 ChatJson: TypeAlias = Messages | dict[str, Any]
 """A validated conversation as plain data: messages, or `{"messages": [...], "tools": [...]}`."""
 
+Content: TypeAlias = str | list[dict[str, Any]]
+"""Content of a validated message: text, or parts in order, of which at least one is an image:
+`{"type": "text", "text": ...}`, `{"type": "image", "image": SOURCE}`."""
+
 _CHAT_KEYS = ("messages", "tools")
+# Types of image parts, each with its key.
+_IMAGE_KEYS = {"image": "image", "image_url": "image_url", "input_image": "image_url"}
+_IMAGE_HINT = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Chat:
     """A validated conversation.
 
     Attributes:
-        messages: messages with string contents. Except in a prompt, the last message is the
+        messages: messages with contents as `Content`. Except in a prompt, the last message is the
             assistant's.
         tools: tools for the template. None renders the template without tools; an empty list is
             passed to the template.
@@ -62,9 +69,9 @@ def parse_chat(value: object) -> Chat:
 def parse_conversation(value: object) -> Messages:
     """Validate a list of messages and join text parts into strings.
 
-    Parts are joined unchanged and without a separator. Keys other than `role` and `content` are
-    kept for templates that read them (`tool_calls`, `name`, ...). Null values and an empty list of
-    `tool_calls` count as absent.
+    Text parts are joined unchanged and without a separator, up to an image. Keys other than `role`
+    and `content` are kept for templates that read them (`tool_calls`, `name`, ...). Null values and
+    an empty list of `tool_calls` count as absent.
 
     Raises:
         InvalidConversationError: the shape is wrong.
@@ -399,33 +406,101 @@ def _parse_message(message: object, index: int) -> dict[str, Any]:
     kept = {key: value for key, value in message.items() if value is not None}
     if isinstance(kept.get("tool_calls"), list | tuple) and not kept["tool_calls"]:
         del kept["tool_calls"]
-    return {**kept, "role": role, "content": _flatten(content, where)}
+    return {**kept, "role": role, "content": _parse_content(content, where)}
 
 
-def _flatten(content: object, where: str) -> str:
+def get_text(content: Content) -> str:
+    """Return the text of a validated message's content, without its images."""
+    return content if isinstance(content, str) else "".join(p.get("text", "") for p in content)
+
+
+def get_images(messages: Messages) -> list[tuple[Any, str]]:
+    """Return the sources of all images of validated messages, each with its place in words."""
+    return [
+        (part["image"], f"part {index} of message {number}")
+        for number, message in enumerate(messages)
+        if not isinstance(message["content"], str)
+        for index, part in enumerate(message["content"])
+        if part["type"] == "image"
+    ]
+
+
+def refuse_images(messages: Messages, reader: str) -> None:
+    """Refuse validated messages that have images.
+
+    Args:
+        messages: validated messages.
+        reader: what reads the messages, such as `a judge`.
+
+    Raises:
+        InvalidConversationError: a message has an image.
+    """
+    for _, where in get_images(messages):
+        raise InvalidConversationError(
+            f"{where} is an image, and {reader} reads only text; remove the image, or use a "
+            "vision-language reward model"
+        )
+
+
+def _parse_content(content: object, where: str) -> Content:
+    """Return a string, or a list of parts if any of them is an image."""
     if isinstance(content, str):
         return validate_unicode(content, where)
     if content is None:
         raise InvalidConversationError(
-            f'{where} has no `content`; give a string ("" for an empty answer) or text parts'
+            f'{where} has no `content`; give a string ("" for an empty answer) or content parts'
         )
     if not isinstance(content, list | tuple):
         raise InvalidConversationError(
             f"{where} has content that is {describe_type(content)}; it must be a string or a list "
-            'of text parts such as {"type": "text", "text": "..."}'
+            'of parts such as {"type": "text", "text": "..."}'
         )
-    return "".join(_get_part_text(part, f"part {i} of {where}") for i, part in enumerate(content))
+    parts: list[dict[str, Any]] = []
+    for index, part in enumerate(content):
+        parsed = _parse_part(part, f"part {index} of {where}")
+        if parsed["type"] == "text" and parts and parts[-1]["type"] == "text":
+            parts[-1] = {"type": "text", "text": parts[-1]["text"] + parsed["text"]}
+        else:
+            parts.append(parsed)
+    has_images = any(part["type"] == "image" for part in parts)
+    return parts if has_images else "".join(part["text"] for part in parts)
 
 
-def _get_part_text(part: object, where: str) -> str:
+def _parse_part(part: object, where: str) -> dict[str, Any]:
     if isinstance(part, str):
-        return validate_unicode(part, where)
-    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        return {"type": "text", "text": validate_unicode(part, where)}
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and kind in (None, "text"):
         text = part.get("text")
         if isinstance(text, str):
-            return validate_unicode(text, where)
-    kind = part.get("type") if isinstance(part, Mapping) else None
+            return {"type": "text", "text": validate_unicode(text, where)}
+    if isinstance(part, Mapping) and isinstance(kind, str) and kind in _IMAGE_KEYS:
+        return {"type": "image", "image": _parse_image(part, kind, where)}
     received = f"of type {quote(kind, 40)}" if kind not in (None, "text") else "not a text part"
     raise InvalidConversationError(
-        f'{where} is {received}; only text is scored: {{"type": "text", "text": "..."}}'
+        f'{where} is {received}; allowed: {{"type": "text", "text": "..."}}, and for models that '
+        f"read images {_IMAGE_HINT}"
+    )
+
+
+def _parse_image(part: Mapping[Any, Any], kind: str, where: str) -> Any:
+    """Return the source of an image: text, the bytes of a file, or an image of Pillow."""
+    value = part.get(_IMAGE_KEYS[kind])
+    if isinstance(value, Mapping):  # of OpenAI, and the feature `Image` of datasets
+        value = value.get("url") if kind != "image" else value.get("bytes")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str):
+        scheme = value[:32].partition("://")[0] if "://" in value[:32] else ""
+        if not scheme:
+            return validate_unicode(value, where)
+        raise InvalidConversationError(
+            f"{where} is an image at an address ({scheme}://...), and no address is ever fetched; "
+            f"send the file itself: {_IMAGE_HINT}"
+        )
+    if hasattr(value, "getbands"):  # an image of Pillow, which need not be installed
+        return value
+    raise InvalidConversationError(
+        f"{where} is of type {quote(kind, 40)} and its image is {describe_type(value)}; allowed: "
+        f"{_IMAGE_HINT}"
     )

@@ -22,7 +22,8 @@ from rm_core.errors import (
 from rm_core.inputs.base_encoder import Encoder, SharedPrefix, format_too_long
 from rm_core.inputs.chat_rendering import ChatRenderer
 from rm_core.inputs.chat_template import ChatTemplate
-from rm_core.inputs.conversations import Chat, Messages, parse_chat
+from rm_core.inputs.conversations import Chat, Messages, parse_chat, refuse_images
+from rm_core.inputs.image_tokens import ImageTokens
 from rm_core.inputs.last_turn import LastTurnFinder
 from rm_core.inputs.prerendered import PROBE, PrerenderedReader
 from rm_core.inputs.text_tokenizer import DEFAULT_CHECK_INTERVAL
@@ -32,6 +33,7 @@ from rm_core.packing import TokenIds
 from rm_core.types import (
     TRUNCATIONS,
     Encoded,
+    PlacedImage,
     PrerenderedText,
     PrerenderedTokens,
     Truncation,
@@ -69,6 +71,7 @@ class ChatEncoder(Encoder):
         tokenizer_check_interval: see `ModelConfig`.
         appended_token: token that follows every conversation, and at which it is read; None for no
             such token.
+        image_tokens: reads images; None for a model that reads only text.
 
     Attributes:
         appended_ids: id of `appended_token`; empty without one.
@@ -91,17 +94,22 @@ class ChatEncoder(Encoder):
         tokenizer_mode: TokenizerMode = "auto",
         tokenizer_check_interval: int = DEFAULT_CHECK_INTERVAL,
         appended_token: str | None = None,
+        image_tokens: ImageTokens | None = None,
     ) -> None:
         template = ChatTemplate(tokenizer, template_date or datetime.date.today())
+        input_format = "" if appended_token is None else f"appended_token: {appended_token}\n"
+        if image_tokens is not None:
+            input_format += f"images: {image_tokens.description}\n"
         super().__init__(
             tokenizer,
             template,
-            "" if appended_token is None else f"appended_token: {appended_token}\n",
+            input_format,
             max_length=max_length,
             tokenizer_mode=tokenizer_mode,
             tokenizer_check_interval=tokenizer_check_interval,
         )
         self._pad_token_id = pad_token_id
+        self._image_tokens = image_tokens
         self._appended_token = appended_token or ""
         self.appended_ids = self._find_appended_ids(self._appended_token)
         self._renderer = ChatRenderer(template, self.added_bos)
@@ -150,31 +158,87 @@ class ChatEncoder(Encoder):
     def _encode_chat(
         self, conversation: object, truncation: Truncation, limit: int, shared: SharedPrefix | None
     ) -> Encoded:
-        chat = parse_chat(conversation)
-        text = self._renderer.render(chat)
+        chat = self._read_images(parse_chat(conversation), limit if truncation == "error" else None)
+        text = self._render(chat)
         # `right` needs the first tokens, which only tokenizing gives.
-        over = self._prove_too_long(text, limit) if truncation != "right" else None
+        over = self._prove_chat_too_long(chat, text, limit) if truncation != "right" else None
         if over and truncation == "error":
             raise ConversationTooLongError(_format_too_long(f"at least {over}", limit))
-        input_ids, is_whole = ([], False) if over else self._tokenize(text, limit, shared)
+        input_ids: list[int] = []
+        images: list[PlacedImage] = []
+        is_whole = False
+        if not over:
+            input_ids, images, is_whole = self._tokenize_chat(chat, text, limit, shared)
         num_tokens = str(len(input_ids)) if is_whole else f"at least {over or len(input_ids)}"
         truncated = not is_whole or len(input_ids) > limit
         if truncated and truncation == "error":
             raise ConversationTooLongError(_format_too_long(num_tokens, limit))
-        warnings = self._warning_finder.find_warnings(chat, text, self._renderer.try_render)
+        warnings = self._warning_finder.find_warnings(
+            self._hide_images(chat), text, self._renderer.try_render
+        )
         if truncated and truncation == "right":
-            input_ids = input_ids[:limit]
-            text = self._decode(input_ids)
+            input_ids, images = self._keep_first(input_ids, images, limit)
+            text = self._decode(self._collapse(input_ids, images))
         elif truncated:
-            text = self._renderer.render(self._drop_oldest(chat, num_tokens, limit))
-            input_ids, _ = self._tokenize(text, limit)
+            chat = self._drop_oldest(chat, num_tokens, limit)
+            text = self._render(chat)
+            input_ids, images, _ = self._tokenize_chat(chat, text, limit)
         return Encoded(
             text=text,
             input_ids=tuple(input_ids),
             readouts=(find_readout_position(input_ids, self._pad_token_id),),
             truncated=truncated,
             warnings=warnings,
+            images=tuple(images),
         )
+
+    def _read_images(self, chat: Chat, limit: int | None) -> Chat:
+        if self._image_tokens is None:
+            refuse_images(chat.messages, "this model")
+            return chat
+        return self._image_tokens.read(chat, limit)
+
+    def _hide_images(self, chat: Chat) -> Chat:
+        return chat if self._image_tokens is None else self._image_tokens.hide(chat)
+
+    def _render(self, chat: Chat) -> str:
+        return self._renderer.render(self._hide_images(chat))
+
+    def _count_hidden(self, chat: Chat) -> int:
+        return 0 if self._image_tokens is None else self._image_tokens.count_hidden(chat)
+
+    def _prove_chat_too_long(self, chat: Chat, text: str, limit: int) -> int | None:
+        """Like `_prove_too_long`, with the tokens of images."""
+        hidden = self._count_hidden(chat)
+        if hidden > limit:
+            return hidden
+        over = self._prove_too_long(text, limit - hidden)
+        return over and over + hidden
+
+    def _tokenize_chat(
+        self, chat: Chat, text: str, limit: int, shared: SharedPrefix | None = None
+    ) -> tuple[list[int], list[PlacedImage], bool]:
+        """Like `_tokenize`, with the tokens of images, and with the images."""
+        input_ids, is_whole = self._tokenize(text, limit, shared)
+        if self._image_tokens is None:
+            return input_ids, [], is_whole
+        expanded, images = self._image_tokens.expand(input_ids, chat)
+        if is_whole:
+            self._image_tokens.check_all_placed(images, chat)
+        return expanded, images, is_whole
+
+    def _keep_first(
+        self, input_ids: list[int], images: list[PlacedImage], limit: int
+    ) -> tuple[list[int], list[PlacedImage]]:
+        """Return the first tokens, at most `limit`, without a part of an image."""
+        if self._image_tokens is not None:
+            limit = self._image_tokens.find_cut(input_ids, images, limit)
+        return input_ids[:limit], [image for image in images if image.stop <= limit]
+
+    def _collapse(self, input_ids: list[int], images: list[PlacedImage]) -> list[int]:
+        if self._image_tokens is None:
+            return input_ids
+        return self._image_tokens.collapse(input_ids, images)
 
     def _find_appended_ids(self, token: str) -> tuple[int, ...]:
         if not token:
@@ -224,6 +288,8 @@ class ChatEncoder(Encoder):
     ) -> Encoded:
         prerendered = self.prerendered_reader.read(conversation)
         text, input_ids, is_whole = prerendered.text, prerendered.input_ids, True
+        if self._image_tokens is not None:
+            self._image_tokens.refuse_in_prerendered(text, input_ids)
         if text is not None:
             over = self._prove_too_long(text, limit) if truncation == "error" else None
             if over:
@@ -269,9 +335,11 @@ class ChatEncoder(Encoder):
     def _drop_oldest(self, chat: Chat, num_tokens: str, limit: int) -> Chat:
         def count_tokens(candidate: Messages) -> int | None:
             try:
-                text = self._renderer.render(replace(chat, messages=candidate))
+                cut = replace(chat, messages=candidate)
+                text = self._render(cut)
                 # Most candidates are far too long, and only the comparison to the limit matters.
-                return self._prove_too_long(text, limit) or len(self._tokenize(text, limit)[0])
+                over = self._prove_chat_too_long(cut, text, limit)
+                return over or len(self._tokenize(text, limit)[0]) + self._count_hidden(cut)
             except TemplateError:
                 return None
 
@@ -293,7 +361,7 @@ def to_render_json(encoded: Encoded) -> dict[str, Any]:
     """Return an encoded conversation as JSON data, as callers of the render route get it."""
     rendered: dict[str, Any] = {
         "text": encoded.text,
-        "input_ids": list(encoded.input_ids),
+        "input_ids": encoded.vocabulary_ids,
         "num_tokens": encoded.num_tokens,
         "readout_position": encoded.readout,
         "truncated": encoded.truncated,
@@ -301,6 +369,16 @@ def to_render_json(encoded: Encoded) -> dict[str, Any]:
     if encoded.steps:
         rendered["steps"] = list(encoded.steps)
         rendered["readout_positions"] = list(encoded.readouts)
+    if encoded.images:
+        rendered["images"] = [
+            {
+                "position": placed.start,
+                "num_tokens": placed.image.num_tokens,
+                "width": placed.image.width,
+                "height": placed.image.height,
+            }
+            for placed in encoded.images
+        ]
     if encoded.warnings:
         rendered["warnings"] = list(encoded.warnings)
     return rendered

@@ -18,7 +18,13 @@ from rm_core.errors import ConversationTooLongError, InvalidConversationError, M
 from rm_core.inputs.base_encoder import Encoder, SharedPrefix, format_too_long
 from rm_core.inputs.chat_rendering import ChatRenderer
 from rm_core.inputs.chat_template import ChatTemplate, PromptTemplate, TemplateSubject
-from rm_core.inputs.conversations import Chat, Messages, parse_prompt, validate_unicode
+from rm_core.inputs.conversations import (
+    Chat,
+    Messages,
+    parse_prompt,
+    refuse_images,
+    validate_unicode,
+)
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.prerendered import PrerenderedReader
 from rm_core.inputs.text_tokenizer import DEFAULT_CHECK_INTERVAL
@@ -153,6 +159,7 @@ class JudgeEncoder(Encoder):
             ConversationTooLongError: the prompt with both answers exceeds the limit.
         """
         messages = parse_prompt(prompt)
+        refuse_images(messages, "a judge")
         validate_unicode(first, "the first answer")
         validate_unicode(second, "the second answer")
         limit = min(self.max_length, max_length or self.max_length)

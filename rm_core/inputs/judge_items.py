@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rm_core.errors import InvalidConversationError
-from rm_core.inputs.conversations import ChatJson, Messages, parse_chat, parse_pair
+from rm_core.inputs.conversations import ChatJson, Messages, parse_chat, parse_pair, refuse_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def parse_judge_answer(conversation: ChatJson) -> JudgeAnswer:
         InvalidConversationError: the prompt is empty, or there are tools.
     """
     chat = parse_chat(conversation)
+    refuse_images(chat.messages, "a judge")
     *prompt, answer = chat.messages
     if not prompt:
         raise InvalidConversationError(

@@ -11,7 +11,7 @@ from rm_core.errors import ConversationTooLongError, InputError
 from rm_core.inputs.base_encoder import LONG_TEXT, Encoder, SharedPrefix, format_too_long
 from rm_core.inputs.chat_rendering import ChatRenderer
 from rm_core.inputs.chat_template import ChatTemplate
-from rm_core.inputs.conversations import Chat, Messages, parse_prompt
+from rm_core.inputs.conversations import Chat, Messages, parse_prompt, refuse_images
 from rm_core.inputs.prerendered import PrerenderedReader
 from rm_core.inputs.step_items import StepItem, parse_solution
 from rm_core.inputs.steps import STEP_FORMATS
@@ -118,6 +118,7 @@ class StepEncoder(Encoder):
         """
         item = conversation if isinstance(conversation, StepItem) else parse_solution(conversation)
         prompt = parse_prompt(item.prompt)
+        refuse_images(prompt, "a step model")
         limit = min(self.max_length, max_length or self.max_length)
         if item.steps is None:
             solution = item.response or ""

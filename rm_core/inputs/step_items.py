@@ -10,6 +10,7 @@ from rm_core.inputs.conversations import (
     Messages,
     parse_chat,
     parse_prompt,
+    refuse_images,
     validate_unicode,
 )
 from rm_core.text import describe_type, format_keys
@@ -100,6 +101,7 @@ def parse_solution(conversation: object) -> StepItem:
             "steps end; send messages, or `prompt` with `response` or `steps`"
         )
     chat = parse_chat(conversation)
+    refuse_images(chat.messages, "a step model")
     *prompt, answer = chat.messages
     if not prompt:
         raise InvalidConversationError(

@@ -1,9 +1,9 @@
 """Truncate conversations on the left: drop whole turns, then cut the text of one turn.
 
-The oldest turns are dropped first, then the start of the oldest remaining turn. System prompts are
-dropped last, and the last turn is never changed. The caller renders the result with the template
-again, so every marker of the template stays whole. Pure functions: the caller provides a function
-that counts tokens.
+The oldest turns are dropped first, then the start of the oldest remaining turn, unless it has
+images. System prompts are dropped last, and the last turn is never changed. The caller renders the
+result with the template again, so every marker of the template stays whole. Pure functions: the
+caller provides a function that counts tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import TypeAlias
 
-from rm_core.inputs.conversations import Messages
+from rm_core.inputs.conversations import Content, Messages
 
 CountTokens: TypeAlias = Callable[[Messages], int | None]
 """Return the number of tokens of a rendered conversation; None if the template refuses it."""
@@ -74,11 +74,15 @@ def _refill(
     count_tokens, limit = budget
     if num_dropped == len(order):
         return _drop(messages, order, num_dropped)
-    content: str = messages[order[num_dropped]]["content"]
+    content: Content = messages[order[num_dropped]]["content"]
 
     def fits(candidate: Messages) -> bool:
         num_tokens = count_tokens(candidate)
         return num_tokens is not None and num_tokens <= limit
+
+    if not isinstance(content, str):  # a turn with images is dropped whole
+        without = _drop(messages, order, num_dropped + 1)
+        return without if fits(without) else _cut(messages, order, num_dropped, "")
 
     start = bisect_left(
         range(len(content)),

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from rm_core.errors import InvalidConversationError
 from rm_core.inputs.chat_formats import find_markers, find_transcript
-from rm_core.inputs.conversations import Chat, Messages, parse_arguments
+from rm_core.inputs.conversations import Chat, Messages, get_text, parse_arguments
 from rm_core.text import format_names
 
 Render: TypeAlias = Callable[[Chat], str | None]
@@ -138,9 +138,9 @@ class WarningFinder:
 def _check_lost_text(messages: Messages, text: str) -> Iterator[str]:
     # Most contents occur in the text unchanged; only the others need the slower comparison.
     indices = list(range(len(messages)))
-    missing = _find_missing(text, indices, [m["content"].strip() for m in messages])
+    missing = _find_missing(text, indices, [get_text(m["content"]).strip() for m in messages])
     if missing:
-        squeezed = [_squeeze(messages[index]["content"]) for index in missing]
+        squeezed = [_squeeze(get_text(messages[index]["content"])) for index in missing]
         missing = _find_missing(_squeeze(text), missing, squeezed)
     if missing:
         yield (
@@ -220,7 +220,7 @@ def _check_turns_in_text(messages: Messages) -> Iterator[str]:
     transcripts = {
         index: [words]
         for index, message in enumerate(messages)
-        if (words := find_transcript(message["content"]))
+        if (words := find_transcript(get_text(message["content"])))
     }
     if transcripts:
         yield (
@@ -228,7 +228,11 @@ def _check_turns_in_text(messages: Messages) -> Iterator[str]:
             f"({_format_names(transcripts)}), and each message was scored as one turn; send each "
             "turn as a message"
         )
-    as_json = [i for i, message in enumerate(messages) if _is_json_of_messages(message["content"])]
+    as_json = [
+        index
+        for index, message in enumerate(messages)
+        if _is_json_of_messages(get_text(message["content"]))
+    ]
     if as_json:
         yield (
             f"messages_as_text: message(s) {format_names(as_json)} are JSON text of a "
@@ -254,7 +258,7 @@ def _is_list(value: object) -> bool:
 
 
 def _index_contents(messages: Messages) -> dict[int, str]:
-    return {index: message["content"] for index, message in enumerate(messages)}
+    return {index: get_text(message["content"]) for index, message in enumerate(messages)}
 
 
 def _format_subject(names_by_index: dict[Any, list[str]]) -> str:

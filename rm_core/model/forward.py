@@ -26,6 +26,7 @@ from rm_core.device_copy import copy_to_device
 from rm_core.model.decoder import get_decoder
 from rm_core.model.loading import LoadedModel
 from rm_core.model.precision import use_ieee_products
+from rm_core.model.vision import build_row_positions
 from rm_core.packing import PrefixTree
 from rm_core.prefix_cache import CachedBatch
 
@@ -117,7 +118,6 @@ def _compute_hidden_states(
     Attention is planned once, without the padding tokens.
     """
     decoder = get_decoder(loaded_model.model)
-    device = loaded_model.device
     readout_indices = tree.all_read_rows
     stages = [
         (stage, _build_packed_attention(loaded_model, tree, readout_indices, stage, cached))
@@ -125,13 +125,27 @@ def _compute_hidden_states(
     ]
     with run_packed_attention(stages):
         hidden: torch.Tensor = decoder(
-            input_ids=copy_to_device(_build_token_ids(tree, num_padding_tokens), device),
-            position_ids=copy_to_device(_build_positions(tree, num_padding_tokens), device),
-            use_cache=False,
+            **_build_inputs(loaded_model, tree, num_padding_tokens), use_cache=False
         ).last_hidden_state[0]
     if not loaded_model.deterministic:
         return hidden
     return hidden[copy_to_device(torch.tensor(readout_indices), hidden.device)]
+
+
+def _build_inputs(
+    loaded_model: LoadedModel, tree: PrefixTree, num_padding_tokens: int
+) -> dict[str, torch.Tensor]:
+    """Return the decoder's inputs for a row, on the model's first device."""
+    device, tower = loaded_model.device, loaded_model.vision_tower
+    input_ids = copy_to_device(_build_token_ids(tree, num_padding_tokens), device)
+    if tower is None:
+        positions = _build_positions(tree, num_padding_tokens)
+        return {"input_ids": input_ids, "position_ids": copy_to_device(positions, device)}
+    positions = build_row_positions(tree, num_padding_tokens)
+    return {
+        "inputs_embeds": tower.embed(tree, input_ids),
+        "position_ids": copy_to_device(positions, device),
+    }
 
 
 def _build_packed_attention(

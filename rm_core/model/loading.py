@@ -49,6 +49,7 @@ from rm_core.model.self_check import (
     encode_samples,
 )
 from rm_core.model.tokenizer_file import check_tokenizer
+from rm_core.model.vision import VisionTower
 from rm_core.model.weight_files import list_tensor_names
 from rm_core.model.weights import (
     read_head,
@@ -86,6 +87,7 @@ class LoadedModel:
         fingerprint: fingerprint of the model's rewards.
         encoder: turns conversations, steps or pairs of answers into token ids for the model.
         self_check: rewards that the engine must reproduce; None if the self-check is off.
+        vision_tower: encodes images; None for a model that reads only text.
     """
 
     model: PreTrainedModel
@@ -102,6 +104,7 @@ class LoadedModel:
     fingerprint: Fingerprint
     encoder: Encoder
     self_check: SelfCheck | None
+    vision_tower: VisionTower | None = None
 
     @property
     def device(self) -> torch.device:

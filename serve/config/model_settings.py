@@ -157,6 +157,29 @@ class ModelSettings(BaseModel):
         description="Token that is appended to every conversation, and at which a classifier is "
         "read. Default: what the architecture says.",
     )
+    min_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="Smaller images are enlarged to about so many pixels. Default: as the "
+        "checkpoint's preprocessor_config.json says.",
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="Larger images are reduced to at most so many pixels; an image takes a token "
+        "for each 28 x 28 of them. Default: as the checkpoint's preprocessor_config.json says.",
+    )
+    max_image_bytes: int = Field(
+        default=10 * 2**20, ge=1, description="Maximum size of an image's file in bytes."
+    )
+    max_image_pixels: int = Field(
+        default=4_096 * 4_096,
+        ge=1,
+        description="Maximum number of pixels of an image before it is resized.",
+    )
+    max_images: int = Field(
+        default=16, ge=0, description="Maximum number of images in a conversation."
+    )
     max_batch_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -170,6 +193,11 @@ class ModelSettings(BaseModel):
         "between batches, so that a prompt which recurs is not computed again; 0 turns the cache "
         "off. `auto`: half of the GPU memory that weights and a batch leave free, or an eighth of "
         "the CPU's and at most 2 GiB; in any case at most the prompts of 64 batches.",
+    )
+    vision_cache_bytes: int | Literal["auto"] = Field(
+        default="auto",
+        description="Memory in bytes for the features of images, which each replica keeps between "
+        "batches, so that an image that recurs is not encoded again; 0 turns the cache off.",
     )
     cache_bytes: int = Field(
         default=256 * 2**20,
@@ -313,9 +341,16 @@ class ModelSettings(BaseModel):
             verdict_prefix=self.verdict_prefix,
             verdict_labels=self.verdict_labels,
             appended_token=self.appended_token,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixels=self.max_image_pixels,
+            max_images=self.max_images,
         )
 
     def to_batch_config(self) -> BatchConfig:
         """Return the options with which the engine forms batches."""
-        num_bytes = None if self.prefix_cache_bytes == "auto" else self.prefix_cache_bytes
-        return BatchConfig(self.max_batch_tokens, num_bytes)
+        sizes = (self.prefix_cache_bytes, self.vision_cache_bytes)
+        return BatchConfig(
+            self.max_batch_tokens, *(None if size == "auto" else size for size in sizes)
+        )

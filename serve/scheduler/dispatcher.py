@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
-from rm_core import BatchResult, RewardError, ScoreError, ScoringError
+from rm_core import BatchResult, EncodedImage, RewardError, ScoreError, ScoringError
 from rm_core.packing import Readouts, TokenIds
 from serve.errors import ReplicaBusyError, ReplicaLostError
 from serve.scheduler.batching import (
@@ -36,6 +36,7 @@ from serve.scheduler.batching import (
 )
 from serve.scheduler.pending import (
     MAX_CRASHES,
+    NO_IMAGES,
     CrashHistory,
     PendingPool,
     PendingSequence,
@@ -168,6 +169,7 @@ class Dispatcher:
         flow: RequestFlow,
         sequences: Sequence[TokenIds],
         readouts: Sequence[Readouts] = (),
+        images: Mapping[TokenIds, tuple[EncodedImage, ...]] = NO_IMAGES,
     ) -> list[float | ScoreError]:
         """Return the outputs at the readouts of each sequence; the cost is added to the flow.
 
@@ -177,6 +179,7 @@ class Dispatcher:
             flow: flow of the request.
             sequences: token ids, none empty; equal ones are scored once.
             readouts: see `rm_core.packing.pack`.
+            images: images of each sequence that has any.
 
         Returns:
             The head's outputs, or an error for each, in the order of the sequences and of their
@@ -186,7 +189,7 @@ class Dispatcher:
             RewardError: none of the model's replicas will answer.
         """
         readouts = readouts or [()] * len(sequences)
-        burst = self._pool.add(flow, sequences, readouts)
+        burst = self._pool.add(flow, sequences, readouts, images)
         if self._crash_history:
             self._mark_known_suspects(burst.entries)
         if self.prompts.max_tokens:
@@ -358,6 +361,7 @@ class Dispatcher:
             tuple(entry.owner for entry in batch) if has_owners else (),
             self.prompts.find_replica(entry.prompt for entry in batch),
             tuple(entry.readouts for entry in batch) if any(e.readouts for e in batch) else (),
+            tuple({image.key: image for entry in batch for image in entry.images}.values()),
         )
 
     def _finish(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:

@@ -13,10 +13,11 @@ import hashlib
 import time
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from rm_core import Fingerprint, RewardError, ScoreError
+from rm_core import EncodedImage, Fingerprint, RewardError, ScoreError
 from rm_core.packing import Readouts, TokenIds
 from serve.errors import ConversationQuarantinedError
 from serve.scheduler.batching import Prompt
@@ -24,6 +25,9 @@ from serve.scheduler.fair_queue import FairQueue, Flow
 
 MAX_CRASHES = 2
 """A conversation that was with so many replicas when they were lost is not sent to another."""
+
+NO_IMAGES: Mapping[TokenIds, tuple[EncodedImage, ...]] = MappingProxyType({})
+"""Of sequences of text."""
 
 # Each takes some hundred bytes, and there are rarely any at all.
 _MAX_REMEMBERED = 10_000
@@ -82,6 +86,7 @@ class PendingSequence:
         readouts: see `rm_core.packing.pack`.
         owner: client that the sequence belongs to, where clients share no rewards; else empty.
         prompt: its first tokens, if a prefix cache may keep them.
+        images: images whose token ids the sequence has.
         bursts: bursts that wait for the reward, oldest first.
         is_running: whether the sequence is in flight.
     """
@@ -90,6 +95,7 @@ class PendingSequence:
     readouts: Readouts = ()
     owner: str = ""
     prompt: Prompt | None = None
+    images: tuple[EncodedImage, ...] = ()
     bursts: list[Burst] = field(default_factory=list)
     is_running: bool = False
 
@@ -130,6 +136,7 @@ class PendingPool:
         flow: RequestFlow,
         sequences: Sequence[TokenIds],
         readouts: Sequence[Readouts] = (),
+        images: Mapping[TokenIds, tuple[EncodedImage, ...]] = NO_IMAGES,
     ) -> Burst:
         """Add sequences; the future of the returned burst is done once all outputs are there."""
         loop = asyncio.get_running_loop()
@@ -141,7 +148,7 @@ class PendingPool:
             assert sequence, "no sequence may be empty"
             entry = self._entries.get((owner, sequence, positions))
             if entry is None:
-                entry = PendingSequence(sequence, positions, owner)
+                entry = PendingSequence(sequence, positions, owner, images=images.get(sequence, ()))
                 self._entries[owner, sequence, positions] = entry
                 self.num_tokens += len(sequence)
             entry.bursts.append(burst)

@@ -353,7 +353,10 @@ class ServedModel:
             outputs = [cache.get(key) for key in keys]
         missing = find_missing(sequences, readouts, outputs, num_outputs)
         computed = await self.dispatcher.compute_outputs(
-            flow, [m.sequence for m in missing], [m.readouts for m in missing]
+            flow,
+            [m.sequence for m in missing],
+            [m.readouts for m in missing],
+            {item.input_ids: tuple(p.image for p in item.images) for item in items if item.images},
         )
         # Outputs are cached under the fingerprint of the model that computed them.
         if keys and len(flow.fingerprints) == 1 and fingerprint not in flow.fingerprints:

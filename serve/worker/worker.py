@@ -22,6 +22,7 @@ from typing import ParamSpec, TypeVar, overload
 from rm_core import (
     BatchResult,
     DeviceFailedError,
+    EncodedImage,
     ModelError,
     ModelInfo,
     Packing,
@@ -59,12 +60,14 @@ class SequenceBatch(Sequence[TokenIds]):
             any replica will do.
         readouts: readouts of each sequence, see `rm_core.packing.pack`; empty if each is read at
             its last token.
+        images: images whose token ids the sequences have, each once.
     """
 
     sequences: tuple[TokenIds, ...]
     salts: tuple[str, ...] = ()
     preferred_replica: str = ""
     readouts: tuple[Readouts, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> TokenIds: ...
@@ -210,7 +213,9 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(sequences, get_salts(sequences), get_readouts(sequences))
+            return await self._run(
+                sequences, get_salts(sequences), get_readouts(sequences), get_images(sequences)
+            )
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -237,16 +242,21 @@ class Worker:
             yield None
             salts = get_salts(sequences) or ("",) * len(sequences)
             readouts = get_readouts(sequences) or ((),) * len(sequences)
+            images = get_images(sequences)
             for sequence, salt, positions in zip(sequences, salts, readouts, strict=True):
                 await asyncio.sleep(_DELIVERY_S)
-                yield await self._run([sequence], [salt], [positions])
+                yield await self._run([sequence], [salt], [positions], images)
 
     async def _run(
-        self, sequences: Sequence[TokenIds], salts: Sequence[str], readouts: Sequence[Readouts]
+        self,
+        sequences: Sequence[TokenIds],
+        salts: Sequence[str],
+        readouts: Sequence[Readouts],
+        images: Sequence[EncodedImage],
     ) -> BatchResult:
         self._refuse_if_unhealthy()
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self._scorer.pack, sequences, salts, readouts)
+            _submit(self._packing_thread, self._scorer.pack, sequences, salts, readouts, images)
         )
         running = _submit(self._device_thread, self._run_packing, packing)
         future = asyncio.wrap_future(running)
@@ -351,6 +361,11 @@ def get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
 def get_readouts(sequences: Sequence[TokenIds]) -> tuple[Readouts, ...]:
     """Return the readouts of each sequence of a batch, or nothing if all have the default."""
     return sequences.readouts if isinstance(sequences, SequenceBatch) else ()
+
+
+def get_images(sequences: Sequence[TokenIds]) -> tuple[EncodedImage, ...]:
+    """Return the images of a batch."""
+    return sequences.images if isinstance(sequences, SequenceBatch) else ()
 
 
 def _submit(

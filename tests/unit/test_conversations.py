@@ -19,8 +19,8 @@ A_LIST = "must be a list of messages"
 A_STRING_OR_LIST = "must be a string or a list of messages"
 AN_OBJECT = "must be an object with `role` and `content`"
 THE_ROLES = "allowed: system, user, assistant, tool"
-A_STRING = 'give a string ("" for an empty answer) or text parts'
-TEXT_ONLY = "only text is scored"
+A_STRING = 'give a string ("" for an empty answer) or content parts'
+TEXT_ONLY = 'allowed: {"type": "text"'
 WELL_FORMED = "send well-formed text"
 APPEND = "append the answer to be scored"
 
@@ -67,12 +67,30 @@ REFUSED = {
         "content that is an object",
         "a string or a list",
     ),
-    "image": (
-        one_message(
-            [{"type": "text", "text": "4"}, {"type": "image_url", "image_url": {"url": "x"}}]
-        ),
-        "part 1 of message 0 is of type 'image_url'",
+    "sound": (
+        one_message([{"type": "text", "text": "4"}, {"type": "input_audio", "input_audio": {}}]),
+        "part 1 of message 0 is of type 'input_audio'",
         TEXT_ONLY,
+    ),
+    "image at an address": (
+        one_message([{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]),
+        "part 0 of message 0 is an image at an address (https://...)",
+        "send the file itself",
+    ),
+    "image in a file": (
+        one_message([{"type": "image", "image": "file:///etc/passwd"}]),
+        "an image at an address (file://...)",
+        "send the file itself",
+    ),
+    "image without its source": (
+        one_message([{"type": "image"}]),
+        "is of type 'image' and its image is null",
+        "base64",
+    ),
+    "image that is a number": (
+        one_message([{"type": "image_url", "image_url": {"url": 4}}]),
+        "its image is a number",
+        "base64",
     ),
     "part is a number": (one_message([4]), "part 0 of message 0 is not a text part", TEXT_ONLY),
     "part is null": (one_message([None]), "part 0 of message 0 is not a text part", TEXT_ONLY),

@@ -1,0 +1,226 @@
+"""Puts images into a packed row: their features in place of embeddings, and their positions.
+
+transformers' vision tower turns the patches of an image into one feature for each of its tokens.
+The tower runs once for an image, however many sequences of a batch have it, and features are kept
+between batches. The positions of Qwen's vision-language models have three rows (M-RoPE): a token of
+text has the same number in all of them, a token of an image has its place in time, height and
+width. Facts: section 3 of the paper on Qwen2-VL (arXiv 2409.12191) and transformers'
+`get_rope_index`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rm_core.device_copy import copy_to_device
+from rm_core.packing import PrefixTree, TokenIds
+from rm_core.types import EncodedImage, PlacedImage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Patches that go through the tower at a time, so that its memory is bounded; a larger image goes
+# alone.
+_MAX_PATCHES = 16_384
+
+
+def find_images(
+    sequence: TokenIds, images: Mapping[int, EncodedImage], start: int = 0
+) -> Iterator[PlacedImage]:
+    """Yield the images of a sequence in order; the last one may be cut off by its end.
+
+    Args:
+        sequence: token ids.
+        images: images by `EncodedImage.key`.
+        start: index from which on to look, not within an image.
+
+    Raises:
+        KeyError: a negative id does not begin an image.
+    """
+    while start < len(sequence):
+        start = next((i for i in range(start, len(sequence)) if sequence[i] < 0), len(sequence))
+        if start < len(sequence):
+            yield PlacedImage(start, images[sequence[start]])
+            start += images[sequence[start]].num_tokens
+
+
+def build_mrope_positions(sequence: TokenIds, images: Mapping[int, EncodedImage]) -> torch.Tensor:
+    """Return int64 `[3, num_tokens]`, the position of each token in time, height and width."""
+    rows: list[torch.Tensor] = []
+    position = index = 0
+
+    def add_text(stop: int) -> None:
+        nonlocal position, index
+        rows.append(torch.arange(position, position + stop - index).expand(3, -1))
+        position, index = position + stop - index, stop
+
+    for placed in find_images(sequence, images):
+        add_text(placed.start)
+        _, height, width = placed.image.grid
+        height, width = height // placed.image.merge_size, width // placed.image.merge_size
+        in_image = torch.stack(
+            [
+                torch.zeros(height * width, dtype=torch.long),
+                torch.arange(height).repeat_interleave(width),
+                torch.arange(width).repeat(height),
+            ]
+        )
+        rows.append(position + in_image[:, : len(sequence) - index])
+        position, index = position + max(height, width), min(placed.stop, len(sequence))
+    add_text(len(sequence))
+    return torch.cat(rows, dim=1)
+
+
+def build_row_positions(tree: PrefixTree, num_padding_tokens: int = 0) -> torch.Tensor:
+    """Return int64 `[3, 1, num_tokens]`, `build_mrope_positions` of the tokens of a row."""
+    by_sequence: dict[int, torch.Tensor] = {}
+    runs = []
+    for segment in tree.row_segments:
+        index, stop = segment.sequence, segment.depth + len(segment.token_ids)
+        sequence = tree.sequences[index]
+        if min(sequence) >= 0:
+            runs.append(torch.arange(segment.depth, stop).expand(3, -1))
+            continue
+        if index not in by_sequence:
+            by_sequence[index] = build_mrope_positions(sequence, tree.images)
+        runs.append(by_sequence[index][:, segment.depth : stop])
+    padding = torch.zeros(3, num_padding_tokens, dtype=torch.long)
+    return torch.cat([*runs, padding], dim=1).unsqueeze(1)
+
+
+class VisionTower:
+    """The vision tower of a model on its device, and a cache of what it computed.
+
+    Args:
+        model: transformers' vision-language model without a head, on its devices.
+        device: device of the tower.
+        build_patches: returns the normalized patches of an image, float32
+            `[num_patches, patch_values]`.
+        max_cache_bytes: maximum memory of the features that are kept.
+        is_alone: whether each image goes through the tower alone, so that its features do not
+            depend on others to the last bit.
+
+    Attributes:
+        num_encoded: number of images that went through the tower.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        build_patches: Callable[[EncodedImage], torch.Tensor],
+        max_cache_bytes: int,
+        *,
+        is_alone: bool = False,
+    ) -> None:
+        self.num_encoded = 0
+        self._model: Any = model
+        self._device = device
+        self._build_patches = build_patches
+        self._max_cache_bytes = max_cache_bytes
+        self._max_patches = 1 if is_alone else _MAX_PATCHES
+        self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # oldest use first
+        self._num_bytes = 0
+
+    @property
+    def num_cache_bytes(self) -> int:
+        """Memory of the features that are kept, in bytes."""
+        return self._num_bytes
+
+    def clear(self) -> None:
+        """Forget all features, for example because the weights have changed."""
+        self._features.clear()
+        self._num_bytes = 0
+
+    def embed(self, tree: PrefixTree, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of a row, with features for the tokens of images.
+
+        Args:
+            tree: the batch.
+            input_ids: int64 `[1, num_tokens]` on the device of the embedding; negative for images.
+
+        Returns:
+            `[1, num_tokens, hidden_size]`.
+        """
+        embeddings: torch.Tensor = self._model.get_input_embeddings()(input_ids.clamp(min=0))
+        pieces = list(_find_pieces(tree))
+        if not pieces:
+            return embeddings
+        features = self._get_features({image.digest: image for image, *_ in pieces})
+        for image, offset, start, stop in pieces:
+            values = features[image.digest][offset : offset + stop - start]
+            embeddings[0, start:stop] = values.to(embeddings.device, embeddings.dtype)
+        return embeddings
+
+    def _get_features(self, images: Mapping[bytes, EncodedImage]) -> dict[bytes, torch.Tensor]:
+        """Return the features `[num_tokens, hidden_size]` of each image by its digest."""
+        features: dict[bytes, torch.Tensor] = {}
+        missing = []
+        for digest, image in images.items():
+            if digest in self._features:
+                features[digest] = self._features[digest]
+                self._features.move_to_end(digest)
+            else:
+                missing.append(image)
+        for group in _group(missing, self._max_patches):
+            for image, values in zip(group, self._encode(group), strict=True):
+                features[image.digest] = values
+                self._keep(image.digest, values)
+        return features
+
+    def _encode(self, images: Sequence[EncodedImage]) -> Sequence[torch.Tensor]:
+        pixel_values = torch.cat([self._build_patches(image) for image in images])
+        grid = torch.tensor([image.grid for image in images])
+        output = self._model.get_image_features(
+            copy_to_device(pixel_values, self._device), copy_to_device(grid, self._device)
+        )
+        self.num_encoded += len(images)
+        features: Sequence[torch.Tensor] = getattr(output, "pooler_output", output)
+        return features
+
+    def _keep(self, digest: bytes, features: torch.Tensor) -> None:
+        num_bytes = features.numel() * features.element_size()
+        if num_bytes > self._max_cache_bytes:
+            return
+        # Not a view, which would keep the features of all images of its group.
+        self._features[digest] = features.clone()
+        self._num_bytes += num_bytes
+        while self._num_bytes > self._max_cache_bytes:
+            _, oldest = self._features.popitem(last=False)
+            self._num_bytes -= oldest.numel() * oldest.element_size()
+
+
+def _find_pieces(tree: PrefixTree) -> Iterator[tuple[EncodedImage, int, int, int]]:
+    """Yield the images in a row: the image, its first token there, and start and stop in the row.
+
+    An image is in the row without its first tokens if these are in the prefix cache.
+    """
+    for segment in tree.row_segments:
+        if min(segment.token_ids) >= 0:
+            continue
+        row_start = segment.start - tree.num_cached_tokens
+        stop = segment.depth + len(segment.token_ids)
+        for placed in find_images(tree.sequences[segment.sequence][:stop], tree.images):
+            first, last = max(placed.start, segment.depth), min(placed.stop, stop)
+            if first < last:
+                shift = row_start - segment.depth
+                yield placed.image, first - placed.start, first + shift, last + shift
+
+
+def _group(images: Sequence[EncodedImage], max_patches: int) -> Iterator[list[EncodedImage]]:
+    """Yield groups of images of at most `max_patches` patches together, or of one image."""
+    group: list[EncodedImage] = []
+    num_patches = 0
+    for image in images:
+        _, height, width = image.grid
+        if group and num_patches + height * width > max_patches:
+            yield group
+            group, num_patches = [], 0
+        group.append(image)
+        num_patches += height * width
+    if group:
+        yield group
