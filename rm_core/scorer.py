@@ -155,7 +155,8 @@ class RewardScorer:
         if check is None:
             logger.warning("the self-check is disabled: rewards are not compared at load time")
             return
-        difference = check.compare(self.score_ids(check.sequences).outputs)
+        scored = self.score_ids(check.sequences, images=check.images)
+        difference = check.compare(scored.outputs)
         if self._prefix_cache is not None:
             self._prefix_cache.clear()
         logger.info("self-check: largest difference from plain transformers %.2g", difference)

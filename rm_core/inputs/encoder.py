@@ -260,6 +260,15 @@ class ChatEncoder(Encoder):
         text = encoded.text + self._appended_token
         return replace(encoded, text=text, input_ids=input_ids, readouts=(len(input_ids) - 1,))
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether conversations may have images."""
+        return self._image_tokens is not None
+
+    def collapse_images(self, encoded: Encoded) -> list[int]:
+        """Return token ids with one placeholder for each image, as the chat template writes it."""
+        return self._collapse(list(encoded.input_ids), list(encoded.images))
+
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count the tokens before the content of the last turn, which other answers may share."""
         return self._last_turn_finder.find(input_ids)

@@ -348,11 +348,12 @@ def _quantize(
     config: ModelConfig,
     devices: tuple[torch.device, ...],
     encoder: Encoder,
+    vision_tower: VisionTower | None,
 ) -> SelfCheck | None:
     """Quantize the layers in place; score the samples with plain transformers before and after."""
     quantized = config.quantization != "none"
     samples = encode_samples(encoder) if config.self_check else ()
-    longest = max((len(sample) for sample in samples), default=0)
+    longest = max((sample.num_tokens for sample in samples), default=0)
     if longest > _MAX_SAMPLE_TOKENS:
         # Eager attention takes memory quadratic in the number of tokens.
         raise ModelLoadError(
@@ -361,10 +362,14 @@ def _quantize(
             "template, or give another template with --chat-template (setting `chat_template`)"
         )
     unquantized = (
-        compute_plain_outputs(model, head, devices, samples) if samples and quantized else None
+        compute_plain_outputs(model, head, devices, samples, vision_tower)
+        if samples and quantized
+        else None
     )
     quantize(get_decoder_layers(model), config.quantization)
-    return build_self_check(model, head, devices, samples, unquantized) if samples else None
+    if not samples:
+        return None
+    return build_self_check(model, head, devices, samples, vision_tower, unquantized)
 
 
 def prepare_layers(

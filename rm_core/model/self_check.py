@@ -24,13 +24,16 @@ from rm_core.config import Kind
 from rm_core.errors import InvalidConversationError, ModelLoadError
 from rm_core.heads import Head
 from rm_core.inputs.base_encoder import Encoder
+from rm_core.inputs.conversations import get_images
 from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.inputs.judge_items import JudgePair
+from rm_core.inputs.sample_image import write_png
 from rm_core.inputs.step_items import StepItem
 from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.vision import VisionTower
 from rm_core.packing import TokenIds
 from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
-from rm_core.types import Encoded, PrerenderedText, ScoreError
+from rm_core.types import Encoded, EncodedImage, PrerenderedText, ScoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +59,31 @@ CONVERSATIONS = (
 )
 """Messages of each conversation; the chat templates of most families accept them."""
 
+_IMAGE_QUESTION = [
+    {"type": "image", "image": write_png(60, 44)},
+    {"type": "text", "text": "Which colours does this picture have, and where is it brightest?"},
+]
+IMAGE_CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
+    [
+        {"role": "user", "content": _IMAGE_QUESTION},
+        {"role": "assistant", "content": "Red, green and blue; it is brightest at the bottom."},
+    ],
+    [
+        {"role": "user", "content": _IMAGE_QUESTION},
+        {"role": "assistant", "content": "None."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "And this one: "},
+                {"type": "image", "image": write_png(100, 150)},
+                {"type": "text", "text": "?"},
+            ],
+        },
+        {"role": "assistant", "content": "It is higher than it is wide."},
+    ],
+)
+"""Further conversations for models that read images; the two share an image."""
+
 _ANSWERS = tuple(messages[-1]["content"] for messages in CONVERSATIONS)
 _ITEMS: dict[Kind, tuple[object, ...]] = {
     "step": tuple(StepItem(_QUESTION["content"], response=answer) for answer in _ANSWERS),
@@ -76,6 +104,7 @@ class SelfCheck:
     Attributes:
         model: name or folder of the model, for messages.
         sequences: token ids of each sequence; the complete conversations first.
+        images: images whose token ids the sequences have.
         outputs: the head's outputs on plain transformers' hidden states, for each sequence.
         tolerances: largest allowed absolute difference of each output.
         mean_error: mean absolute difference of plain transformers from itself in a wider dtype, or
@@ -85,6 +114,7 @@ class SelfCheck:
 
     model: str
     sequences: tuple[TokenIds, ...]
+    images: tuple[EncodedImage, ...]
     outputs: tuple[tuple[float, ...], ...]
     tolerances: tuple[tuple[float, ...], ...]
     mean_error: float
@@ -129,8 +159,8 @@ class SelfCheck:
         return largest
 
 
-def encode_samples(encoder: Encoder) -> tuple[TokenIds, ...]:
-    """Return token ids of the built-in conversations, truncated to the model's limit.
+def encode_samples(encoder: Encoder) -> tuple[Encoded, ...]:
+    """Encode the built-in conversations, truncated to the model's limit.
 
     A step model reads them as problems with steps, and a judge as pairs of answers.
 
@@ -141,22 +171,27 @@ def encode_samples(encoder: Encoder) -> tuple[TokenIds, ...]:
     if not isinstance(encoder, ChatEncoder):
         items = _ITEMS[encoder.kind]
         # Only a limit of a few tokens is an error here.
-        encoded = [each for each in encoder.encode_all(items) if isinstance(each, Encoded)]
-        return tuple(each.input_ids for each in encoded)
-    return tuple(_encode_sample(encoder, messages) for messages in CONVERSATIONS)
+        encoded = encoder.encode_all(items)
+        return tuple(each for each in encoded if isinstance(each, Encoded))
+    conversations = CONVERSATIONS + (IMAGE_CONVERSATIONS if encoder.reads_images else ())
+    return tuple(_encode_sample(encoder, messages) for messages in conversations)
 
 
-def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> TokenIds:
+def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Encoded:
     try:
-        input_ids = encoder.encode(messages, "right").input_ids
+        encoded = encoder.encode(messages, "right")
     except InvalidConversationError:
+        if get_images(messages):
+            raise
         # The template refuses ordinary turns. Any tokens are enough to check the forward pass.
         text = "\n".join(message["content"] for message in messages)
-        return encoder.encode(PrerenderedText(text), "right").input_ids
+        return encoder.encode(PrerenderedText(text), "right")
     if not encoder.depends_on_date:  # otherwise transformers writes the date and time of this call
+        input_ids = encoder.collapse_images(encoded)
         ours = encoder.strip_bos(input_ids[: len(input_ids) - len(encoder.appended_ids)])
         plain = encoder.strip_bos(encoder.encode_with_transformers(messages))
-        if ours != plain[: len(ours)] or len(ours) < min(len(plain), encoder.max_length - 2):
+        is_short = not encoded.truncated and len(ours) < len(plain)
+        if ours != plain[: len(ours)] or is_short:
             differing = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
             index = next(differing, min(len(ours), len(plain)))
             raise ModelLoadError(
@@ -165,7 +200,7 @@ def _encode_sample(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> Toke
                 f"without BOS, first difference at index {index}); the installed transformers "
                 "renders or tokenizes differently: install the release pinned in constraints.txt"
             )
-    return input_ids
+    return encoded
 
 
 @torch.inference_mode()
@@ -173,7 +208,8 @@ def compute_plain_outputs(
     model: PreTrainedModel,
     head: Head,
     devices: Sequence[torch.device],
-    sequences: Sequence[TokenIds],
+    samples: Sequence[Encoded],
+    vision_tower: VisionTower | None,
 ) -> list[torch.Tensor]:
     """Score sequences with the model's own forward pass, one sequence at a time.
 
@@ -182,7 +218,8 @@ def compute_plain_outputs(
             hooks.
         head: the head, in float32.
         devices: devices over which the model's layers are spread.
-        sequences: token ids of each sequence.
+        samples: sequences.
+        vision_tower: makes the inputs of images; None for a model that reads only text.
 
     Returns:
         For each sequence, float32 `[num_tokens, num_outputs]` on the CPU: the outputs at every
@@ -192,8 +229,12 @@ def compute_plain_outputs(
     handles = install_transfer_hooks(model, devices) if len(devices) > 1 else []
     results = []
     try:
-        for ids in sequences:
-            hidden = model(input_ids=torch.tensor([ids], device=devices[0])).last_hidden_state[0]
+        for sample in samples:
+            ids = sample.vocabulary_ids
+            inputs = {"input_ids": torch.tensor([ids], device=devices[0])}
+            if vision_tower is not None and sample.images:
+                inputs |= vision_tower.build_plain_inputs(sample)
+            hidden = model(**inputs).last_hidden_state[0]
             positions = list(range(len(ids)))
             if head.num_outputs > 1:
                 pad = model.config.get_text_config().pad_token_id
@@ -212,7 +253,8 @@ def build_self_check(
     model: PreTrainedModel,
     head: Head,
     devices: Sequence[torch.device],
-    sequences: Sequence[TokenIds],
+    samples: Sequence[Encoded],
+    vision_tower: VisionTower | None,
     unquantized: Sequence[torch.Tensor] | None = None,
 ) -> SelfCheck:
     """Compute the rewards that the engine must reproduce, and their tolerances.
@@ -225,34 +267,39 @@ def build_self_check(
         model: as for `compute_plain_outputs`, on its devices; the linear layers may be quantized.
         head: the head, in float32.
         devices: devices over which the model's layers are spread.
-        sequences: token ids from `encode_samples`.
+        samples: result of `encode_samples`.
+        vision_tower: see `compute_plain_outputs`.
         unquantized: outputs for the same sequences before the layers were quantized.
     """
-    plain = compute_plain_outputs(model, head, devices, sequences)
+    plain = compute_plain_outputs(model, head, devices, samples, vision_tower)
     factor = ROUNDING_FACTOR
     if unquantized is not None:
         mean_error = _compute_mean_difference(plain, unquantized)
     else:
-        longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
+        # The vision tower has products that cannot be widened; its error is not measured.
+        texts = [index for index, sample in enumerate(samples) if not sample.images]
+        longest = max(texts, key=lambda index: samples[index].num_tokens)
         with _widen_products(model):
-            exact = compute_plain_outputs(model, head, devices, [sequences[longest]])
+            exact = compute_plain_outputs(model, head, devices, [samples[longest]], None)
         mean_error = _compute_mean_difference([plain[longest]], exact)
         if model.dtype == torch.float32:
             factor = FLOAT32_ROUNDING_FACTOR
     # The readout of a sequence that ends with padding is an earlier token.
     pad = model.config.get_text_config().pad_token_id
     expected = {
-        tuple(ids): tuple(outputs[find_readout_position(ids, pad)].tolist())
-        for ids, outputs in zip(sequences, plain, strict=True)
+        sample.input_ids: tuple(outputs[find_readout_position(sample.input_ids, pad)].tolist())
+        for sample, outputs in zip(samples, plain, strict=True)
     }
-    for ids, outputs in zip(sequences, plain, strict=True):
+    for sample, outputs in zip(samples, plain, strict=True):
+        ids = sample.input_ids
         for end in range(_PREFIX_STEP, len(ids), _PREFIX_STEP):
             if ids[end - 1] != pad:
-                expected.setdefault(tuple(ids[:end]), tuple(outputs[end - 1].tolist()))
+                expected.setdefault(ids[:end], tuple(outputs[end - 1].tolist()))
     dtype = str(model.dtype).removeprefix("torch.")
     return SelfCheck(
         model=str(model.name_or_path),
         sequences=tuple(expected),
+        images=tuple(placed.image for sample in samples for placed in sample.images),
         outputs=tuple(expected.values()),
         tolerances=tuple(
             tuple(compute_tolerance(value, model.dtype, mean_error, factor) for value in outputs)

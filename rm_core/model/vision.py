@@ -18,7 +18,7 @@ import torch
 
 from rm_core.device_copy import copy_to_device
 from rm_core.packing import PrefixTree, TokenIds
-from rm_core.types import EncodedImage, PlacedImage
+from rm_core.types import Encoded, EncodedImage, PlacedImage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,6 +156,18 @@ class VisionTower:
             embeddings[0, start:stop] = values.to(embeddings.device, embeddings.dtype)
         return embeddings
 
+    def build_plain_inputs(self, encoded: Encoded) -> dict[str, torch.Tensor]:
+        """Return transformers' own inputs for the images of one conversation."""
+        ids = torch.tensor([encoded.input_ids], device=self._device)
+        images = [placed.image for placed in encoded.images]
+        pixel_values, grid = self._build_pixel_values(images)
+        return {
+            "pixel_values": pixel_values,
+            "image_grid_thw": grid,
+            # Without these, transformers computes positions of one row, without a warning.
+            "mm_token_type_ids": (ids < 0).int(),
+        }
+
     def _get_features(self, images: Mapping[bytes, EncodedImage]) -> dict[bytes, torch.Tensor]:
         """Return the features `[num_tokens, hidden_size]` of each image by its digest."""
         features: dict[bytes, torch.Tensor] = {}
@@ -173,14 +185,18 @@ class VisionTower:
         return features
 
     def _encode(self, images: Sequence[EncodedImage]) -> Sequence[torch.Tensor]:
-        pixel_values = torch.cat([self._build_patches(image) for image in images])
-        grid = torch.tensor([image.grid for image in images])
-        output = self._model.get_image_features(
-            copy_to_device(pixel_values, self._device), copy_to_device(grid, self._device)
-        )
+        output = self._model.get_image_features(*self._build_pixel_values(images))
         self.num_encoded += len(images)
         features: Sequence[torch.Tensor] = getattr(output, "pooler_output", output)
         return features
+
+    def _build_pixel_values(
+        self, images: Sequence[EncodedImage]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `[num_patches, patch_values]` and int64 `[num_images, 3]` on the device."""
+        pixel_values = torch.cat([self._build_patches(image) for image in images])
+        grid = torch.tensor([image.grid for image in images])
+        return copy_to_device(pixel_values, self._device), copy_to_device(grid, self._device)
 
     def _keep(self, digest: bytes, features: torch.Tensor) -> None:
         num_bytes = features.numel() * features.element_size()
