@@ -4,7 +4,8 @@ RewardError                       `code`: a stable snake_case word; `detail`: sa
 ├── InputError                    the caller can fix the error
 │   ├── InvalidConversationError    empty, unknown role, last turn not the assistant's, ...
 │   │   ├── TemplateError             the checkpoint's chat template refused the conversation
-│   │   └── ForeignTemplateError      text rendered by another model's chat template
+│   │   ├── ForeignTemplateError      text rendered by another model's chat template
+│   │   └── InvalidImageError         not an image, damaged, animated, too large, ...
 │   ├── ConversationTooLongError    reports the length and the limit
 │   └── BenchmarkDataError          rows or options that do not fit the benchmark
 ├── OverloadedError               try again later
@@ -68,6 +69,12 @@ class ForeignTemplateError(InvalidConversationError):
     """The text was rendered by another model's chat template."""
 
     code = "foreign_template"
+
+
+class InvalidImageError(InvalidConversationError):
+    """An image of the conversation cannot be decoded, or exceeds a limit."""
+
+    code = "invalid_image"
 
 
 class ConversationTooLongError(InputError):

@@ -50,20 +50,22 @@ class PrerenderedTokens:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image in the size in which a model reads it. Is sent between processes.
+    """One image, resized for the vision tower.
+
+    Two are equal if their digests and placeholders are.
 
     Attributes:
-        pixels: uint8 `[height, width, 3]`, red, green and blue.
-        height: height in pixels, a multiple of `patch_size * merge_size`.
-        width: width in pixels, a multiple of the same.
-        patch_size: side of a patch in pixels.
-        merge_size: side of the square of patches that becomes one token.
-        temporal_patch_size: number of frames of a patch, all of them this image.
-        digest: 32 bytes; equal digests mean equal pixels, sizes and preprocessing.
-        placeholder_id: id of the token that the vocabulary has for a part of an image.
+        pixels: uint8 [height, width, 3], RGB, not normalized.
+        height: number of rows; a multiple of `patch_size * merge_size`.
+        width: number of columns; a multiple of `patch_size * merge_size`.
+        patch_size: pixels of a patch in each direction.
+        merge_size: patches of a token in each direction.
+        temporal_patch_size: number of frames in a patch; an image is repeated for each.
+        digest: 32 bytes, a hash of pixels, height, width and the preprocessing.
+        placeholder_id: id of the token that the chat template writes in place of the image.
     """
 
-    pixels: bytes = field(repr=False)
+    pixels: bytes = field(repr=False, compare=False)
     height: int
     width: int
     patch_size: int
@@ -74,35 +76,35 @@ class EncodedImage:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Number of patches: in time, in height, in width."""
+        """Number of patches over time, height and width."""
         return 1, self.height // self.patch_size, self.width // self.patch_size
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens that the image takes in a sequence."""
-        _, height, width = self.grid
-        return height * width // self.merge_size**2
+        """Number of tokens that the image has in a sequence."""
+        _, rows, columns = self.grid
+        return (rows // self.merge_size) * (columns // self.merge_size)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the pixels, in bytes."""
+        """Size of `pixels`."""
         return len(self.pixels)
 
     @property
-    def key(self) -> int:
-        """First token id of the image, by which a batch finds it."""
-        return _get_chunk(self.digest, 0)
+    def token_ids(self) -> tuple[int, ...]:
+        """One negative id for each token, which no vocabulary has.
+
+        The ids are the four 8-byte chunks of the digest in turn, reduced to 62 bits: images with
+        equal ids are equal.
+        """
+        chunks = (self.digest[start : start + 8] for start in range(0, 32, 8))
+        cycle = tuple(-1 - (int.from_bytes(chunk, "big") >> 2) for chunk in chunks)
+        return (cycle * (self.num_tokens // 4 + 1))[: self.num_tokens]
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
-        """An id for each token: negative, and equal for equal images only."""
-        chunks = [_get_chunk(self.digest, index) for index in range(4)]
-        return tuple(chunks[index % 4] for index in range(self.num_tokens))
-
-
-def _get_chunk(digest: bytes, index: int) -> int:
-    """Return 62 bits of a digest as a negative number."""
-    return -1 - (int.from_bytes(digest[8 * index : 8 * index + 8], "big") >> 2)
+    def key(self) -> int:
+        """First id of `token_ids`, by which a batch finds the image."""
+        return -1 - (int.from_bytes(self.digest[:8], "big") >> 2)
 
 
 @dataclass(frozen=True, slots=True)

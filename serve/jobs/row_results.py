@@ -84,6 +84,7 @@ _CODES = frozenset(
         "device_memory",
         "foreign_template",
         "invalid_conversation",
+        "invalid_image",
         "invalid_json",
         "lost_replicas",
         "non_finite_reward",
