@@ -20,6 +20,11 @@ _KNOWN: Mapping[str, tuple[Kind, StepFormat | None]] = {
     "Qwen2ForProcessRewardModel": ("step", "qwen-math"),
     "Qwen2ForRewardModel": ("classifier", None),
 }
+VISION_LANGUAGE: Mapping[str, str] = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
+"""Architecture of each `model_type` of vision-language models; they are served as classifiers."""
 # Tokens that the authors' code appends after the chat template, and at which it reads the reward.
 _APPENDED: Mapping[str, str] = {
     "AtheneForSequenceClassification": "<|reserved_special_token_1|>",
@@ -71,6 +76,11 @@ def choose_kind(
             "give the setting `kind`: `classifier` for one reward at the last token, `step` for a "
             "process reward model, `judge` for a generative judge"
         )
+    if kind not in (None, "classifier") and architecture in VISION_LANGUAGE.values():
+        raise ModelLoadError(
+            f"{config.name} is a vision-language model ({architecture}), which is served as a "
+            f"classifier with a value head, and {reason} says {kind}; leave the setting out"
+        )
     if kind == "classifier":
         appended = config.appended_token or _APPENDED.get(architecture)
         return KindChoice(kind, None, reason, appended)
@@ -93,7 +103,10 @@ def _look_up(architecture: str, entry: object | None) -> tuple[Kind | None, Step
         return kind, getattr(entry, "step_format", None), "the catalogue"
     if architecture in _KNOWN:
         return *_KNOWN[architecture], f"architecture {architecture}"
-    if architecture.endswith("ForSequenceClassification"):
+    if (
+        architecture.endswith("ForSequenceClassification")
+        or architecture in VISION_LANGUAGE.values()
+    ):
         return "classifier", None, f"architecture {architecture}"
     if architecture.endswith("ForCausalLM"):
         return "classifier", None, f"architecture {architecture} without the setting `kind`"

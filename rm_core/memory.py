@@ -37,6 +37,11 @@ _PREFIX_CACHE_SHARE = {"cuda": 0.5, "cpu": 0.125}
 _PREFIX_CACHE_BATCHES = 64
 # A container may have less memory than its machine has free.
 _MAX_CPU_PREFIX_CACHE_BYTES = 2 * 2**30
+# Size of an automatic cache of image embeddings: a share of the memory that is left, and so many
+# images of the largest size. An embedding is asked for again within minutes or not at all, as a
+# prompt is, but takes less memory than the keys and values of the prompt.
+_VISION_CACHE_SHARE = {"cuda": 0.05, "cpu": 0.02}
+_VISION_CACHE_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,19 @@ class PrefixCacheSize:
     """
 
     num_tokens: int
+    num_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VisionCacheSize:
+    """Size of the cache of image embeddings, and the reason for it.
+
+    Attributes:
+        num_bytes: maximum memory of the embeddings in the cache; 0 if there is none.
+        reason: explanation of the size, for people.
+    """
+
     num_bytes: int
     reason: str
 
@@ -107,12 +125,87 @@ def compute_key_value_bytes(config: Any, dtype: torch.dtype) -> int:
     return int(config.num_hidden_layers * per_layer)
 
 
+def estimate_tower_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int:
+    """Estimate the peak memory of a vision tower while it encodes one image, in bytes.
+
+    Attention is counted as a kernel that stores no matrix of [patches, patches].
+
+    Args:
+        config: transformers config of the tower.
+        dtype: dtype of the tower.
+        max_pixels: pixels of the resized image.
+    """
+    # Qwen2-VL calls the width of its layers embed_dim, and that of the decoder hidden_size.
+    width = getattr(config, "embed_dim", None) or config.hidden_size
+    mlp = getattr(config, "intermediate_size", None) or width * config.mlp_ratio
+    pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    size = dtype.itemsize
+    # The pixels once in float32 and once in the tower's dtype, the residual, its normalized copy
+    # and two float32 copies inside the norm.
+    residual = pixels * (4 + size) + 2 * width * size + 2 * width * 4
+    # Queries, keys and values as they are, in float32 while they are rotated, and split by window.
+    in_attention = 3 * width * size + 6 * width * 4 + 4 * width * size
+    in_mlp = 3 * mlp * size
+    per_patch = residual + max(in_attention, in_mlp)
+    return int(max_pixels // config.patch_size**2 * per_patch)
+
+
+def compute_image_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int:
+    """Compute the memory of an image's embeddings, in bytes.
+
+    Args:
+        config: transformers config of the whole model.
+        dtype: dtype of the tower.
+        max_pixels: pixels of the resized image.
+    """
+    vision = config.vision_config
+    num_tokens = max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2
+    return int(num_tokens * config.get_text_config().hidden_size * dtype.itemsize)
+
+
+def choose_vision_cache_bytes(
+    requested: int | None,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_pixels: int,
+    max_batch_tokens: int,
+) -> VisionCacheSize:
+    """Return the size of the cache of image embeddings of a model that is loaded on its devices.
+
+    Args:
+        requested: value of the setting `vision_cache_bytes`; None to choose a size.
+        config: transformers config of the whole model.
+        dtype: dtype of the model.
+        device: device of the vision tower.
+        max_pixels: pixels of the largest resized image.
+        max_batch_tokens: token budget of a batch.
+    """
+    if requested is not None:
+        return VisionCacheSize(requested, "requested by the setting `vision_cache_bytes`")
+    share = _VISION_CACHE_SHARE[device.type]
+    in_batch = max_batch_tokens * estimate_bytes_per_token(config.get_text_config(), dtype)
+    in_tower = estimate_tower_bytes(config.vision_config, dtype, max_pixels)
+    free = max(0, _get_free_bytes(device) - in_batch - in_tower)
+    limits = {
+        f"{share:.1%} of the {free / 2**30:.1f} GiB that weights and a batch leave free": int(
+            free * share
+        ),
+        f"{_VISION_CACHE_IMAGES} images of the largest size": (
+            _VISION_CACHE_IMAGES * compute_image_bytes(config, dtype, max_pixels)
+        ),
+    }
+    reason, num_bytes = min(limits.items(), key=lambda limit: limit[1])
+    return VisionCacheSize(num_bytes, reason)
+
+
 def choose_prefix_cache_size(
     requested: int | None,
     config: Any,
     dtype: torch.dtype,
     devices: Sequence[torch.device],
     max_batch_tokens: int,
+    reserved_bytes: int = 0,
 ) -> PrefixCacheSize:
     """Return the size of the prefix cache of a model that is loaded on its devices.
 
@@ -122,6 +215,7 @@ def choose_prefix_cache_size(
         dtype: dtype of the decoder.
         devices: devices of the model, with an equal number of layers each.
         max_batch_tokens: token budget of a batch.
+        reserved_bytes: memory of the first device that others will take, such as a vision tower.
     """
     per_token = compute_key_value_bytes(config, dtype)
     if requested is not None:
@@ -130,7 +224,11 @@ def choose_prefix_cache_size(
     else:
         in_batch = max_batch_tokens * estimate_bytes_per_token(config, dtype)
         share = _PREFIX_CACHE_SHARE[devices[0].type]
-        free = min(_get_free_bytes(device) for device in devices) - in_batch
+        reserved = [reserved_bytes] + [0] * (len(devices) - 1)
+        free = min(
+            _get_free_bytes(device) - taken for device, taken in zip(devices, reserved, strict=True)
+        )
+        free -= in_batch
         limits = {
             f"{share:.1%} of the {free / 2**30:.1f} GiB that weights and a batch leave free": max(
                 0, int(free * share * len(devices)) // per_token
@@ -157,6 +255,7 @@ def choose_budget(
     dtype: torch.dtype,
     device: torch.device,
     deterministic: bool = False,
+    reserved_bytes: int = 0,
 ) -> BatchBudget:
     """Return the batch budget of a model that is loaded on its device.
 
@@ -166,6 +265,7 @@ def choose_budget(
         dtype: dtype of the decoder.
         device: device of the model.
         deterministic: whether every row is padded to the budget.
+        reserved_bytes: memory of the device that others will take, such as a vision tower.
     """
     if requested is not None:
         return BatchBudget(
@@ -175,7 +275,7 @@ def choose_budget(
         tokens = DETERMINISTIC_CPU_TOKENS if deterministic else CPU_TOKENS
         return BatchBudget(tokens, "larger rows were not faster on CPUs", is_automatic=True)
     free, _ = torch.cuda.mem_get_info(device)
-    return fit_budget(free, config, dtype, deterministic)
+    return fit_budget(max(0, free - reserved_bytes), config, dtype, deterministic)
 
 
 def fit_budget(

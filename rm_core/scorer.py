@@ -108,7 +108,7 @@ class RewardScorer:
         self._num_outputs = NUM_OUTPUTS[loaded_model.checkpoint.kind.kind]
         batching = batching or BatchConfig()
         model = loaded_model.model
-        config, dtype = model.config, model.dtype
+        config, dtype = model.config.get_text_config(), model.dtype
         budgets = [
             choose_budget(
                 batching.max_batch_tokens, config, dtype, device, loaded_model.deterministic

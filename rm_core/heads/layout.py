@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from rm_core.config import ModelConfig
 from rm_core.errors import ModelLoadError
-from rm_core.kinds import KindChoice
+from rm_core.kinds import VISION_LANGUAGE, KindChoice
 from rm_core.text import format_names
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
@@ -36,6 +36,7 @@ _EXPECTED: Mapping[str, tuple[LayoutName, ...]] = {
     "Qwen2ForRewardModel": ("score MLP",),
     "INFORMForSequenceClassification": ("score MLP",),
     "AtheneForSequenceClassification": ("v_head",),
+    **dict.fromkeys(VISION_LANGUAGE.values(), ("v_head.summary",)),
 }
 # Step models whose judgement of a step is the next token, `+` or `-`.
 _SIGN_FORMATS = ("math-shepherd", "rlhflow")
@@ -155,9 +156,11 @@ def _choose_factors(
 def needs_reward_head(
     kind: KindChoice, config: ModelConfig, model_config: Mapping[str, Any]
 ) -> bool:
-    """Return whether a causal language model is read by a head that a plain one does not have."""
+    """Return whether a language model is read by a head that a plain one does not have."""
     architecture = str((model_config.get("architectures") or ["none"])[0])
-    is_language_model = architecture.endswith("ForCausalLM")
+    is_language_model = (
+        architecture.endswith("ForCausalLM") or architecture in VISION_LANGUAGE.values()
+    )
     return is_language_model and kind.kind == "classifier" and config.lm_head_tokens is None
 
 
@@ -309,6 +312,11 @@ def _find_renamed_head(
             if kind.step_format is None
             else f". The setting `step_format` ({kind.step_format}) reads a head at every step; if "
             "the model answers `+` or `-`, give math-shepherd or rlhflow"
+        )
+    if architecture in VISION_LANGUAGE.values():
+        advice = (
+            ". A plain vision-language model has no such head; LLaMA-Factory writes that of a "
+            "reward model to value_head.safetensors next to the weights: is that file missing?"
         )
     return (
         "the reward head is missing, and a newly initialized head would give random rewards. Is "

@@ -31,9 +31,11 @@ from rm_core.model.checkpoint_files import (
 )
 from rm_core.model.config_file import check_config, read_config
 from rm_core.model.rope_limits import PositionLimit, read_position_limit
+from rm_core.model.vision_config import VisionConfig, merge_text_config, read_vision_config
 from rm_core.model.weight_files import (
     BIN_PATTERNS,
     OTHER_PICKLES,
+    VALUE_HEADS,
     WeightFiles,
     check_index,
     find_weight_files,
@@ -53,7 +55,8 @@ class Checkpoint:
         path: local folder.
         revision: commit of the hub repository, or `local-` and a digest of the files.
         family: `model_type` of the decoder.
-        config: content of config.json.
+        config: content of config.json; of a vision-language model, with the keys of its text
+            decoder at the top.
         entry: catalog entry of the checkpoint; None for a checkpoint that is not in the catalog.
         kind: what the checkpoint is served as.
         shapes: shapes of the tensors that will be read, by name; empty when only the tokenizer was
@@ -62,6 +65,7 @@ class Checkpoint:
         head: where the checkpoint has its head; None when only the tokenizer was requested.
         head_settings: settings that change the head, as text; empty for the checkpoint's own head.
         adapter: adapter that is merged into the weights; None without one.
+        vision: how images become tokens; None for a model that reads text only.
     """
 
     path: Path
@@ -75,6 +79,7 @@ class Checkpoint:
     head: HeadLayout | None
     head_settings: str = ""
     adapter: Adapter | None = None
+    vision: VisionConfig | None = None
 
     @property
     def identity(self) -> str:
@@ -142,8 +147,9 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
     if adapter_name is not None:
         _refuse_reversed_order(path, config, base, adapter_name)
     _refuse_adapter(path)
-    model_config = read_config(path)
+    model_config = merge_text_config(path / "config.json", read_config(path))
     family = check_config(path / "config.json", model_config)
+    vision = read_vision_config(path, model_config)
     kind = choose_kind(config, model_config, entry)
     check_labels(path, kind, config, model_config)
     adapter = _open_adapter(path, base, adapter_name, weights, allow_bin) if adapter_name else None
@@ -167,6 +173,7 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
         head=head,
         head_settings=_format_head_settings(config),
         adapter=adapter,
+        vision=vision,
     )
 
 
@@ -263,7 +270,9 @@ def _locate(name: str, revision: str | None, weights: bool, allow_bin: bool) -> 
             f"folder {name!r} does not exist; give `demo`, an existing folder or a hub id "
             "(ORG/NAME)"
         )
-    patterns = [*TEXT_PATTERNS, "*.safetensors"] if weights else list(TEXT_PATTERNS)
+    patterns = [*TEXT_PATTERNS, *(("*.safetensors",) if weights else ())]
+    if weights and allow_bin:
+        patterns.append(VALUE_HEADS[1])
     path = _download(name, revision, patterns)
     if weights and allow_bin and not any(path.glob("*model*.safetensors")):
         path = _download(name, revision, [*patterns, *BIN_PATTERNS, "adapter_model.bin"])
@@ -353,6 +362,8 @@ def _digest(path: Path) -> str:
     files = sorted(path.glob("*.safetensors"))
     if not any("model" in file.name for file in files):
         files += sorted(file for p in (*BIN_PATTERNS, ADAPTER_WEIGHTS[1]) for file in path.glob(p))
+    elif (value_head := path / VALUE_HEADS[1]).exists():
+        files.append(value_head)
     for file in files:
-        update_digest(digest, file, (SCORE, "v_head.summary.weight"))
+        update_digest(digest, file, (SCORE, "v_head.summary.weight", "v_head.summary.bias"))
     return digest.hexdigest()[:16]

@@ -18,6 +18,12 @@ def get_decoder(model: PreTrainedModel) -> Any:
     return getattr(body, "language_model", body)
 
 
+def get_vision_tower(model: PreTrainedModel) -> nn.Module | None:
+    """Return the part that turns images into embeddings; None for a model that reads text only."""
+    tower: nn.Module | None = getattr(model.base_model, "visual", None)
+    return tower
+
+
 def get_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder's layers, in order.
 

@@ -33,7 +33,7 @@ from rm_core.inputs.judge_encoder import JudgeEncoder
 from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
-from rm_core.model.decoder import get_decoder_layers
+from rm_core.model.decoder import get_decoder, get_decoder_layers
 from rm_core.model.freed_memory import keep_freed_memory
 from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
 from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
@@ -50,6 +50,7 @@ from rm_core.model.self_check import (
 )
 from rm_core.model.tokenizer_file import check_tokenizer
 from rm_core.model.vision import VisionTower
+from rm_core.model.vision_config import IMAGE_TOKENS, VisionConfig
 from rm_core.model.weight_files import list_tensor_names
 from rm_core.model.weights import (
     read_head,
@@ -131,6 +132,8 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> E
     check_tokenizer(checkpoint.path / "tokenizer.json", checkpoint.num_embeddings)
     tokenizer = _load_tokenizer(checkpoint.path)
     _check_token_ids(tokenizer, checkpoint)
+    if checkpoint.vision is not None:
+        _check_image_tokens(tokenizer, checkpoint.path, checkpoint.vision)
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(config.chat_template, "chat template")
     limit = checkpoint.position_limit
@@ -220,12 +223,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compilation=compilation,
     )
     model = _put_on_devices(read_weights(checkpoint, dtype), devices, config.name)
-    if any(parameter.dim() > 2 for parameter in model.parameters()):
+    if any(parameter.dim() > 2 for parameter in get_decoder(model).parameters()):
         compilation = _check_experts(config, compilation)
     head = read_head(checkpoint, model, encoder.label_ids)
     try:
         self_check = _quantize(model, head, config, devices, encoder)
-        install_packed_attention(model)
+        install_packed_attention(get_decoder(model))
         probe = probe_decoder(model, devices)
     except RewardError:
         raise
@@ -390,7 +393,7 @@ def prepare_layers(
             depend on the other rows.
         on_all_tokens: whether the last layer runs on all tokens, because its parts are unknown.
     """
-    install_packed_attention(model)
+    install_packed_attention(get_decoder(model))
     layers = get_decoder_layers(model)
     # Compilers do not know the packed layout of weights, and choose a layout themselves.
     plain = not quantized and not deterministic and not compiled
@@ -473,15 +476,18 @@ def check_transformers_config(checkpoint: Checkpoint) -> None:
         name.replace("_", "").replace("-", "")
         for name in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
     }
-    named = architecture.split("For")[0].lower()
+    named = architecture.split("For")[0].lower().replace("_", "")
     if named in known and not family.replace("_", "").replace("-", "").startswith(named):
         raise ModelLoadError(
             f"model_type of {file} is {quote(family, 80)}, and transformers builds the model by "
             f"it; the architecture {architecture[:80]} is another: correct one of the two"
         )
     # Configs of other models may fetch the configs of their parts.
-    tasks = ("CAUSAL_LM", "SEQUENCE_CLASSIFICATION")
-    if not any(family in vars(modeling_auto)[f"MODEL_FOR_{t}_MAPPING_NAMES"] for t in tasks):
+    tasks = ["CAUSAL_LM", "SEQUENCE_CLASSIFICATION"]
+    if checkpoint.vision is not None:
+        tasks = ["IMAGE_TEXT_TO_TEXT"]
+    names = [vars(modeling_auto)[f"MODEL_FOR_{task}_MAPPING_NAMES"] for task in tasks]
+    if not any(family in mapping for mapping in names):
         raise ModelLoadError(
             f"model_type of {file} is {quote(family, 80)}, which transformers does not know as a "
             "language model; give a reward model whose decoder is a causal language model, or "
@@ -506,6 +512,21 @@ def _check_token_ids(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint)
             f"embedding has {rows} rows, for ids 0 to {rows - 1}; remove the added token from "
             "tokenizer.json, or resize the embedding (model.resize_token_embeddings) and save both"
         )
+
+
+def _check_image_tokens(
+    tokenizer: PreTrainedTokenizerBase, path: Path, vision: VisionConfig
+) -> None:
+    """Refuse a tokenizer whose tokens for images are not those of config.json."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    for token, key in IMAGE_TOKENS.items():
+        declared, found = getattr(vision, key), vocabulary.get(token)
+        if found != declared:
+            raise ModelLoadError(
+                f"{path / 'config.json'} says that {key} is {declared}, but in the tokenizer "
+                f"{token} {'is missing' if found is None else f'has the id {found}'}; images would "
+                "be read as other tokens: give the tokenizer that the model was trained with"
+            )
 
 
 def _is_library_error(error: BaseException) -> bool:

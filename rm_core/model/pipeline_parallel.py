@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rm_core.model.decoder import get_decoder, get_decoder_layers
+from rm_core.model.decoder import get_decoder, get_decoder_layers, get_vision_tower
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,8 @@ def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> 
 
     Args:
         model: transformers' decoder, with or without a head.
-        devices: devices; the embeddings go to the first, the final norm and the head to the last.
+        devices: devices; the embeddings and the vision tower go to the first, the final norm and
+            the head to the last.
     """
     if len(devices) == 1:
         model.to(devices[0])  # type: ignore[arg-type]
@@ -36,9 +37,12 @@ def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> 
     for name, module in decoder.named_children():
         if name != "layers":
             module.to(devices[-1] if "norm" in name else devices[0])
+    tower = get_vision_tower(model)
     for module in model.children():
-        if decoder not in (model, module) and decoder not in module.modules():
+        if module is not tower and decoder not in (model, module, *module.modules()):
             module.to(devices[-1])
+    if tower is not None:
+        tower.to(devices[0])
 
 
 def install_transfer_hooks(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.errors import ModelLoadError
+from rm_core.kinds import VISION_LANGUAGE
 
 MAX_POSITIONS = 1 << 24
 _ORIGINAL = "original_max_position_embeddings"
@@ -52,7 +53,9 @@ def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
     if not isinstance(scaling, dict):
         raise ModelLoadError(f"{name} of {file} is {scaling!r:.80}; it must be an object or null")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind in ("default", "llama3"):  # llama3's declared length is the scaled one
+    # llama3's declared length is the scaled one; mrope has rows of positions, and scales nothing.
+    has_rows = kind == "mrope" and config.get("model_type") in VISION_LANGUAGE
+    if kind in ("default", "llama3") or has_rows:
         return PositionLimit(declared, "max_position_embeddings")
     # The key outside the scaling object takes precedence, as in transformers and vLLM.
     original = (

@@ -31,8 +31,8 @@ BIN_PATTERNS = ("pytorch_model*.bin", "value_head.bin")
 OTHER_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Names of pickle files, to explain what a folder has instead of weights."""
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
-# Written by LLaMA-Factory next to the weights; its tensors may lack the prefix.
-_VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
+VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
+"""Written by LLaMA-Factory next to the weights; the tensors' names may lack the prefix."""
 _VALUE_HEAD_PREFIX = "v_head."
 # In the words of safetensors, and of torch.
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
@@ -111,7 +111,7 @@ def find_weight_files(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REM
     """
     value_head = find_value_head(path, allow_bin=allow_bin, remedy=remedy)
     names = [file.name for file in sorted(path.glob("*.safetensors"))]
-    names = [name for name in names if name not in _VALUE_HEADS]
+    names = [name for name in names if name not in VALUE_HEADS]
     suffix, single = ".safetensors", _SAFETENSORS
     if not names:
         names = [file.name for file in sorted(path.glob(BIN_PATTERNS[0]))]
@@ -150,7 +150,7 @@ def find_value_head(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMED
     Raises:
         ModelLoadError: the file is a pickle file, which may not be read.
     """
-    file = next((path / name for name in _VALUE_HEADS if (path / name).exists()), None)
+    file = next((path / name for name in VALUE_HEADS if (path / name).exists()), None)
     if file is not None and file.suffix == ".bin" and not allow_bin:
         raise ModelLoadError(
             f"{path} has its head in {file.name}, a pickle file, which is read only if the setting "
@@ -167,7 +167,7 @@ def list_tensor_names(path: Path) -> Collection[str] | None:
     Raises:
         ModelLoadError: a file is damaged.
     """
-    if any((path / name).exists() for name in _VALUE_HEADS):
+    if any((path / name).exists() for name in VALUE_HEADS):
         return None
     if (path / _SAFETENSORS).exists():
         return _read_shapes(path / _SAFETENSORS)

@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 # rewards.
 _HARMLESS_EXTRAS = ("lm_head.", "rotary_emb.inv_freq")
 
+# For each part of the config; the decoder's is replaced by the packed attention. Eager attention in
+# a vision tower would store a matrix of [patches, patches].
+_PLAIN_ATTENTION = {"": "eager", "text_config": "eager", "vision_config": "sdpa"}
+# Qwen2-VL and Qwen2.5-VL: transformers 5 moves all names that start with `model` to the language
+# model while it loads the decoder without a head, also those of the tower in the newer layout.
+_RENAMED = {r"^model\.visual\.": "visual."}
+
 
 def read_transformers_config(path: Path) -> PreTrainedConfig:
     """Return transformers' config of a checkpoint, without references to code in its folder.
@@ -87,7 +94,8 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
                 **source,
                 config=config,
                 dtype=dtype,
-                attn_implementation="eager",  # until the packed attention is installed
+                attn_implementation=_PLAIN_ATTENTION,
+                key_mapping=_RENAMED if checkpoint.vision is not None else None,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # listed in the report, and refused below
                 output_loading_info=True,
