@@ -30,11 +30,13 @@ from rm_core.errors import (
     ScoringError,
 )
 from rm_core.inputs.base_encoder import Encoder
-from rm_core.inputs.encoder import find_readout_position
+from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.memory import (
     build_full_batch,
     choose_budget,
     choose_prefix_cache_size,
+    choose_vision_cache_bytes,
+    estimate_tower_bytes,
     halve,
 )
 from rm_core.model.decoder import get_head_dim, get_num_key_value_heads
@@ -109,20 +111,39 @@ class RewardScorer:
         batching = batching or BatchConfig()
         model = loaded_model.model
         config, dtype = model.config.get_text_config(), model.dtype
+        tower = loaded_model.vision_tower
+        reserved = self._estimate_tower_bytes()
         budgets = [
             choose_budget(
-                batching.max_batch_tokens, config, dtype, device, loaded_model.deterministic
+                batching.max_batch_tokens,
+                config,
+                dtype,
+                device,
+                loaded_model.deterministic,
+                reserved if index == 0 else 0,
             )
-            for device in loaded_model.devices
+            for index, device in enumerate(loaded_model.devices)
         ]
         self._batches_in_flight = _BATCHES_IN_FLIGHT[loaded_model.device.type]
         self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
+        if tower is not None:
+            size = choose_vision_cache_bytes(
+                batching.vision_cache_bytes,
+                model.config,
+                dtype,
+                loaded_model.device,
+                self._max_pixels,
+                self._budget.max_batch_tokens,
+            )
+            tower.max_cache_bytes = size.num_bytes
+            reserved += size.num_bytes
         self._prefix_cache_size = choose_prefix_cache_size(
             batching.prefix_cache_bytes,
             config,
             dtype,
             loaded_model.devices,
             self._budget.max_batch_tokens,
+            reserved,
         )
         self._prefix_cache = None
         if self._prefix_cache_size.num_tokens:
@@ -133,6 +154,20 @@ class RewardScorer:
                 dtype,
                 get_layer_devices(model, loaded_model.devices),
             )
+
+    @property
+    def _max_pixels(self) -> int:
+        """Number of pixels of the largest image; 0 for a model that reads only text."""
+        encoder = self._loaded_model.encoder
+        if not isinstance(encoder, ChatEncoder) or encoder.image_tokens is None:
+            return 0
+        return encoder.image_tokens.processor.max_pixels
+
+    def _estimate_tower_bytes(self) -> int:
+        model = self._loaded_model.model
+        if self._loaded_model.vision_tower is None:
+            return 0
+        return estimate_tower_bytes(model.config.vision_config, model.dtype, self._max_pixels)
 
     @classmethod
     def load(

@@ -75,6 +75,7 @@ class ChatEncoder(Encoder):
 
     Attributes:
         appended_ids: id of `appended_token`; empty without one.
+        image_tokens: see above.
 
     Raises:
         ModelLoadError: the chat template is missing or cannot be rendered.
@@ -99,7 +100,7 @@ class ChatEncoder(Encoder):
         template = ChatTemplate(tokenizer, template_date or datetime.date.today())
         input_format = "" if appended_token is None else f"appended_token: {appended_token}\n"
         if image_tokens is not None:
-            input_format += f"images: {image_tokens.description}\n"
+            input_format += f"images: {image_tokens.processor.description}\n"
         super().__init__(
             tokenizer,
             template,
@@ -109,7 +110,7 @@ class ChatEncoder(Encoder):
             tokenizer_check_interval=tokenizer_check_interval,
         )
         self._pad_token_id = pad_token_id
-        self._image_tokens = image_tokens
+        self.image_tokens = image_tokens
         self._appended_token = appended_token or ""
         self.appended_ids = self._find_appended_ids(self._appended_token)
         self._renderer = ChatRenderer(template, self.added_bos)
@@ -193,19 +194,19 @@ class ChatEncoder(Encoder):
         )
 
     def _read_images(self, chat: Chat, limit: int | None) -> Chat:
-        if self._image_tokens is None:
+        if self.image_tokens is None:
             refuse_images(chat.messages, "this model")
             return chat
-        return self._image_tokens.read(chat, limit)
+        return self.image_tokens.read(chat, limit)
 
     def _hide_images(self, chat: Chat) -> Chat:
-        return chat if self._image_tokens is None else self._image_tokens.hide(chat)
+        return chat if self.image_tokens is None else self.image_tokens.hide(chat)
 
     def _render(self, chat: Chat) -> str:
         return self._renderer.render(self._hide_images(chat))
 
     def _count_hidden(self, chat: Chat) -> int:
-        return 0 if self._image_tokens is None else self._image_tokens.count_hidden(chat)
+        return 0 if self.image_tokens is None else self.image_tokens.count_hidden(chat)
 
     def _prove_chat_too_long(self, chat: Chat, text: str, limit: int) -> int | None:
         """Like `_prove_too_long`, with the tokens of images."""
@@ -220,25 +221,25 @@ class ChatEncoder(Encoder):
     ) -> tuple[list[int], list[PlacedImage], bool]:
         """Like `_tokenize`, with the tokens of images, and with the images."""
         input_ids, is_whole = self._tokenize(text, limit, shared)
-        if self._image_tokens is None:
+        if self.image_tokens is None:
             return input_ids, [], is_whole
-        expanded, images = self._image_tokens.expand(input_ids, chat)
+        expanded, images = self.image_tokens.expand(input_ids, chat)
         if is_whole:
-            self._image_tokens.check_all_placed(images, chat)
+            self.image_tokens.check_all_placed(images, chat)
         return expanded, images, is_whole
 
     def _keep_first(
         self, input_ids: list[int], images: list[PlacedImage], limit: int
     ) -> tuple[list[int], list[PlacedImage]]:
         """Return the first tokens, at most `limit`, without a part of an image."""
-        if self._image_tokens is not None:
-            limit = self._image_tokens.find_cut(input_ids, images, limit)
+        if self.image_tokens is not None:
+            limit = self.image_tokens.find_cut(input_ids, images, limit)
         return input_ids[:limit], [image for image in images if image.stop <= limit]
 
     def _collapse(self, input_ids: list[int], images: list[PlacedImage]) -> list[int]:
-        if self._image_tokens is None:
+        if self.image_tokens is None:
             return input_ids
-        return self._image_tokens.collapse(input_ids, images)
+        return self.image_tokens.collapse(input_ids, images)
 
     def _find_appended_ids(self, token: str) -> tuple[int, ...]:
         if not token:
@@ -263,7 +264,7 @@ class ChatEncoder(Encoder):
     @property
     def reads_images(self) -> bool:
         """Whether conversations may have images."""
-        return self._image_tokens is not None
+        return self.image_tokens is not None
 
     def collapse_images(self, encoded: Encoded) -> list[int]:
         """Return token ids with one placeholder for each image, as the chat template writes it."""
@@ -297,8 +298,8 @@ class ChatEncoder(Encoder):
     ) -> Encoded:
         prerendered = self.prerendered_reader.read(conversation)
         text, input_ids, is_whole = prerendered.text, prerendered.input_ids, True
-        if self._image_tokens is not None:
-            self._image_tokens.refuse_in_prerendered(text, input_ids)
+        if self.image_tokens is not None:
+            self.image_tokens.refuse_in_prerendered(text, input_ids)
         if text is not None:
             over = self._prove_too_long(text, limit) if truncation == "error" else None
             if over:

@@ -9,30 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from rm_core.errors import ConversationTooLongError, InvalidConversationError, TemplateError
 from rm_core.inputs.conversations import Chat, Messages, get_images, get_text
-from rm_core.types import EncodedImage, PlacedImage
-
-
-class ImageReader(Protocol):
-    """Turns the source of an image into pixels; see `rm_core.inputs.image_processor`."""
-
-    description: str
-
-    def process(self, source: Any, where: str, max_tokens: int | None = None) -> EncodedImage:
-        """Read an image.
-
-        Args:
-            source: text, the bytes of a file, or an image of Pillow.
-            where: place of the image, for messages.
-            max_tokens: refuse an image of more tokens before it is decoded.
-
-        Raises:
-            InvalidImageError: it cannot be read.
-        """
-        ...
+from rm_core.inputs.image_processor import ImageProcessor
+from rm_core.types import PlacedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +38,19 @@ class ImageTokens:
     """Images of the conversations of one checkpoint.
 
     Args:
-        reader: reads images.
+        processor: reads images.
         markers: the checkpoint's tokens.
+        max_images: maximum number of images in a conversation.
+
+    Attributes:
+        processor: reads images.
         max_images: maximum number of images in a conversation.
     """
 
-    def __init__(self, reader: ImageReader, markers: ImageMarkers, max_images: int) -> None:
-        self.description = reader.description
-        self._reader = reader
+    def __init__(self, processor: ImageProcessor, markers: ImageMarkers, max_images: int) -> None:
+        self.processor = processor
+        self.max_images = max_images
         self._markers = markers
-        self._max_images = max_images
 
     def read(self, chat: Chat, limit: int | None) -> Chat:
         """Return the conversation with an `EncodedImage` in place of each source.
@@ -83,12 +68,14 @@ class ImageTokens:
         images = get_images(chat.messages)
         if not images:
             return chat
-        if len(images) > self._max_images:
+        if len(images) > self.max_images:
             raise InvalidConversationError(
-                f"the conversation has {len(images)} images and the limit is {self._max_images}; "
+                f"the conversation has {len(images)} images and the limit is {self.max_images}; "
                 "remove some, or raise the setting `max_images`"
             )
-        read = iter([self._reader.process(source, where, limit) for source, where in images])
+        read = iter(
+            [self.processor.process(source, where, max_tokens=limit) for source, where in images]
+        )
         return replace(chat, messages=_replace_images(chat.messages, lambda: {"image": next(read)}))
 
     def hide(self, chat: Chat) -> Chat:

@@ -6,6 +6,7 @@ Every check happens here, before the first request. A process that only tokenize
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,12 +30,16 @@ from rm_core.heads import Head
 from rm_core.heads.layout import check_head_names, needs_reward_head
 from rm_core.inputs.base_encoder import Encoder
 from rm_core.inputs.encoder import ChatEncoder
+from rm_core.inputs.image_processor import ImageProcessor
+from rm_core.inputs.image_tokens import ImageMarkers, ImageTokens
+from rm_core.inputs.images import ImageLimits
 from rm_core.inputs.judge_encoder import JudgeEncoder
 from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
 from rm_core.model.freed_memory import keep_freed_memory
+from rm_core.model.image_patches import build_patches
 from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
 from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
 from rm_core.model.precision import check_precision, use_ieee_products
@@ -191,8 +196,42 @@ def _create_encoder(
         tokenizer,
         pad_token_id=checkpoint.config.get("pad_token_id"),
         appended_token=choice.appended_token,
+        image_tokens=_create_image_tokens(config, checkpoint, tokenizer),
         **options,
     )
+
+
+def _create_image_tokens(
+    config: ModelConfig, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase
+) -> ImageTokens | None:
+    vision = checkpoint.vision
+    if vision is None:
+        return None
+    processor = ImageProcessor(
+        checkpoint.path,
+        limits=ImageLimits(config.max_image_bytes, config.max_image_pixels),
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
+    )
+    ids = [vision.image_token_id, vision.video_token_id]
+    texts = tuple(map(str, tokenizer.convert_ids_to_tokens(ids)))
+    markers = ImageMarkers(texts[0], ids[0], vision.vision_start_token_id, texts)
+    return ImageTokens(processor, markers, config.max_images)
+
+
+def _create_vision_tower(
+    config: ModelConfig, encoder: Encoder, model: PreTrainedModel, device: torch.device
+) -> VisionTower | None:
+    if not isinstance(encoder, ChatEncoder) or encoder.image_tokens is None:
+        return None
+    processor = encoder.image_tokens.processor
+    build = functools.partial(
+        build_patches,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        rescale_factor=processor.rescale_factor,
+    )
+    return VisionTower(model, device, build, is_alone=config.deterministic)
 
 
 @use_ieee_products()
@@ -227,7 +266,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         compilation = _check_experts(config, compilation)
     head = read_head(checkpoint, model, encoder.label_ids)
     try:
-        self_check = _quantize(model, head, config, devices, encoder)
+        vision_tower = _create_vision_tower(config, encoder, model, device)
+        self_check = _quantize(model, head, config, devices, encoder, vision_tower)
         install_packed_attention(get_decoder(model))
         probe = probe_decoder(model, devices)
     except RewardError:
@@ -315,6 +355,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         fingerprint=fingerprint,
         encoder=encoder,
         self_check=self_check,
+        vision_tower=vision_tower,
     )
 
 

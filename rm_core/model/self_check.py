@@ -209,7 +209,7 @@ def compute_plain_outputs(
     head: Head,
     devices: Sequence[torch.device],
     samples: Sequence[Encoded],
-    vision_tower: VisionTower | None,
+    vision_tower: VisionTower | None = None,
 ) -> list[torch.Tensor]:
     """Score sequences with the model's own forward pass, one sequence at a time.
 
@@ -254,7 +254,7 @@ def build_self_check(
     head: Head,
     devices: Sequence[torch.device],
     samples: Sequence[Encoded],
-    vision_tower: VisionTower | None,
+    vision_tower: VisionTower | None = None,
     unquantized: Sequence[torch.Tensor] | None = None,
 ) -> SelfCheck:
     """Compute the rewards that the engine must reproduce, and their tolerances.

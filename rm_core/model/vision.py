@@ -100,11 +100,11 @@ class VisionTower:
         device: device of the tower.
         build_patches: returns the normalized patches of an image, float32
             `[num_patches, patch_values]`.
-        max_cache_bytes: maximum memory of the features that are kept.
         is_alone: whether each image goes through the tower alone, so that its features do not
             depend on others to the last bit.
 
     Attributes:
+        max_cache_bytes: maximum memory of the features that are kept; 0 until a size is chosen.
         num_encoded: number of images that went through the tower.
     """
 
@@ -113,15 +113,14 @@ class VisionTower:
         model: PreTrainedModel,
         device: torch.device,
         build_patches: Callable[[EncodedImage], torch.Tensor],
-        max_cache_bytes: int,
         *,
         is_alone: bool = False,
     ) -> None:
+        self.max_cache_bytes = 0
         self.num_encoded = 0
         self._model: Any = model
         self._device = device
         self._build_patches = build_patches
-        self._max_cache_bytes = max_cache_bytes
         self._max_patches = 1 if is_alone else _MAX_PATCHES
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # oldest use first
         self._num_bytes = 0
@@ -200,12 +199,12 @@ class VisionTower:
 
     def _keep(self, digest: bytes, features: torch.Tensor) -> None:
         num_bytes = features.numel() * features.element_size()
-        if num_bytes > self._max_cache_bytes:
+        if num_bytes > self.max_cache_bytes:
             return
         # Not a view, which would keep the features of all images of its group.
         self._features[digest] = features.clone()
         self._num_bytes += num_bytes
-        while self._num_bytes > self._max_cache_bytes:
+        while self._num_bytes > self.max_cache_bytes:
             _, oldest = self._features.popitem(last=False)
             self._num_bytes -= oldest.numel() * oldest.element_size()
 
