@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 
-from rm_core.inputs.conversations import Messages
+from rm_core.inputs.conversations import Messages, get_images
+from rm_core.inputs.encoder import ChatEncoder
 from rm_core.inputs.step_items import StepItem
 from rm_core.model.precision import use_ieee_products
 from rm_core.model.weights import read_weights
@@ -129,9 +131,34 @@ class PlainDecoder:
         ids, readouts = encoded.input_ids, encoded.readouts
         if self._checkpoint.kind.step_format == "skywork" and isinstance(item, StepItem):
             ids, readouts = self._tokenize_as_skywork(item)
-        input_ids = torch.tensor([ids], device=self._device)
-        hidden = self._model(input_ids=input_ids).last_hidden_state[0, list(readouts)].float()
+        inputs = {"input_ids": torch.tensor([ids], device=self._device)}
+        if encoded.images:
+            inputs = self._read_images(item, encoded)
+        hidden = self._model(**inputs).last_hidden_state[0, list(readouts)].float()
         return [float(output) for output in self._apply_head(hidden)]
+
+    def _read_images(self, messages: Messages, encoded: Encoded) -> dict[str, torch.Tensor]:
+        """Return the model's inputs, with the images of transformers' own processor."""
+        from PIL import Image
+        from transformers import AutoImageProcessor
+
+        assert isinstance(self._encoder, ChatEncoder)
+        assert self._encoder.image_tokens is not None
+        ours = self._encoder.image_tokens.processor
+        processor = AutoImageProcessor.from_pretrained(
+            self._checkpoint.path,
+            backend="pil",
+            size={"shortest_edge": ours.min_pixels, "longest_edge": ours.max_pixels},
+        )
+        images = [Image.open(io.BytesIO(source)) for source, _ in get_images(messages)]
+        inputs: dict[str, torch.Tensor] = dict(processor(images=images, return_tensors="pt"))
+        ids = torch.tensor([encoded.vocabulary_ids])
+        inputs |= {
+            "input_ids": ids,
+            # Without these, transformers computes positions of one row, without a warning.
+            "mm_token_type_ids": (ids == encoded.images[0].image.placeholder_id).int(),
+        }
+        return {name: tensor.to(self._device) for name, tensor in inputs.items()}
 
     def _tokenize_as_skywork(self, item: StepItem) -> tuple[TokenIds, tuple[int, ...]]:
         """Tokenize as the inference code of Skywork-o1-Open-PRM does, with its own tokenizer."""

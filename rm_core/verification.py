@@ -16,8 +16,10 @@ from rm_core.catalog.entries import seeds_dir
 from rm_core.catalog.golden import get_golden_rewards
 from rm_core.config import Kind
 from rm_core.inputs.conversations import Messages, join
+from rm_core.inputs.encoder import ChatEncoder
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.step_items import StepItem
+from rm_core.model.self_check import IMAGE_CONVERSATIONS
 from rm_core.reference import build_reference
 from rm_core.results import NUM_OUTPUTS, list_readouts
 from rm_core.scorer import RewardScorer
@@ -141,6 +143,8 @@ def _score_samples(scorer: RewardScorer) -> tuple[list[_Sample], list[tuple[str,
     """Score the built-in items that the model can read; return errors of others by name."""
     kind = scorer.encoder.kind
     items = sample_items(kind)
+    if isinstance(scorer.encoder, ChatEncoder) and scorer.encoder.reads_images:
+        items += [(f"images/{i}", c) for i, c in enumerate(IMAGE_CONVERSATIONS)]
     encoded = scorer.encoder.encode_all(item for _, item in items)
     readable = [
         (name, item, result)
@@ -148,7 +152,11 @@ def _score_samples(scorer: RewardScorer) -> tuple[list[_Sample], list[tuple[str,
         if isinstance(result, Encoded)
     ]
     found = [result for _, _, result in readable]
-    scored = scorer.score_ids([e.input_ids for e in found], list_readouts(found, kind))
+    scored = scorer.score_ids(
+        [e.input_ids for e in found],
+        list_readouts(found, kind),
+        [placed.image for e in found for placed in e.images],
+    )
     outputs = iter(scored.outputs[:: NUM_OUTPUTS[kind]])
     samples = [
         _Sample(name, item, result, [*islice(outputs, len(result.readouts))])

@@ -24,6 +24,7 @@ from rm_core.model.self_check import (
     encode_samples,
 )
 from rm_core.model.weights import read_weights
+from rm_core.types import Encoded
 
 PathOf = Callable[[str], Path]
 
@@ -284,7 +285,8 @@ def test_model_that_amplifies_rounding_is_not_refused(
     check = scorer.loaded_model.self_check
     assert check is not None
     model = read_weights(scorer.loaded_model.checkpoint, torch.float64).eval()
-    exact = compute_plain_outputs(model, scorer.loaded_model.head, (CPU,), check.sequences)
+    samples = [Encoded("", ids, (len(ids) - 1,)) for ids in check.sequences]
+    exact = compute_plain_outputs(model, scorer.loaded_model.head, (CPU,), samples)
     errors = [abs(float(a[-1]) - b) for a, (b,) in zip(exact, check.outputs, strict=True)]
     assert max(errors) > 1e-4  # of plain transformers itself
     assert max(allowed for (allowed,) in check.tolerances) < 0.1
