@@ -125,15 +125,15 @@ def compute_key_value_bytes(config: Any, dtype: torch.dtype) -> int:
     return int(config.num_hidden_layers * per_layer)
 
 
-def estimate_tower_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int:
-    """Estimate the peak memory of a vision tower while it encodes one image, in bytes.
+def estimate_tower_bytes(config: Any, dtype: torch.dtype, num_patches: int) -> int:
+    """Estimate the peak memory of a vision tower while it encodes images, in bytes.
 
     Attention is counted as a kernel that stores no matrix of [patches, patches].
 
     Args:
         config: transformers config of the tower.
         dtype: dtype of the tower.
-        max_pixels: pixels of the resized image.
+        num_patches: patches that go through the tower at a time.
     """
     # Qwen2-VL calls the width of its layers embed_dim, and that of the decoder hidden_size.
     width = getattr(config, "embed_dim", None) or config.hidden_size
@@ -147,7 +147,7 @@ def estimate_tower_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> in
     in_attention = 3 * width * size + 6 * width * 4 + 4 * width * size
     in_mlp = 3 * mlp * size
     per_patch = residual + max(in_attention, in_mlp)
-    return int(max_pixels // config.patch_size**2 * per_patch)
+    return int(num_patches * per_patch)
 
 
 def compute_image_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int:
@@ -169,7 +169,7 @@ def choose_vision_cache_bytes(
     dtype: torch.dtype,
     device: torch.device,
     max_pixels: int,
-    max_batch_tokens: int,
+    reserved_bytes: int,
 ) -> VisionCacheSize:
     """Return the size of the cache of image embeddings of a model that is loaded on its devices.
 
@@ -179,14 +179,12 @@ def choose_vision_cache_bytes(
         dtype: dtype of the model.
         device: device of the vision tower.
         max_pixels: pixels of the largest resized image.
-        max_batch_tokens: token budget of a batch.
+        reserved_bytes: memory of the device that a batch and the vision tower will take.
     """
     if requested is not None:
         return VisionCacheSize(requested, "requested by the setting `vision_cache_bytes`")
     share = _VISION_CACHE_SHARE[device.type]
-    in_batch = max_batch_tokens * estimate_bytes_per_token(config.get_text_config(), dtype)
-    in_tower = estimate_tower_bytes(config.vision_config, dtype, max_pixels)
-    free = max(0, _get_free_bytes(device) - in_batch - in_tower)
+    free = max(0, _get_free_bytes(device) - reserved_bytes)
     limits = {
         f"{share:.1%} of the {free / 2**30:.1f} GiB that weights and a batch leave free": int(
             free * share

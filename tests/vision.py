@@ -213,4 +213,6 @@ def _write_weights(
         shard = {name: weights[name] for name in names[i::num_shards]}
         save_file(shard, folder / file, {"format": "pt"})
     index = {name: files[i % num_shards] for i, name in enumerate(names)}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
