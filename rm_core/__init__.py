@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rm_core.cache import ScoreCache, cache_keys
-from rm_core.catalog.entries import find_entry, load_catalog, load_not_served, seeds_dir
+from rm_core.catalog.entries import find_entry, load_catalog, seeds_dir
 from rm_core.config import BatchConfig, ModelConfig
 from rm_core.errors import (
     BenchmarkDataError,
@@ -169,7 +169,6 @@ __all__ = [
     "list_readouts",
     "load_catalog",
     "load_encoder",
-    "load_not_served",
     "merge_orders",
     "merge_results",
     "open_checkpoint",

@@ -23,8 +23,8 @@ T = TypeVar("T")
 Status: TypeAlias = Literal["confirmed", "third_party", "inferred", "unconfirmed"]
 """Confirmed by the authors, by a third party, inferred from other facts, or not confirmed."""
 
-Series: TypeAlias = Literal["v0.1", "v0.2", "v2", "o1-open-prm", "critic"]
-Family: TypeAlias = Literal["llama", "gemma2", "qwen3", "qwen2"]
+Series: TypeAlias = Literal["v0.1", "v0.2", "v2", "o1-open-prm", "critic", "vl"]
+Family: TypeAlias = Literal["llama", "gemma2", "qwen3", "qwen2", "qwen2_5_vl"]
 HeadKind: TypeAlias = Literal["score", "value_head", "lm_head"]
 """The score row of a classifier, `v_head` with a bias, or rows of the language-model head."""
 BenchmarkName: TypeAlias = Literal[
@@ -85,7 +85,7 @@ class PublishedResult:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of the decoder."""
+    """Sizes of the decoder, and parameters of the vision tower (None for a model of text)."""
 
     hidden_size: Fact[int]
     num_layers: Fact[int]
@@ -94,6 +94,7 @@ class Geometry:
     head_dim: Fact[int]
     intermediate_size: Fact[int]
     vocab_size: Fact[int]
+    vision_parameters: Fact[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,22 +189,6 @@ class CatalogEntry:
         return bool(self.template and self.template.system_prompt.value == "advised_against")
 
 
-@dataclass(frozen=True, slots=True)
-class UnservedModel:
-    """A related model that the service does not load, and the reason."""
-
-    id: str
-    kind: Literal["vision_language"]
-    what: str
-    reason: str
-    architecture: Fact[str]
-    base_model: Fact[str]
-    max_position_embeddings: Fact[int]
-    licence: Fact[str]
-    published: tuple[PublishedResult, ...]
-    notes: tuple[Fact[str], ...]
-
-
 def seeds_dir() -> Path:
     """Return the folder `seeds`, which is next to `rm_core` in a checkout and when installed."""
     return Path(__file__).resolve().parents[2] / "seeds"
@@ -222,7 +207,7 @@ def load_sources() -> Mapping[str, str]:
 def load_catalog() -> tuple[CatalogEntry, ...]:
     """Return every checkpoint that can be served, ordered by series, then size, then id."""
     names = {path.name for path in (seeds_dir() / "catalog").glob("*.json")}
-    names -= {"sources.json", "not_served.json"}
+    names -= {"sources.json"}
     entries = [
         read_with_sources(CatalogEntry, load_json(f"catalog/{name}"), load_sources(), name)
         for name in sorted(names)
@@ -230,13 +215,6 @@ def load_catalog() -> tuple[CatalogEntry, ...]:
     series = get_args(Series)
     entries.sort(key=lambda e: (series.index(e.series), e.parameters.value or 0.0, e.id))
     return tuple(entries)
-
-
-@functools.cache
-def load_not_served() -> tuple[UnservedModel, ...]:
-    """Return the models that are not served, in file order."""
-    raw = load_json("catalog/not_served.json")["not_served"]
-    return tuple(read_with_sources(UnservedModel, row, load_sources(), row["id"]) for row in raw)
 
 
 def load_json(name: str) -> Any:

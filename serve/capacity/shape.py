@@ -11,16 +11,22 @@ from typing import Any
 
 from rm_core import ModelConfig, find_entry, open_checkpoint
 from rm_core.catalog.entries import CatalogEntry
+from rm_core.kinds import VISION_LANGUAGE
 from rm_core.model.pipeline_parallel import get_stage
 from serve.errors import UnknownShapeError
 
 # Number of norms of hidden size in a layer, if not 2; Qwen3 has two more, each of head size.
 _NORMS = {"gemma2": 4}
+# Families whose projections to queries, keys and values have biases.
+_BIASED = ("qwen2", *VISION_LANGUAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a decoder with a reward head; `sliding_window` applies to every other layer."""
+    """Sizes of a decoder with a reward head; `sliding_window` applies to every other layer.
+
+    `num_vision_parameters` is 0 for a model that reads text only.
+    """
 
     name: str
     family: str
@@ -34,6 +40,7 @@ class ModelShape:
     max_length: int
     sliding_window: int | None
     source: str
+    num_vision_parameters: int = 0
 
     @property
     def linear_weights(self) -> int:
@@ -47,14 +54,14 @@ class ModelShape:
         """Parameters of one layer, including norms and biases."""
         head_norms = 2 * self.head_dim if self.family == "qwen3" else 0
         num_biased_heads = self.num_attention_heads + 2 * self.num_key_value_heads
-        biases = num_biased_heads * self.head_dim if self.family == "qwen2" else 0
+        biases = num_biased_heads * self.head_dim if self.family in _BIASED else 0
         norms = _NORMS.get(self.family, 2) * self.hidden_size + head_norms
         return self.linear_weights + norms + biases
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the classifier: embedding, layers, final norm and one row of the head."""
-        outside_layers = (self.vocab_size + 2) * self.hidden_size
+        """Parameters of embedding, layers, final norm, one row of the head and vision tower."""
+        outside_layers = (self.vocab_size + 2) * self.hidden_size + self.num_vision_parameters
         return outside_layers + self.num_hidden_layers * self.layer_parameters
 
     def weight_bytes(self, itemsize: int, num_devices: int = 1) -> int:
@@ -69,7 +76,7 @@ class ModelShape:
         for index in range(self.num_hidden_layers):
             layer_counts[get_stage(index, self.num_hidden_layers, num_devices)] += 1
         parameters = [count * self.layer_parameters for count in layer_counts]
-        parameters[0] += self.vocab_size * self.hidden_size
+        parameters[0] += self.vocab_size * self.hidden_size + self.num_vision_parameters
         parameters[-1] += 2 * self.hidden_size
         return max(parameters) * itemsize
 
@@ -122,6 +129,7 @@ def find_model_shape(name: str) -> ModelShape:
 
 def _shape_from_entry(entry: CatalogEntry) -> ModelShape:
     geometry, window = entry.geometry, entry.attention.sliding_window
+    vision = geometry.vision_parameters
     sizes = {
         "hidden_size": geometry.hidden_size.value,
         "intermediate_size": geometry.intermediate_size.value,
@@ -142,6 +150,7 @@ def _shape_from_entry(entry: CatalogEntry) -> ModelShape:
         family=entry.family,
         sliding_window=window.value if window else None,
         source="the catalogue",
+        num_vision_parameters=vision.value or 0 if vision else 0,
         **known,
     )
 
@@ -163,4 +172,26 @@ def _shape_from_config(
         max_length=max_length,
         sliding_window=config.get("sliding_window") if family == "gemma2" else None,
         source="its config.json",
+        num_vision_parameters=_count_vision_parameters(config),
     )
+
+
+def _count_vision_parameters(config: Mapping[str, Any]) -> int:
+    """Count the parameters of a vision tower, with transformers' defaults for missing sizes."""
+    if config["model_type"] not in VISION_LANGUAGE:
+        return 0
+    tower = config["vision_config"]
+    is_qwen2 = config["model_type"] == "qwen2_vl"
+    width = tower.get("embed_dim", 1_280) if is_qwen2 else tower.get("hidden_size", 3_584)
+    values = 3 * tower.get("temporal_patch_size", 2) * tower.get("patch_size", 14) ** 2
+    merged = width * tower.get("spatial_merge_size", 2) ** 2
+    if is_qwen2:  # the MLP has two layers, and norms have biases
+        mlp, norm = width * tower.get("mlp_ratio", 4), 2 * width
+        in_mlp = 2 * width * mlp + mlp + width
+    else:
+        mlp, norm = tower.get("intermediate_size", 3_420), width
+        in_mlp = 3 * width * mlp + 2 * mlp + width
+    in_attention = 4 * width * (width + 1)
+    in_merger = norm + merged * (merged + 1) + (merged + 1) * config["hidden_size"]
+    in_layers = tower.get("depth", 32) * (in_attention + in_mlp + 2 * norm)
+    return int(values * width + in_layers + in_merger)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from rm_core import ModelInfo, find_entry, load_catalog, load_not_served, seeds_dir
+from rm_core import ModelInfo, find_entry, load_catalog, seeds_dir
 from rm_core.attention import AttentionChoice, AttentionTarget, choose_attention
-from rm_core.catalog.entries import CatalogEntry, Fact, UnservedModel, load_sources
+from rm_core.catalog.entries import CatalogEntry, Fact, load_sources
 from rm_core.config import Kind
 from rm_core.verification import Check
 from serve.console import Console
@@ -27,14 +27,9 @@ _KINDS: Mapping[Kind, tuple[str, str]] = {
 
 
 def print_catalog(as_json: bool) -> None:
-    """Print all known checkpoints by kind, and the models that are not served yet."""
+    """Print all known checkpoints by kind."""
     if as_json:
-        _print_json(
-            {
-                "models": [_to_dict(entry) for entry in load_catalog()],
-                "not_served": [_to_dict(entry) for entry in load_not_served()],
-            }
-        )
+        _print_json({"models": [_to_dict(entry) for entry in load_catalog()]})
         return
     console = Console()
     for kind, (title, benchmark) in _KINDS.items():
@@ -55,10 +50,6 @@ def print_catalog(as_json: bool) -> None:
     reasons = {choice.name: choice.reason for choice in map(choose_local_attention, load_catalog())}
     for name, reason in reasons.items():
         console.print(f"local attention: {name}: {reason}")
-    not_served = _create_table("Not served yet", "checkpoint", "reason")
-    for other in load_not_served():
-        not_served.add_row(other.id, other.reason)
-    console.print(not_served)
     console.print(
         "`skyreward models NAME` shows all facts of a checkpoint. The weights are not part of "
         "this project, except those of `demo`."
@@ -71,10 +62,9 @@ def print_entry(name: str, as_json: bool) -> None:
     Raises:
         UnknownCheckpointError: the catalogue does not have the name; the message lists its names.
     """
-    entry = find_entry(name) or _find_not_served(name)
+    entry = find_entry(name)
     if entry is None:
-        ids = [e.id for e in load_catalog()] + [e.id for e in load_not_served()]
-        known = ", ".join(name.rpartition("/")[2] for name in ids)
+        known = ", ".join(e.name for e in load_catalog())
         card = f"; its card is {seeds_dir() / 'demo' / 'README.md'}" if name == "demo" else ""
         raise UnknownCheckpointError(
             f"{name!r} is not in the catalogue{card}; the names are: {known}"
@@ -83,18 +73,14 @@ def print_entry(name: str, as_json: bool) -> None:
         _print_json(_to_dict(entry))
         return
     console = Console()
-    if isinstance(entry, UnservedModel):
-        console.print(f"{entry.what}\nNot served yet: {entry.reason}")
-    else:
-        steps = f", step format {entry.step_format}" if entry.step_format else ""
-        console.print(f"served as: {entry.kind}{steps}")
+    steps = f", step format {entry.step_format}" if entry.step_format else ""
+    console.print(f"served as: {entry.kind}{steps}")
     facts = _create_table(entry.id, "fact", "value", "status", "source")
     for label, fact in _collect_facts(entry):
         facts.add_row(label, _format_value(fact), fact.status, fact.source)
     console.print(facts)
-    if isinstance(entry, CatalogEntry):
-        choice = choose_local_attention(entry)
-        console.print(f"attention on this machine: {choice.name} ({choice.reason})")
+    choice = choose_local_attention(entry)
+    console.print(f"attention on this machine: {choice.name} ({choice.reason})")
     published = _create_table("Published", "benchmark", "metric", "value", "source", "note")
     for row in entry.published:
         unit = "%" if row.unit == "percent" else ""
@@ -104,14 +90,6 @@ def print_entry(name: str, as_json: bool) -> None:
     for key, citation in load_sources().items():
         if key in cited:
             console.print(f"{key}: {citation}")
-
-
-def _find_not_served(name: str) -> UnservedModel | None:
-    key = name.strip().casefold()
-    for entry in load_not_served():
-        if key in (entry.id.casefold(), entry.id.rpartition("/")[2].casefold()):
-            return entry
-    return None
 
 
 def choose_local_attention(entry: CatalogEntry) -> AttentionChoice:

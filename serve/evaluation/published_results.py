@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from rm_core import find_entry, load_catalog, load_not_served
+from rm_core import find_entry, load_catalog
 from rm_core.benchmarks.base import Benchmark, BenchmarkResult, SubsetScore
 from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_sources
 from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, MetricComparison
@@ -51,11 +51,9 @@ class PublishedRow(NamedTuple):
 
 
 def iter_published_rows(benchmark: str) -> Iterator[PublishedRow]:
-    """Yield the published rows of a benchmark, including those of models that are not served."""
+    """Yield the published rows of a benchmark."""
     for entry in load_catalog():
         yield from _iter_rows(entry.id, benchmark, entry.published)
-    for other in load_not_served():
-        yield from _iter_rows(other.id, benchmark, other.published)
 
 
 def compare_with_published(

@@ -17,7 +17,7 @@ from peer_service import Served
 from reference import Reference
 from waiting import PATIENCE_S
 
-from rm_core import load_catalog, load_not_served
+from rm_core import load_catalog
 
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 PARIS = {"role": "assistant", "content": "The capital of France is Paris."}
@@ -143,14 +143,12 @@ def test_models_lists_catalogue() -> None:
     assert listed.exit_code == 0
     for entry in load_catalog():
         assert entry.id in listed.stdout
-    for other in load_not_served():
-        assert other.id in listed.stdout
     assert "softcap" in listed.stdout
     one = invoke("models", "Skywork-Reward-V2-Qwen3-0.6B")
     assert "unconfirmed" in one.stdout
     assert "85.2" in one.stdout
     as_json = json.loads(invoke("models", "--json").stdout)
-    assert [model["kind"] for model in as_json["models"]].count("classifier") == 12
+    assert [model["kind"] for model in as_json["models"]].count("classifier") == 13
     assert "Served as judges" in listed.stdout
     assert (
         "served as: step, step format skywork"
@@ -159,12 +157,6 @@ def test_models_lists_catalogue() -> None:
     unknown = invoke("models", "Skywork-Reward-V3")
     assert unknown.exit_code == 1
     assert "Skywork-Reward-V2-Llama-3.1-8B" in unknown.stderr
-
-
-def test_models_shows_model_that_is_not_served() -> None:
-    printed = invoke("models", "Skywork-VL-Reward-7B").stdout
-    assert "Not served yet" in printed
-    assert "90.1%" in printed
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from rm_core.catalog.entries import (
     Fact,
     find_entry,
     load_catalog,
-    load_not_served,
 )
 from rm_core.strict_dataclass import read_dataclass, read_with_sources
 
@@ -23,6 +22,7 @@ LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"
 GEMMA_V01 = "Skywork/Skywork-Reward-Gemma-2-27B"
 PRM = "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-"
 CRITIC = "Skywork/Skywork-Critic-Llama-3.1-"
+VL = "Skywork/Skywork-VL-Reward-7B"
 IDS = [
     LLAMA_V01,
     GEMMA_V01,
@@ -40,6 +40,7 @@ IDS = [
     PRM + "7B",
     CRITIC + "8B",
     CRITIC + "70B",
+    VL,
 ]
 CLASSIFIERS = IDS[:12]
 
@@ -68,14 +69,14 @@ def test_catalog_is_ordered_by_series_then_size():
 
 def test_files_are_named_after_their_entries():
     folder = entries.seeds_dir() / "catalog"
-    names = {path.stem for path in folder.glob("*.json")} - {"sources", "not_served"}
+    names = {path.stem for path in folder.glob("*.json")} - {"sources"}
     assert names == {e.name.lower() for e in load_catalog()}
 
 
 def test_every_source_is_cited():
     sources = entries.load_sources()
     used = set()
-    for record in (*load_catalog(), *load_not_served()):
+    for record in load_catalog():
         keys = {f.source for f in facts_in(record)} | {p.source for p in record.published}
         assert keys <= sources.keys()
         assert len(keys) >= 3
@@ -122,6 +123,7 @@ def test_unpublished_facts_are_unconfirmed():
         (PRM + "1.5B", 151643, 151644, (151645,), 151936),
         (PRM + "7B", 151643, 151644, (151645,), 152064),
         (CRITIC + "70B", None, 128000, (128001, 128008, 128009), 128256),
+        (VL, None, 151643, (151645,), 152064),
     ],
 )
 def test_special_token_ids(name: str, pad: int | None, bos: int, eos: tuple[int, ...], vocab: int):
@@ -148,6 +150,7 @@ def test_special_token_ids(name: str, pad: int | None, bos: int, eos: tuple[int,
         (PRM + "7B", 3584, 28, 28, 4, 15.2 / 2 - 152064 * 3584 / 1e9),
         (CRITIC + "8B", 4096, 32, 32, 8, 7.50),
         (CRITIC + "70B", 8192, 80, 64, 8, 70.55 - 128256 * 8192 / 1e9),
+        (VL, 3584, 28, 28, 4, 15.2 / 2 - 152064 * 3584 / 1e9 + 0.677),
     ],
 )
 def test_geometry(name: str, hidden: int, layers: int, heads: int, kv_heads: int, billions: float):
@@ -166,7 +169,7 @@ def test_recommended_lengths_and_advice_on_system_prompts():
     lengths = {e.id: e.recommended_max_length for e in load_catalog()}
     v1_lengths = [lengths.pop(name) for name in IDS[:4]]
     assert v1_lengths == [131072, 8192, 131072, 8192]
-    assert [lengths.pop(name) for name in IDS[12:]] == [4096, 4096, 131072, 131072]
+    assert [lengths.pop(name) for name in IDS[12:]] == [4096, 4096, 131072, 131072, 128000]
     assert set(lengths.values()) == {16384}
     advised = [e.id for e in load_catalog() if e.system_prompt_advised_against]
     assert advised == IDS[4:12]
@@ -201,7 +204,7 @@ def test_only_gemma_refuses_sdpa():
         assert list(e.attention.refused) == (["sdpa"] if gemma else [])
         assert (e.attention.softcap is not None) == gemma
         recommended = e.attention.recommended.value
-        assert recommended is None if e.kind != "classifier" else "flash_attention_2" in recommended
+        assert recommended is None if e.id not in CLASSIFIERS else "flash" in recommended[0]
     attention = entry(GEMMA_V01).attention
     assert attention.recommended.value == ("flash_attention_2", "eager")
     assert attention.softcap == Fact(50.0, "confirmed", "gemma-v01-config")
@@ -210,7 +213,8 @@ def test_only_gemma_refuses_sdpa():
 
 def test_licences_of_entries():
     licences = {e.id: e.licence.value for e in load_catalog()}
-    assert {licences[name] for name in [*IDS[:4], *IDS[12:]]} == {"Skywork Community License"}
+    assert {licences[name] for name in [*IDS[:4], *IDS[12:16]]} == {"Skywork Community License"}
+    assert licences[VL] == "MIT"
     assert licences[V2 + "Qwen3-4B"] == "Apache-2.0"
     assert licences[V2 + "Llama-3.2-1B"] == "Llama 3.2 Community License"
     assert licences[V2 + "Llama-3.1-8B-40M"] == "Llama 3.1 Community License"
@@ -218,7 +222,7 @@ def test_licences_of_entries():
 
 def test_kinds_of_entries():
     kinds = {e.id: (e.kind, e.step_format) for e in load_catalog()}
-    assert {kinds.pop(name) for name in CLASSIFIERS} == {("classifier", None)}
+    assert {kinds.pop(name) for name in [*CLASSIFIERS, VL]} == {("classifier", None)}
     assert list(kinds.values()) == [("step", "skywork")] * 2 + [("judge", None)] * 2
     for name in kinds:
         e = entry(name)
@@ -227,17 +231,12 @@ def test_kinds_of_entries():
         assert e.weights_in_bin.value is True
         assert e.weights_in_bin.status == "confirmed"
         assert e.head.value == {"step": "value_head", "judge": "lm_head"}[e.kind]
-    assert {(e.head, e.weights_in_bin) for e in load_catalog() if e.kind == "classifier"} == {
-        (None, None)
-    }
-
-
-def test_only_vision_language_model_is_not_served():
-    (row,) = load_not_served()
-    assert row.kind == "vision_language"
-    assert len(row.reason) > 40
-    assert len(row.what) > 40
-    assert find_entry(row.id) is None
+    for name in CLASSIFIERS:
+        assert (entry(name).head, entry(name).weights_in_bin) == (None, None)
+    head = entry(VL).head
+    assert head is not None
+    assert (head.value, head.status) == ("value_head", "inferred")
+    assert entry(VL).weights_in_bin is None
 
 
 BROKEN = {

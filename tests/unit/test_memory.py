@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig
+from vision import build_vision_model
 
-from rm_core import BatchConfig, DeviceMemoryError, RewardScorer
-from rm_core.memory import build_full_batch, choose_budget, estimate_bytes_per_token, fit_budget
+from rm_core import BatchConfig, DeviceMemoryError, ModelConfig, RewardScorer
+from rm_core.memory import (
+    VisionCacheSize,
+    build_full_batch,
+    choose_budget,
+    choose_prefix_cache_size,
+    choose_vision_cache_bytes,
+    estimate_bytes_per_token,
+    estimate_tower_bytes,
+    fit_budget,
+)
+from rm_core.model.loading import load_model
 from rm_core.packing import PrefixTree
 from serve.capacity.shape import find_model_shape
 
@@ -23,6 +38,30 @@ LLAMA_8B = SimpleNamespace(
     num_key_value_heads=8,
 )
 CUDA = torch.device("cuda")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are created in its context, at their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._live = 0
+        self._sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage not in self._sizes:
+                    self._sizes[storage] = size = storage.nbytes()
+                    self._live += size
+                    weakref.finalize(storage, self._free, size)
+        self.peak = max(self.peak, self._live)
+        return out
+
+    def _free(self, size: int) -> None:
+        self._live -= size
 
 
 def set_free_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
@@ -115,3 +154,64 @@ def test_failed_batch_is_retried_in_halves(
     sequences = [(1, token) for token in range(20, 28)]
     assert scorer.score_ids(sequences).outputs == tuple(float(token) for token in range(20, 28))
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def load_vision_config(folder: Path, family: str) -> Any:
+    return AutoConfig.from_pretrained(build_vision_model(folder, family))
+
+
+def test_estimate_tower_bytes(tmp_path: Path) -> None:
+    """Computed by hand for a width of 64, MLPs of 96 and 128, and patches of 1,176 numbers."""
+    newer = load_vision_config(tmp_path / "a", "qwen2_5_vl").vision_config
+    residual = 1_176 * (4 + 2) + 2 * 64 * (2 + 4)
+    in_attention = 7 * 64 * 2 + 6 * 64 * 4
+    assert estimate_tower_bytes(newer, torch.bfloat16, 10) == 10 * (residual + in_attention)
+    older = load_vision_config(tmp_path / "b", "qwen2_vl").vision_config
+    older.mlp_ratio = 20
+    residual = 1_176 * (4 + 4) + 2 * 64 * (4 + 4)
+    assert estimate_tower_bytes(older, torch.float32, 1) == residual + 3 * 20 * 64 * 4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_tower_needs_at_most_its_estimate(family: str, dtype: Any, tmp_path: Path) -> None:
+    tower: Any = load_model(
+        ModelConfig(str(build_vision_model(tmp_path, family)), device="cpu", dtype=dtype)
+    ).model.visual
+    side = 32
+    with torch.inference_mode(), LiveBytes() as memory:
+        pixels = torch.randn(side * side, 1_176)
+        tower(pixels.to(tower.dtype), torch.tensor([[1, side, side]]))
+    estimate = estimate_tower_bytes(tower.config, tower.dtype, side * side)
+    assert memory.peak <= estimate <= 3 * memory.peak
+
+
+def test_budget_leaves_memory_to_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free_memory(monkeypatch, 3 << 30)
+    budget = choose_budget(None, LLAMA_8B, torch.bfloat16, CUDA, reserved_bytes=2 << 30)
+    assert budget.max_batch_tokens == 6_144
+    assert "1.0 GiB free" in budget.reason
+    sizes = [
+        choose_prefix_cache_size(None, LLAMA_8B, torch.bfloat16, [CUDA] * 2, 256, reserved)
+        for reserved in (0, 2 << 30, 4 << 30)
+    ]
+    assert sizes[0].num_tokens > sizes[1].num_tokens > sizes[2].num_tokens == 0
+    assert "GiB that weights and a batch leave free" in sizes[1].reason
+
+
+def test_vision_cache_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = load_vision_config(tmp_path, "qwen2_5_vl")
+
+    def choose(free: int, requested: int | None = None) -> VisionCacheSize:
+        set_free_memory(monkeypatch, free)
+        return choose_vision_cache_bytes(
+            requested, config, torch.bfloat16, CUDA, 100 * 28 * 28, reserved_bytes=1 << 30
+        )
+
+    assert choose(0, 5).num_bytes == 5
+    assert "requested by the setting `vision_cache_bytes`" in choose(0, 5).reason
+    assert choose(10 << 30).num_bytes == 256 * 100 * 64 * 2
+    assert choose(10 << 30).reason == "256 images of the largest size"
+    assert choose((1 << 30) + 1_000).num_bytes == 50
+    assert "5.0% of the 0.0 GiB" in choose((1 << 30) + 1_000).reason
+    assert choose(0).num_bytes == 0

@@ -176,8 +176,8 @@ def test_vision_config(family: str, layout: str, built: BuildOf) -> None:
     checkpoint = open_checkpoint(ModelConfig(str(built(family, layout))), weights=False)
     tokenizer = vision.build_vision_tokenizer()
     names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    ids = tokenizer.convert_tokens_to_ids(list(names))
-    assert checkpoint.vision == VisionConfig(*ids, 14, 2, 2)  # type: ignore[misc, call-arg]
+    image, video, start, end = (tokenizer.get_vocab()[name] for name in names)
+    assert checkpoint.vision == VisionConfig(image, video, start, end, 14, 2, 2)
     assert (checkpoint.family, checkpoint.max_positions) == (family, 2048)
     assert checkpoint.num_embeddings == len(tokenizer) + 8
     assert open_checkpoint(ModelConfig("demo"), weights=False).vision is None

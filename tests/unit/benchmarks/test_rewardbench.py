@@ -11,7 +11,7 @@ from published_rows import REWARDBENCH, RIGHT, WRONG, read, rewardbench_row, sco
 from rm_core.benchmarks.base import BenchmarkResult, Item
 from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark
 from rm_core.benchmarks.rewardbench import SECTIONS
-from rm_core.catalog.entries import load_catalog, load_not_served
+from rm_core.catalog.entries import load_catalog
 from rm_core.errors import BenchmarkDataError
 
 ORIGINAL = BENCHMARKS["rewardbench"]
@@ -105,7 +105,7 @@ def test_gemma_v01_and_vl_scores_are_reproduced() -> None:
 
 def list_leaderboard_rows() -> list[tuple[str, dict[str, float]]]:
     rows: dict[tuple[str, str], dict[str, float]] = {}
-    for entry in [*load_catalog(), *load_not_served()]:
+    for entry in load_catalog():
         for one in entry.published:
             if one.benchmark == "rewardbench":
                 row = rows.setdefault((entry.id, one.source), {})

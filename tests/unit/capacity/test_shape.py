@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from gpu.memory_meter import operations
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from vision import build_vision_model
 
 from rm_core import ModelLoadError, load_catalog, pack, seeds_dir
 from serve.capacity.shape import ModelShape, find_model_shape
@@ -50,6 +54,25 @@ def test_parameters_match_transformers(name: str) -> None:
     shape = find_model_shape(name)
     model = build_meta_model(shape, shape.family)
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("qwen2_5_vl", "old"), ("qwen2_5_vl", "new"), ("qwen2_vl", "old")]
+)
+def test_parameters_of_vision_language_models(family: str, layout: str, tmp_path: Path) -> None:
+    shape = find_model_shape(str(build_vision_model(tmp_path, family, layout)))
+    model = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))
+    row = shape.hidden_size
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters()) + row
+
+
+def test_vision_parameters_of_catalogue_match_transformers() -> None:
+    name = "Skywork-VL-Reward-7B"
+    config = Qwen2_5_VLVisionConfig(hidden_size=1_280, out_hidden_size=3_584)
+    with torch.device("meta"):
+        tower = AutoModel.from_config(config)
+    expected = sum(parameter.numel() for parameter in tower.parameters())
+    assert find_model_shape(name).num_vision_parameters == expected
 
 
 @pytest.mark.parametrize(("prompt", "response", "group"), [(0, 7, 1), (30, 9, 4), (5, 40, 2)])
