@@ -1,8 +1,8 @@
 """Puts images into token ids: each placeholder of the chat template becomes the image's ids.
 
 A chat template writes one placeholder for an image, and the model reads a token for each square of
-patches. Their ids are derived from the pixels (`EncodedImage.token_ids`), so that whoever compares
-token ids compares images too.
+patches. Their ids are derived from the pixels (`EncodedImage.token_ids`), so that equal token ids
+mean equal images.
 """
 
 from __future__ import annotations

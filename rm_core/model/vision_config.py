@@ -214,7 +214,7 @@ def _check_tower(
     if width is not None and width % (4 * heads):
         raise ModelLoadError(
             f"vision_config of {file} has num_heads {heads} for a width of {width}; the width must "
-            "be a multiple of 4 x num_heads, since rows and columns have rotary pairs of their own"
+            "be a multiple of 4 x num_heads, since rows and columns have separate rotary pairs"
         )
     token = vision.patch_size * vision.spatial_merge_size
     if sizes.get("window_size", token) < token:
