@@ -187,6 +187,7 @@ def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:
     shell: Any = torch.nn.Module()
     setattr(shell, body.base_model_prefix, body)
     shell.config = body.config
+    shell.base_model_prefix = body.base_model_prefix  # read where transformers renames weights
     options = {**adapter.config, "modules_to_save": None, "inference_mode": True}
     options = {name: options[name] for name in options if name in LoraConfig.__dataclass_fields__}
     try:

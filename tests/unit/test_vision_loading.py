@@ -13,6 +13,7 @@ import pytest
 import torch
 import vision
 from checkpoints import Weights, edit_config, edit_weights, refusal, set_one
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
@@ -110,6 +111,41 @@ def test_exported_text_model(head: str, tmp_path: Path) -> None:
     assert rewards(scorer) == pytest.approx(expected, abs=1e-4, rel=0)
     assert max(expected) - min(expected) > 1
     assert scorer.loaded_model.checkpoint.vision is None
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_adapter_with_its_head_equals_merged_model(layout: str, tmp_path: Path) -> None:
+    """As LLaMA-Factory writes them; layers of the tower are merged too."""
+    base, adapter, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
+    vision.build_vision_model(base, layout=layout, head=None)
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    config = LoraConfig(r=4, target_modules=["q_proj", "qkv"], init_lora_weights=False)
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(adapter)
+    vision.write_value_head(adapter, "beside")
+    scorer = load(Path(f"{base}+{adapter}"), deterministic=True)
+    shutil.copytree(base, merged)
+    weights = adapted.merge_and_unload().state_dict()
+    weights = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    assert rewards(scorer) == pytest.approx(compute_plain_rewards(merged), abs=1e-4)
+    tower = get_vision_tower(scorer.loaded_model.model)
+    assert tower is not None
+    assert torch.allclose(
+        tower.state_dict()["blocks.0.attn.qkv.weight"],
+        weights["model.visual.blocks.0.attn.qkv.weight"],
+    )
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int8-weights"])
+def test_quantization_leaves_the_tower_as_it_is(quantization: Any, folder: Path) -> None:
+    model = load_model(ModelConfig(str(folder), device="cpu", quantization=quantization)).model
+    tower = get_vision_tower(model)
+    assert tower is not None
+    assert {type(parameter) for parameter in tower.parameters()} == {torch.nn.Parameter}
+    weight: Any = get_decoder_layers(model)[0].get_submodule("mlp.up_proj").weight
+    assert type(weight.data) is not torch.Tensor
 
 
 @pytest.mark.parametrize("files", ["one file", "shards", "pickle"])
