@@ -44,6 +44,7 @@ from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, load_model
 from rm_core.model.pipeline_parallel import get_layer_devices
+from rm_core.model.vision import MAX_PATCHES
 from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache
 from rm_core.results import NUM_OUTPUTS, Aggregation, list_readouts, merge_results
@@ -167,7 +168,9 @@ class RewardScorer:
         model = self._loaded_model.model
         if self._loaded_model.vision_tower is None:
             return 0
-        return estimate_tower_bytes(model.config.vision_config, model.dtype, self._max_pixels)
+        vision = model.config.vision_config
+        num_patches = max(MAX_PATCHES, self._max_pixels // vision.patch_size**2)
+        return estimate_tower_bytes(vision, model.dtype, num_patches)
 
     @classmethod
     def load(

@@ -23,9 +23,9 @@ from rm_core.types import Encoded, EncodedImage, PlacedImage
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Patches that go through the tower at a time, so that its memory is bounded; a larger image goes
-# alone.
-_MAX_PATCHES = 16_384
+MAX_PATCHES = 16_384
+"""Patches that go through the tower at a time, so that its memory is bounded; a larger image goes
+alone."""
 
 
 def find_images(
@@ -121,7 +121,7 @@ class VisionTower:
         self._model: Any = model
         self._device = device
         self._build_patches = build_patches
-        self._max_patches = 1 if is_alone else _MAX_PATCHES
+        self._max_patches = 1 if is_alone else MAX_PATCHES
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # oldest use first
         self._num_bytes = 0
 
