@@ -36,6 +36,7 @@ from rm_core.memory import (
     choose_budget,
     choose_prefix_cache_size,
     choose_vision_cache_bytes,
+    estimate_bytes_per_token,
     estimate_tower_bytes,
     halve,
 )
@@ -134,7 +135,7 @@ class RewardScorer:
                 dtype,
                 loaded_model.device,
                 self._max_pixels,
-                self._budget.max_batch_tokens,
+                reserved + self._budget.max_batch_tokens * estimate_bytes_per_token(config, dtype),
             )
             tower.max_cache_bytes = size.num_bytes
             reserved += size.num_bytes
