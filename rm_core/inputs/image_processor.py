@@ -221,12 +221,10 @@ class _ConfigReader:
             config = _read_object(self._file)
         if not isinstance(config, dict):
             raise ModelLoadError(f"`image_processor` of {self._file} is not an object")
-        # null means the default.
-        self._config = {key: value for key, value in config.items() if value is not None}
-        name = self._config.get("image_processor_type", _CLASSES[0])
-        if name not in _CLASSES:
+        self._config = config
+        if config.get("image_processor_type") not in (None, *_CLASSES):
             self._refuse("image_processor_type", f"one of {', '.join(_CLASSES)}")
-        if self._config.get("do_resize", True) is not True:
+        if config.get("do_resize", True) is not True:
             self._refuse("do_resize", "true")
         self.placeholder_id: int = _read_object(folder / "config.json").get(
             "image_token_id", _IMAGE_TOKEN_ID
@@ -240,7 +238,9 @@ class _ConfigReader:
 
     def read_pixels(self, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
         """Return the bounds of a resized image. Arguments override the file."""
-        size = self._config.get("size", {"shortest_edge": _MIN_PIXELS, "longest_edge": _MAX_PIXELS})
+        size = self._config.get("size")
+        if size is None:
+            size = {"shortest_edge": _MIN_PIXELS, "longest_edge": _MAX_PIXELS}
         if not isinstance(size, dict):
             self._refuse("size", "an object with `shortest_edge` and `longest_edge`")
         bounds = []
@@ -248,7 +248,9 @@ class _ConfigReader:
             ("min_pixels", "shortest_edge", min_pixels),
             ("max_pixels", "longest_edge", max_pixels),
         ):
-            value = self._config.get(key, size.get(name)) if given is None else given
+            value = self._config.get(key) if given is None else given
+            if value is None:
+                value = size.get(name)
             if type(value) is not int or value < 1:
                 self._refuse("size", f"an object with `{name}`, a number of pixels, or `{key}`")
             bounds.append(value)

@@ -29,7 +29,6 @@ _SUPPORTED = "PNG, JPEG, WebP, GIF and BMP are supported"
 _DATA_URI = re.compile(r"\s*data:([^,]{0,256}),", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]{0,30}):", re.IGNORECASE)
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
-_SVG = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg\b", re.DOTALL)
 # Each scan of a progressive JPEG is a pass over all of its pixels, and may have no more than a few
 # bytes. Encoders write about ten.
 _MAX_SCANS = 100
@@ -105,7 +104,7 @@ def open_image(source: ImageSource, limits: ImageLimits, where: str) -> Image:
     if not data:
         raise InvalidImageError(f"{where} is empty; send an encoded image. {_SUPPORTED}")
     _check_num_bytes(len(data), limits, where)
-    if _SVG.match(data[:4096]):
+    if data[:64].lstrip().startswith(b"<") and b"<svg" in data[:4096]:
         raise _svg_error(where)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
