@@ -59,7 +59,7 @@ docs: $(VENV)/docs ## build the documentation site into build/site
 # uv, because it resolves for other Python versions and platforms, which pip-tools does not.
 lock: build/lock/bin/uv ## write the images' requirements with hashes, from constraints.txt
 	printf '%s\n' hatchling flash-attn einops ninja psutil setuptools wheel | $< pip compile \
-	  pyproject.toml - --extra quantization --extra reports --constraints constraints.txt --generate-hashes \
+	  pyproject.toml - --extra quantization --extra reports --extra vision --constraints constraints.txt --generate-hashes \
 	  --only-binary :all: --no-binary flash-attn --python-version 3.12 \
 	  --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet \
 	  --output-file build/lock/all.txt

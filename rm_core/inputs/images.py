@@ -112,6 +112,12 @@ def open_image(source: ImageSource, limits: ImageLimits, where: str) -> Image:
         raise InvalidImageError(
             f"{where} is not an image of a known format; {_SUPPORTED}"
         ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        # Pillow has a limit too, which it checks first.
+        raise InvalidImageError(
+            f"{where} has too many pixels; at most {limits.max_image_pixels:,} are allowed: "
+            "resize it"
+        ) from None
     except Exception as error:
         raise _damaged_error(where, error) from None
     image = _check_header(image, limits, where)

@@ -189,8 +189,7 @@ def test_pixels_are_limited_before_they_are_decoded(
 def test_a_size_that_pillow_itself_refuses_is_an_error_of_the_image() -> None:
     header = struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9)))
-    assert "DecompressionBombError" in error_of(bomb)
-    assert "DecompressionBomb" in error_of(bomb, ImageLimits(max_image_pixels=2**40))
+    assert "has too many pixels; at most 16,777,216 are allowed" in error_of(bomb)
 
 
 def test_an_image_without_pixels() -> None:
