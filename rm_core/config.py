@@ -81,6 +81,7 @@ class ModelConfig:
         max_image_bytes: maximum size of an image's file in bytes.
         max_image_pixels: maximum number of pixels of an image before it is resized.
         max_images: maximum number of images in a conversation.
+        version: name of the weights, part of the fingerprint; None for no name.
 
     Raises:
         ModelLoadError: a value is not allowed.
@@ -117,6 +118,7 @@ class ModelConfig:
     max_image_bytes: int = 10 * 2**20
     max_image_pixels: int = 4_096 * 4_096
     max_images: int = 16
+    version: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():

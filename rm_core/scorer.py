@@ -44,6 +44,7 @@ from rm_core.model.decoder import get_head_dim, get_num_key_value_heads
 from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, load_model
+from rm_core.model.offload import free_unused_memory, offload_weights, restore_weights
 from rm_core.model.pipeline_parallel import get_layer_devices
 from rm_core.model.vision import MAX_PATCHES
 from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
@@ -147,15 +148,54 @@ class RewardScorer:
             self._budget.max_batch_tokens,
             reserved,
         )
+        self._prefix_cache = self._create_prefix_cache()
+
+    def _create_prefix_cache(self) -> PrefixCache | None:
+        if not self._prefix_cache_size.num_tokens:
+            return None
+        model = self._loaded_model.model
+        config = model.config.get_text_config()
+        return PrefixCache(
+            self._prefix_cache_size.num_tokens,
+            get_num_key_value_heads(config),
+            get_head_dim(config),
+            model.dtype,
+            get_layer_devices(model, self._loaded_model.devices),
+        )
+
+    def sleep(self) -> None:
+        """Free the devices' memory: weights wait in the host's memory, caches are dropped.
+
+        Nothing can be scored until `wake`.
+        """
+        loaded = self._loaded_model
         self._prefix_cache = None
-        if self._prefix_cache_size.num_tokens:
-            self._prefix_cache = PrefixCache(
-                self._prefix_cache_size.num_tokens,
-                get_num_key_value_heads(config),
-                get_head_dim(config),
-                dtype,
-                get_layer_devices(model, loaded_model.devices),
-            )
+        if loaded.vision_tower is not None:
+            loaded.vision_tower.clear()
+        offload_weights(loaded.model, loaded.devices)
+        if loaded.device.type == "cuda":
+            self._loaded_model = replace(loaded, head=loaded.head.to(torch.device("cpu")))
+        free_unused_memory()
+
+    def wake(self) -> None:
+        """Undo `sleep`; rewards are the same to the last bit.
+
+        Raises:
+            ModelError: the device has too little memory now.
+        """
+        loaded = self._loaded_model
+        try:
+            with convert_device_errors():
+                restore_weights(loaded.model, loaded.devices)
+                head = loaded.head.to(loaded.devices[-1])
+                self._loaded_model = replace(loaded, head=head)
+                self._prefix_cache = self._create_prefix_cache()
+        except torch.OutOfMemoryError as error:
+            self.sleep()
+            raise DeviceMemoryError(
+                "the device has too little free memory for the weights and the prefix cache; free "
+                "it, or lower `prefix_cache_bytes`, and wake the model again"
+            ) from error
 
     @property
     def _max_pixels(self) -> int:
@@ -230,6 +270,7 @@ class RewardScorer:
             encoding_sha256=self.encoder.encoding_sha256,
             template_depends_on_date=self.encoder.depends_on_date,
             template_date=self.encoder.template_date,
+            version=loaded.fingerprint.version,
             dtype=loaded.fingerprint.dtype,
             head=loaded.head.description,
             head_dtype="float32",
@@ -411,7 +452,8 @@ class RewardScorer:
             ids[: (positions[-1] if positions else self._find_readout(ids)) + 1]
             for ids, positions in zip(sequences, readouts or [()] * len(sequences), strict=True)
         ]
-        count_cached = self._prefix_cache.count if self._prefix_cache else lambda *_: 0
+        cache = self._prefix_cache  # another thread may drop it
+        count_cached = cache.count if cache else lambda *_: 0
         return pack(
             up_to_readout, self._budget.max_batch_tokens, count_cached, salts, readouts, images
         )

@@ -221,6 +221,7 @@ class Fingerprint:
         attention: name of the attention backend.
         template_date: day (ISO 8601) that the chat template gets as today's date; None for a
             template that never reads the date.
+        version: name of the weights that `reload` put in; None for those of the start.
     """
 
     revision: str
@@ -228,9 +229,10 @@ class Fingerprint:
     dtype: str
     attention: str
     template_date: str | None = None
+    version: str | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """Return the fields as plain data, without `template_date` if it is None."""
+        """Return the fields as plain data, without those that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -275,6 +277,7 @@ class ModelInfo:
         encoding_sha256: SHA-256 of everything that decides the token ids of a conversation.
         template_depends_on_date: whether the chat template reads today's date.
         template_date: see `Fingerprint`.
+        version: see `Fingerprint`.
         dtype: see `Fingerprint`.
         head: which tensors the head has, and which of its labels or tokens are read.
         head_dtype: dtype of the head.
@@ -307,6 +310,7 @@ class ModelInfo:
     encoding_sha256: str
     template_depends_on_date: bool
     template_date: str | None
+    version: str | None
     dtype: str
     head: str
     head_dtype: str
@@ -333,11 +337,11 @@ class ModelInfo:
         return Fingerprint(**{f.name: getattr(self, f.name) for f in fields(Fingerprint)})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data, without `template_date` if it is None."""
+        """Return the fields as plain data, without those of the fingerprint that are None."""
         return {
             name: value
             for name, value in asdict(self).items()
-            if name != "template_date" or value is not None
+            if name not in ("template_date", "version") or value is not None
         }
 
 

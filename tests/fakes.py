@@ -28,6 +28,7 @@ INFO = ModelInfo(
     encoding_sha256=_DEMO_ENCODER.encoding_sha256,
     template_depends_on_date=False,
     template_date=None,
+    version=None,
     head="score",
     head_dtype="float32",
     readout_layer="readout tokens only",

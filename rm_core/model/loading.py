@@ -312,6 +312,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         dtype=_format_dtype(dtype) + (f"+{config.quantization}" if quantized else ""),
         attention=attention.name,
         template_date=encoder.template_date,
+        version=config.version,
     )
     if encoder.template_date:
         logger.warning(

@@ -1,0 +1,45 @@
+"""Moves a model's weights to the host's memory and back, so that others may use the device.
+
+On CUDA the weights go to pinned memory, from which they return at the speed of the bus. A model on
+a CPU has its weights in the host's memory already, so they stay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rm_core.model.pipeline_parallel import move_to_devices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def offload_weights(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
+    """Move a model to the host's memory, in place; do nothing on a CPU."""
+    if devices[0].type != "cuda":
+        return
+    model.to("cpu")  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        if type(parameter.data) is torch.Tensor:  # not one of a quantization library
+            parameter.data = parameter.data.pin_memory()
+
+
+def restore_weights(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
+    """Move a model back to its devices, in place."""
+    if devices[0].type == "cuda":
+        move_to_devices(model, devices)
+
+
+def free_unused_memory() -> None:
+    """Give freed memory back to the driver and to the operating system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc; `keep_freed_memory` has told it to keep what is freed
+        trim(0)
