@@ -197,6 +197,20 @@ class RewardScorer:
                 "it, or lower `prefix_cache_bytes`, and wake the model again"
             ) from error
 
+    def take_over(self, other: RewardScorer) -> None:
+        """Take the caches of a scorer of the same architecture that will not score again."""
+        self._budget = other._budget
+        self._prefix_cache_size = other._prefix_cache_size
+        self._prefix_cache = other._prefix_cache
+        self._clear_prefix_cache()
+        theirs, ours = other._loaded_model.vision_tower, self._loaded_model.vision_tower
+        if theirs is not None and ours is not None:
+            ours.max_cache_bytes = theirs.max_cache_bytes
+        if self._prefix_cache is None:  # the other one sleeps
+            self._prefix_cache = self._create_prefix_cache()
+        else:
+            other._prefix_cache = None
+
     @property
     def _max_pixels(self) -> int:
         """Number of pixels of the largest image; 0 for a model that reads only text."""

@@ -20,11 +20,13 @@
 ├── PlanError                         no plan is possible
 └── UnknownCheckpointError            the catalogue has no such checkpoint
 [OverloadedError]                   try again later
+├── ModelAsleepError                  the model sleeps beside a trainer
 ├── TooManyRequestsError              one client has too many requests in flight
 └── ReplicaBusyError                  the replica did not try the batch
 [ModelError]                        the operator can fix it
 └── ConversationQuarantinedError      replicas died while scoring this conversation
 [RewardError]
+├── ReloadRefusedError                new weights cannot be used; the old ones serve on
 ├── ReplicaLostError                  a replica died or failed while it had the batch
 └── JobError                          a job cannot start or continue; finished chunks are kept
     ├── JobInputError                   the input cannot be read, or a job does not support it
@@ -111,6 +113,18 @@ class DeadlineExceededError(TimeExceededError):
     """The deadline passed before the request completed; the request was cancelled."""
 
     code = "deadline_exceeded"
+
+
+class ModelAsleepError(OverloadedError):
+    """The model sleeps; it scores again once it is woken."""
+
+    code = "model_asleep"
+
+
+class ReloadRefusedError(RewardError):
+    """The new weights cannot be used; the old ones serve on."""
+
+    code = "reload_refused"
 
 
 class TooManyRequestsError(OverloadedError):

@@ -180,6 +180,13 @@ class ModelSettings(BaseModel):
     max_images: int = Field(
         default=16, ge=0, description="Maximum number of images in a conversation."
     )
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Name of the weights in fingerprints, such as a trainer's step; `reload` gives "
+        "another one.",
+    )
     max_batch_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -346,6 +353,7 @@ class ModelSettings(BaseModel):
             max_image_bytes=self.max_image_bytes,
             max_image_pixels=self.max_image_pixels,
             max_images=self.max_images,
+            version=self.version,
         )
 
     def to_batch_config(self) -> BatchConfig:

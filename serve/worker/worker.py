@@ -10,6 +10,7 @@ Nothing here depends on HTTP or Ray.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -171,6 +172,8 @@ class Worker:
     Attributes:
         num_replicas: 1.
         watchdog: watchdog of the batches.
+        scorer: the scorer in use; None after `put_down`.
+        is_asleep: whether batches are refused until the model is woken.
 
     Raises:
         ModelError: the model cannot score the warm-up conversation.
@@ -182,7 +185,9 @@ class Worker:
         self.watchdog = BatchWatchdog(
             is_compiled=scorer.loaded_model.compilation.is_compiled, stuck_after_s=stuck_after_s
         )
-        self._scorer = scorer
+        self.scorer: RewardScorer | None = scorer
+        self.is_asleep = False
+        self._info = scorer.describe()
         self._failure: str | None = None
         self._num_running = 0
         self._is_idle = asyncio.Event()
@@ -247,6 +252,30 @@ class Worker:
                 await asyncio.sleep(_DELIVERY_S)
                 yield await self._run([sequence], [salt], [positions], images)
 
+    @contextlib.asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Keep batches from the device: those in flight are finished, later ones wait."""
+        async with self._entrance:
+            await self._is_idle.wait()
+            yield
+
+    async def run_on_device(self, work: Callable[[], T]) -> T:
+        """Run a function on the device's thread."""
+        return await asyncio.wrap_future(_submit(self._device_thread, work))
+
+    def put_down(self) -> None:
+        """Drop the model, within `hold`."""
+        self.scorer = None
+
+    async def replace_scorer(self, scorer: RewardScorer) -> None:
+        """Use another scorer from now on, within `hold`.
+
+        Raises:
+            ModelError: it cannot score the warm-up conversation; the old one stays.
+        """
+        probe = await self.run_on_device(scorer.probe)
+        self.scorer, self._info, self._expected_reward = scorer, scorer.describe(), probe.reward
+
     async def _run(
         self,
         sequences: Sequence[TokenIds],
@@ -255,8 +284,10 @@ class Worker:
         images: Sequence[EncodedImage],
     ) -> BatchResult:
         self._refuse_if_unhealthy()
+        if self.is_asleep or self.scorer is None:
+            raise ReplicaBusyError("the model is asleep; another replica, or this one later")
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self._scorer.pack, sequences, salts, readouts, images)
+            _submit(self._packing_thread, self.scorer.pack, sequences, salts, readouts, images)
         )
         running = _submit(self._device_thread, self._run_packing, packing)
         future = asyncio.wrap_future(running)
@@ -274,7 +305,7 @@ class Worker:
     @property
     def info(self) -> ModelInfo:
         """Effective settings of the loaded model."""
-        return self._scorer.describe()
+        return self._info
 
     async def describe(self) -> ModelInfo:
         """Return `info`.
@@ -310,7 +341,8 @@ class Worker:
         self._refuse_if_unhealthy()
         self.watchdog.begin(packing.num_tokens)
         try:
-            result = self._scorer.score_packing(packing)
+            assert self.scorer is not None, "it is replaced only while nothing runs"
+            result = self.scorer.score_packing(packing)
             if any(
                 isinstance(r, ScoreError) and r.code in _SUSPICIOUS_CODES for r in result.outputs
             ):
@@ -330,7 +362,8 @@ class Worker:
     def _probe(self) -> None:
         """Find out whether an error is the device's fault: score the warm-up conversation again."""
         try:
-            reward = self._scorer.probe().reward
+            assert self.scorer is not None
+            reward = self.scorer.probe().reward
         except DeviceFailedError:
             raise
         except ModelError as error:

@@ -1,0 +1,224 @@
+"""Puts the model of a worker to sleep, wakes it, and gives it new weights between two batches.
+
+Batches that come meanwhile wait, or are sent to another replica. Weights are replaced in two steps,
+so that all replicas of a model can agree: `stage` loads and checks them while the old ones serve,
+`switch` puts them to use. On a device with too little room for both, the old weights wait in the
+host's memory while the new ones are loaded, and come back if these are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+import torch
+
+from rm_core import ModelInfo, ModelLoadError, RewardScorer
+from rm_core.model.offload import free_unused_memory
+from serve.config.model_settings import ModelSettings
+from serve.errors import ReloadRefusedError
+from serve.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+Action: TypeAlias = Literal["sleep", "wake", "stage", "switch", "discard"]
+
+# Share of the weights' size that loading takes besides them.
+_ROOM = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCommand:
+    """What every replica of a model is to do. Is sent between processes.
+
+    Attributes:
+        action: `sleep`, `wake`, or a step of a reload: `stage`, then `switch` or `discard`.
+        level: of `sleep`: 1 keeps the weights in the host's memory, 2 drops them.
+        source: of `stage`: folder or hub id of the new weights.
+        revision: of `stage`: commit of a hub id; None for a folder.
+        version: of `stage`: name of the new weights in fingerprints.
+    """
+
+    action: Action
+    level: int = 1
+    source: str = ""
+    revision: str | None = None
+    version: str | None = None
+
+
+class ModelLifecycle:
+    """The life of the model of one worker. One command at a time.
+
+    Args:
+        worker: worker of the model.
+        settings: settings with which its model was loaded.
+        load: loads a model and warms it up.
+
+    Attributes:
+        level: 0 if the model is awake, else the level of its sleep.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        settings: ModelSettings,
+        load: Callable[[ModelSettings], RewardScorer],
+    ) -> None:
+        self.level = 0
+        self._worker = worker
+        self._settings = settings
+        self._load = load
+        self._staged: tuple[ModelSettings, RewardScorer] | None = None
+        # Keeps batches from the device while weights are replaced in place.
+        self._held: contextlib.AsyncExitStack | None = None
+        self._lock = asyncio.Lock()
+
+    async def apply(self, command: ModelCommand) -> ModelInfo:
+        """Do what a command says; return the settings of the model that is staged or in use.
+
+        Raises:
+            ReloadRefusedError: the new weights cannot be used; the old ones serve on.
+            ModelLoadError: weights that were dropped cannot be loaded again; the model sleeps on.
+            ModelError: the device has too little memory to wake; the model sleeps on.
+        """
+        async with self._lock:
+            match command.action:
+                case "sleep":
+                    await self._sleep(command.level)
+                case "wake":
+                    await self._wake()
+                case "stage":
+                    return await self._stage(command)
+                case "switch":
+                    await self._switch()
+                case "discard":
+                    await self._discard()
+            return self._worker.info
+
+    async def _sleep(self, level: int) -> None:
+        await self._discard()
+        if level <= self.level:
+            return
+        async with self._worker.hold():
+            scorer = self._worker.scorer
+            if scorer is not None and level == 1:
+                await self._worker.run_on_device(scorer.sleep)
+            elif level == 2:
+                self._worker.put_down()
+                del scorer
+                await self._worker.run_on_device(free_unused_memory)
+            self._worker.is_asleep = True
+        self.level = level
+        logger.info("%s: asleep, level %d", self._settings.alias, level)
+
+    async def _wake(self) -> None:
+        if not self.level:
+            return
+        async with self._worker.hold():
+            scorer = self._worker.scorer
+            if scorer is None:
+                expected = self._worker.info.fingerprint
+                scorer = await asyncio.to_thread(self._load, self._settings)
+                if scorer.fingerprint != expected:
+                    raise ModelLoadError(
+                        f"the checkpoint of {self._settings.alias} has changed while the model was "
+                        "asleep; put the old files back, or use `reload` with the new ones"
+                    )
+                await self._worker.replace_scorer(scorer)
+            else:
+                await self._worker.run_on_device(scorer.wake)
+            self._worker.is_asleep = False
+        self.level = 0
+        logger.info("%s: awake", self._settings.alias)
+
+    async def _stage(self, command: ModelCommand) -> ModelInfo:
+        await self._discard()
+        current = self._worker.scorer
+        if self.level or current is None:
+            raise ReloadRefusedError("the model is asleep; wake it before its weights are replaced")
+        settings = self._settings.model_copy(
+            update={
+                "name": command.source,
+                "revision": command.revision,
+                "version": command.version,
+            }
+        )
+        # The memory of the old prefix cache goes to the new scorer at the switch.
+        sizes = {
+            "prefix_cache_bytes": 0,
+            "max_batch_tokens": current.describe().max_batch_tokens,
+        }
+        if not _has_room(current):
+            self._held = contextlib.AsyncExitStack()
+            await self._held.enter_async_context(self._worker.hold())
+            await self._worker.run_on_device(current.sleep)
+        try:
+            scorer = await asyncio.to_thread(self._load, settings.model_copy(update=sizes))
+            _check_compatible(current, scorer)
+        except BaseException as error:
+            await self._discard()
+            if isinstance(error, ModelLoadError):
+                raise ReloadRefusedError(error.detail) from error
+            raise
+        self._staged = settings, scorer
+        return scorer.describe()
+
+    async def _switch(self) -> None:
+        if self._staged is None:
+            raise ReloadRefusedError("no weights are staged; send the reload again")
+        settings, scorer = self._staged
+        held, self._held = self._held, None
+        async with held or contextlib.AsyncExitStack() as stack:
+            if held is None:
+                await stack.enter_async_context(self._worker.hold())
+            assert self._worker.scorer is not None
+            await self._worker.run_on_device(partial(scorer.take_over, self._worker.scorer))
+            await self._worker.replace_scorer(scorer)
+        self._settings, self._staged = settings, None
+        await self._worker.run_on_device(free_unused_memory)
+        logger.info("%s: its weights are version %s now", settings.alias, settings.version)
+
+    async def _discard(self) -> None:
+        if self._staged is not None:
+            self._staged = None
+            await self._worker.run_on_device(free_unused_memory)
+        held, self._held = self._held, None
+        if held is not None:
+            async with held:
+                assert self._worker.scorer is not None
+                await self._worker.run_on_device(self._worker.scorer.wake)
+
+
+def _has_room(scorer: RewardScorer) -> bool:
+    """Return whether other weights fit besides those of a scorer on each of its devices."""
+    needed: Counter[torch.device] = Counter()
+    for parameter in scorer.loaded_model.model.parameters():
+        needed[parameter.device] += parameter.numel() * parameter.element_size()
+    return all(
+        torch.cuda.mem_get_info(device)[0] >= _ROOM * num_bytes
+        for device, num_bytes in needed.items()
+        if device.type == "cuda"
+    )
+
+
+def _check_compatible(old: RewardScorer, new: RewardScorer) -> None:
+    """Refuse weights that requests cannot move to from one batch to the next.
+
+    Raises:
+        ModelLoadError: the two read conversations differently.
+    """
+    before, after = old.describe(), new.describe()
+    names = ("kind", "step_format", "family", "head", "encoding_sha256", "max_length", "dtype")
+    for name in names:
+        if getattr(before, name) != getattr(after, name):
+            raise ModelLoadError(
+                f"{name} of the new weights is {getattr(after, name)!s:.80}, and that of the model "
+                f"is {getattr(before, name)!s:.80}; a reload keeps all but the weights: start "
+                "another model with these"
+            )
