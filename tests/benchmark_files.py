@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 RowsOf = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows by the name of their file."""
@@ -217,6 +220,34 @@ def best_of_n(num_rows: int = 4, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def png(seed: int = 0, size: tuple[int, int] = (8, 6)) -> bytes:
+    """A small picture of random pixels."""
+    pixels = random.Random(seed).randbytes(3 * size[0] * size[1])
+    file = io.BytesIO()
+    Image.frombytes("RGB", size, pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def vl_rewardbench(num_rows: int = 8, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of every source; images as base64, some of them shared."""
+    rng = random.Random(seed)
+    ids = ("wildvision-battle-", "RLAIF-V-", "RLHF-V-", "hallucination_pair-", "mathverse_")
+    return [
+        {
+            "id": f"{(*ids, 'mmmu_pro_test_Art_', 'svit-')[index % 7]}{index}",
+            "query": ("<image>\n" if index % 7 == 3 else "") + text(rng),
+            "response": [text(rng), text(rng)],
+            "image": base64.b64encode(png(index // 2)).decode(),
+            "human_ranking": [index % 2, 1 - index % 2],
+            "models": ["one", "another"],
+            "judge": "human",
+            "rationale": None,
+            "query_source": "made up",
+        }
+        for index in range(num_rows)
+    ]
+
+
 EVERY: dict[str, RowsOf] = {
     "rewardbench": {"filtered-00000-of-00001.jsonl": rewardbench()},
     "rewardbench2": {"test-00000-of-00001.jsonl": rewardbench2()},
@@ -228,6 +259,7 @@ EVERY: dict[str, RowsOf] = {
     "processbench": processbench(),
     "prmbench": prmbench(),
     "best-of-n": {"sets.jsonl": best_of_n()},
+    "vl-rewardbench": {"test-00000-of-00001.jsonl": vl_rewardbench()},
 }
 
 

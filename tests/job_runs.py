@@ -72,7 +72,7 @@ class FakeExecutor:
         self, conversations: Sequence[Messages], truncation: Truncation
     ) -> Future[ScoreBatchResult]:
         assert conversations
-        texts = [json.dumps(one, default=dataclasses.astuple) for one in conversations]
+        texts = [json.dumps(one, default=_to_json) for one in conversations]
         assert len(set(texts)) == len(texts)
         self.calls.append(list(conversations))
         return self._threads.submit(self._score, len(self.calls) - 1, conversations, texts)
@@ -102,6 +102,11 @@ class FakeExecutor:
         return ScoreBatchResult(
             results, sum(r.num_tokens for r in results if isinstance(r, Reward))
         )
+
+
+def _to_json(value: Any) -> Any:
+    """Return an image as text, or a dataclass as a list."""
+    return value.hex() if isinstance(value, bytes) else dataclasses.astuple(value)
 
 
 def reward_of(text: str) -> Reward:

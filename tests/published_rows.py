@@ -17,6 +17,7 @@ from rm_core.benchmarks import (
     rewardbench2,
     rm_bench,
     rmb,
+    vl_rewardbench,
 )
 from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
 
@@ -197,6 +198,17 @@ def _rewardbench2() -> Iterator[tuple[Row, str]]:
         yield rewardbench2_row(f"tied:{number}", "Ties", 3, 4), origin
 
 
+def image_row(row_id: str, ranking: Sequence[int] = (0, 1)) -> Row:
+    return {
+        "id": row_id,
+        "query": f"Question {row_id}?",
+        "response": ["One answer.", "Another answer."],
+        "image": {"bytes": f"image of {row_id}".encode(), "path": None},
+        "human_ranking": list(ranking),
+        "query_source": "somewhere",
+    }
+
+
 def _rm_bench() -> Iterator[tuple[Row, str]]:
     for subset, count in rm_bench.SUBSETS.items():
         for number in range(count):
@@ -261,6 +273,15 @@ def _response_sets() -> Iterator[tuple[Row, str]]:
         yield response_set_row(number, correct, ["1", "2", None, "1", "2"]), "sets.jsonl"
 
 
+def _images() -> Iterator[tuple[Row, str]]:
+    prefixes = {source: prefix for prefix, source in vl_rewardbench.SOURCES.items()}
+    for sources in vl_rewardbench.GROUPS.values():
+        for source, count in sources.items():
+            for number in range(count):
+                row_id = f"{prefixes.get(source, 'svit')}-{source}-{number}"
+                yield image_row(row_id, [number % 2, 1 - number % 2]), "test.parquet"
+
+
 _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "rewardbench": _rewardbench,
     "rewardbench2": _rewardbench2,
@@ -272,4 +293,5 @@ _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "processbench": _process,
     "prmbench": _prm,
     "best-of-n": _response_sets,
+    "vl-rewardbench": _images,
 }

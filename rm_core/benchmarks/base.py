@@ -46,7 +46,8 @@ class Item:
     Attributes:
         id: id of the row in the data.
         subset: name of the subset, as in `scores.jsonl`.
-        prompt: messages that the responses answer.
+        prompt: messages that the responses answer. Parts of a content that are images have the
+            bytes of the file; from `read` of a benchmark, also its path, a data URI or base64.
         responses: responses, in the order of `rewards` in `scores.jsonl`; in a benchmark of steps,
             the steps of one solution.
         preferences: every pair of responses of which the benchmark knows the better one; the pairs
@@ -211,6 +212,8 @@ class OfficialProtocol:
         source: where the settings are published.
         keeps_first: whether the first row counts if several rows have the key of one item;
             otherwise such rows are an error.
+        numbers_repeats: whether rows that have the key of an earlier item and other texts are
+            further items, with the ids `ID#2`, `ID#3` and so on in the order of the rows.
         step_format: step format of the official runs of Skywork's step models, if it is not that
             of the models. Steps after its maximum length have no reward and do not count.
     """
@@ -220,6 +223,7 @@ class OfficialProtocol:
     dtype: str
     source: str
     keeps_first: bool = False
+    numbers_repeats: bool = False
     step_format: StepFormat | None = None
 
 

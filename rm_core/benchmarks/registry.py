@@ -17,6 +17,7 @@ from rm_core.benchmarks.rewardbench2 import RewardBench2
 from rm_core.benchmarks.rm_bench import RMBench
 from rm_core.benchmarks.rmb import RMB
 from rm_core.benchmarks.variants import Option
+from rm_core.benchmarks.vl_rewardbench import VLRewardBench
 from rm_core.errors import BenchmarkDataError
 
 # Any, since the types of their options differ.
@@ -31,6 +32,7 @@ _OFFICIAL: tuple[Any, ...] = (
     ProcessBench(),
     PRMBench(),
     BestOfN(),
+    VLRewardBench(),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _OFFICIAL})
 """Every benchmark in its official variant."""

@@ -150,6 +150,29 @@ class StrictRow:
         """Return a text column as a single user message."""
         return [{"role": "user", "content": self.get_text(name)}]
 
+    def get_image(self, name: str) -> bytes | str:
+        """Return a column that is an image, not decoded: the bytes of a file, or text.
+
+        The `Image` feature of `datasets` is an object with `bytes` and `path`, one of which may be
+        null.
+
+        Raises:
+            BenchmarkDataError: the column is missing, empty, or has another value.
+        """
+        value = self.get(name)
+        source = value
+        if isinstance(value, Mapping):
+            source = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(source, bytes) and source:
+            return source
+        if isinstance(source, str) and source:
+            return self._validate_text(source, name)
+        allowed = (
+            "the bytes of an image, an object with `bytes` or `path`, or text: a path, a data URI "
+            "or base64"
+        )
+        self._refuse_value(name, value if source is None else source, allowed)
+
     def get_messages(self, name: str) -> Messages:
         """Return a column of messages with `role` and `content`; the last is a user message.
 

@@ -189,6 +189,19 @@ class CatalogEntry:
         return bool(self.template and self.template.system_prompt.value == "advised_against")
 
 
+@dataclass(frozen=True, slots=True)
+class ComparedModel:
+    """A model of others, whose results a published table of the catalog compares with.
+
+    Attributes:
+        id: name of the model in that table, or its id on the hub.
+        published: results in that table.
+    """
+
+    id: str
+    published: tuple[PublishedResult, ...]
+
+
 def seeds_dir() -> Path:
     """Return the folder `seeds`, which is next to `rm_core` in a checkout and when installed."""
     return Path(__file__).resolve().parents[2] / "seeds"
@@ -207,7 +220,7 @@ def load_sources() -> Mapping[str, str]:
 def load_catalog() -> tuple[CatalogEntry, ...]:
     """Return every checkpoint that can be served, ordered by series, then size, then id."""
     names = {path.name for path in (seeds_dir() / "catalog").glob("*.json")}
-    names -= {"sources.json"}
+    names -= {"sources.json", "compared.json"}
     entries = [
         read_with_sources(CatalogEntry, load_json(f"catalog/{name}"), load_sources(), name)
         for name in sorted(names)
@@ -215,6 +228,13 @@ def load_catalog() -> tuple[CatalogEntry, ...]:
     series = get_args(Series)
     entries.sort(key=lambda e: (series.index(e.series), e.parameters.value or 0.0, e.id))
     return tuple(entries)
+
+
+@functools.cache
+def load_compared() -> tuple[ComparedModel, ...]:
+    """Return the models of others with published results, in file order."""
+    raw = load_json("catalog/compared.json")["compared"]
+    return tuple(read_with_sources(ComparedModel, row, load_sources(), row["id"]) for row in raw)
 
 
 def load_json(name: str) -> Any:

@@ -37,6 +37,7 @@ BENCHMARK_NAMES = (
     "processbench",
     "prmbench",
     "best-of-n",
+    "vl-rewardbench",
 )
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 

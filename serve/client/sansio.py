@@ -20,6 +20,7 @@ import httpx
 from rm_core import ScoreError, drop_nulls
 from serve.client.endpoints import EndpointPool, get_error_field, is_retryable
 from serve.client.errors import ScoringFailedError, ServiceError
+from serve.client.images import to_wire
 from serve.client.responses import (
     RankedResponse,
     Ranking,
@@ -372,7 +373,7 @@ def _encode_item(item: object) -> str | ScoreError:
     if isinstance(item, ScoreError):
         return item
     try:
-        return encode_json(drop_nulls(item))
+        return encode_json(drop_nulls(to_wire(item)))
     except ValueError:
         # Also raised for a list that contains itself.
         reason = (

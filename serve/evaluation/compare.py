@@ -29,6 +29,7 @@ from serve.evaluation.files import SUMMARY, read_summary
 from serve.evaluation.result import collect_metrics
 from serve.evaluation.runner import ITEMS, read_items
 from serve.evaluation.scores import SCORES, read_scores
+from serve.jobs.inputs.image_references import refer_to_images
 
 
 class McNemar(NamedTuple):
@@ -245,9 +246,9 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     if not pairs:
         raise EvaluationError(f"{first.path} and {second.path} have no item in common")
     for a, b in pairs:
-        if (a.item.prompt, a.item.responses) != (b.item.prompt, b.item.responses):
+        if _get_content(a.item) != _get_content(b.item):
             raise EvaluationError(
-                f"{a.item.label} has different texts in {first.path} and "
+                f"{a.item.label} has different texts or images in {first.path} and "
                 f"in {second.path}, so the runs are of different data"
             )
     counts = [0, 0, 0, 0]
@@ -294,6 +295,10 @@ def mcnemar(only_first: int, only_second: int) -> McNemar:
     chi_square = max(0, abs(only_first - only_second) - 1) ** 2 / differing
     chi_square_p = stats.chi2.sf(chi_square, 1)
     return McNemar(only_first, only_second, float(exact_p), chi_square, float(chi_square_p))
+
+
+def _get_content(item: Item) -> tuple[object, ...]:
+    return refer_to_images(item.prompt), item.responses
 
 
 class _Unit(NamedTuple):

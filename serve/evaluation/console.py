@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from rm_core.benchmarks.base import Item
+from rm_core.inputs.conversations import get_text
 from rm_core.text import shorten
 from serve.console import Console
 from serve.escaping import escape_line
@@ -150,4 +151,4 @@ def _format_model(row: LeaderboardRow) -> str:
 
 
 def _format_prompt(item: Item) -> str:
-    return shorten(" ".join(str(item.prompt[-1].get("content", "")).split()))
+    return shorten(" ".join(get_text(item.prompt[-1]["content"]).split()))

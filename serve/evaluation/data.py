@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from rm_core import BenchmarkDataError, RewardError, ScoreError
 from rm_core.benchmarks.base import Benchmark, Item, ItemKey
 from rm_core.text import format_names
 from serve.errors import JobInputError
+from serve.evaluation.images import load_images
 from serve.jobs.inputs.folders import HUB_PREFIX, select_split
 from serve.jobs.inputs.source import FileSource, open_source
 
@@ -85,6 +87,8 @@ def load_data(
         for row_location, item in _iter_items(benchmark, source, origins):
             if item.key in items and benchmark.official_protocol.keeps_first:
                 continue
+            if benchmark.official_protocol.numbers_repeats:
+                item = _number_repeat(item, items)
             if item.key in items:
                 raise BenchmarkDataError(
                     f"{row_location}: id {item.id!r} of {item.subset!r} was already in "
@@ -97,6 +101,20 @@ def load_data(
             f"{', '.join(names)} has no rows; give a file or a folder with rows"
         )
     return BenchmarkData(", ".join(names), tuple(items.values()))
+
+
+def _number_repeat(item: Item, items: Mapping[ItemKey, Item]) -> Item:
+    """Return an item with another id if its key is that of items with other texts."""
+    numbered = item
+    for number in itertools.count(2):
+        earlier = items.get(numbered.key)
+        if earlier is None or (earlier.prompt, sorted(earlier.responses)) == (
+            item.prompt,
+            sorted(item.responses),
+        ):
+            break
+        numbered = replace(item, id=f"{item.id}#{number}")
+    return numbered
 
 
 def _list_sources(
@@ -209,7 +227,8 @@ def _iter_items(
         if isinstance(row.record, ScoreError):
             raise BenchmarkDataError(f"{location}: {row.record.message}")
         try:
-            yield location, benchmark.read(row.record, origin)
+            item = benchmark.read(row.record, origin)
+            yield location, load_images(item, source.files[row.file].path)
         except BenchmarkDataError as error:
             raise _add_location(error, location, origin) from None
 

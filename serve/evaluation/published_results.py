@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rm_core import find_entry, load_catalog
 from rm_core.benchmarks.base import Benchmark, BenchmarkResult, SubsetScore
-from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_sources
+from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_compared, load_sources
 from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, MetricComparison
 
 _BEST_OF_N = "best-of-n"
@@ -51,9 +51,11 @@ class PublishedRow(NamedTuple):
 
 
 def iter_published_rows(benchmark: str) -> Iterator[PublishedRow]:
-    """Yield the published rows of a benchmark."""
+    """Yield the published rows of a benchmark, including those of models of others."""
     for entry in load_catalog():
         yield from _iter_rows(entry.id, benchmark, entry.published)
+    for compared in load_compared():
+        yield from _iter_rows(compared.id, benchmark, compared.published)
 
 
 def compare_with_published(

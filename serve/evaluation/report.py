@@ -6,13 +6,14 @@ accuracy by margin and length, the worst mistakes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rm_core.benchmarks.base import Preference, ScoredItem, SubsetScore
+from rm_core.inputs.conversations import get_text
+from serve.evaluation.images import describe_content
 from serve.evaluation.result import Evaluation
 from serve.evaluation.statistics import (
     Bin,
@@ -161,7 +162,8 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
         format_metric=_format_metric,
         format_value=_format_value,
         format_summary=format_summary,
-        get_content=get_content,
+        describe_content=describe_content,
+        get_text=get_text,
     )
     # The texts of a benchmark may contain lone surrogates, which UTF-8 cannot encode.
     write_atomically(path, page.encode(errors="replace"))
@@ -172,19 +174,13 @@ def build_pairs(scored_items: Iterable[ScoredItem]) -> list[Pair]:
     pairs = []
     for one in scored_items:
         item = one.item
-        prompt_length = sum(len(get_content(message)) for message in item.prompt)
+        prompt_length = sum(len(get_text(message["content"])) for message in item.prompt)
         for preference in item.preferences:
             better, worse = preference
             length_difference = len(item.responses[better]) - len(item.responses[worse])
             margin = one.get_margin(preference)
             pairs.append(Pair(one, preference, margin, length_difference, prompt_length))
     return pairs
-
-
-def get_content(message: Mapping[str, Any]) -> str:
-    """Return the content of a message as text; content other than text as JSON."""
-    content = message.get("content")
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from serve.errors import EvaluationError
 from serve.jobs.atomic_io import read_regular_file, write_atomically
 from serve.jobs.command import ExecutorOptions, build_model_config
 from serve.jobs.executors.base import ScoringModel
+from serve.jobs.inputs.image_references import collect_images, refer_to_images
 from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
@@ -139,12 +140,15 @@ def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path
 
 
 def encode_items(items: Iterable[Item]) -> Iterator[bytes]:
-    """Yield each item as a line of JSON: a group of the job, with the item's other fields."""
+    """Yield each item as a line of JSON: a group of the job, with the item's other fields.
+
+    Images are written as references: their SHA-256 and size.
+    """
     for item in items:
         fields = {
             "id": item.id,
             "subset": item.subset,
-            "prompt": item.prompt,
+            "prompt": refer_to_images(item.prompt),
             "responses": item.responses,
             "preferences": item.preferences,
             "facts": dict(item.metadata),
@@ -153,7 +157,7 @@ def encode_items(items: Iterable[Item]) -> Iterator[bytes]:
 
 
 def read_items(path: Path) -> list[Item]:
-    """Read a file of `write_items`.
+    """Read a file of `write_items`; images remain references.
 
     Raises:
         EvaluationError: the file is missing or incomplete.
@@ -228,6 +232,7 @@ def run_scoring_job(
         chunk_rows=_CHUNK_ROWS,
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,
+        images=collect_images(item.prompt for item in items),
     )
     provenance_path = folder / PROVENANCE
     with contextlib.ExitStack() as stack:

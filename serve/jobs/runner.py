@@ -19,6 +19,7 @@ from rm_core import Reward, ScoreError, aggregate
 from rm_core.config import Kind
 from serve.errors import BadRowError, JobStoppedError
 from serve.jobs.executors.base import Executor, ScoreBatchResult
+from serve.jobs.inputs.image_references import restore_images
 from serve.jobs.inputs.items import ScoringInput, compute_digest, list_pairs, list_solutions
 from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
@@ -239,6 +240,8 @@ def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
 
 
 def _parse_record(record: Any, spec: JobSpec, kind: Kind) -> ParsedRecord:
+    if spec.images:
+        record = {**record, "prompt": restore_images(record["prompt"], spec.images)}
     if spec.inputs == "steps":
         return ParsedRecord("steps", tuple(list_solutions(record)))
     if spec.inputs == "pairs":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,8 @@ class JobSpec:
             earlier run, to be replaced.
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
             job neither opens a model nor contacts a service.
+        images: images of the prompts by SHA-256, for rows that refer to them; see
+            `serve.jobs.inputs.image_references`.
     """
 
     source: FileSource
@@ -52,6 +55,7 @@ class JobSpec:
     overwrite: bool = False
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
+    images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rm_core.catalog.entries import (
     Fact,
     find_entry,
     load_catalog,
+    load_compared,
 )
 from rm_core.strict_dataclass import read_dataclass, read_with_sources
 
@@ -69,7 +70,7 @@ def test_catalog_is_ordered_by_series_then_size():
 
 def test_files_are_named_after_their_entries():
     folder = entries.seeds_dir() / "catalog"
-    names = {path.stem for path in folder.glob("*.json")} - {"sources"}
+    names = {path.stem for path in folder.glob("*.json")} - {"sources", "compared"}
     assert names == {e.name.lower() for e in load_catalog()}
 
 
@@ -81,6 +82,7 @@ def test_every_source_is_cited():
         assert keys <= sources.keys()
         assert len(keys) >= 3
         used |= keys
+    used |= {p.source for record in load_compared() for p in record.published}
     used |= {score.source for e in load_catalog() for score in golden.get_golden_rewards(e).scores}
     assert used == set(sources), "a citation that nothing uses"
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 
 from rm_core.benchmarks import prmbench
-from rm_core.catalog.entries import CatalogEntry, find_entry, load_catalog
+from rm_core.benchmarks.vl_rewardbench import GROUPS
+from rm_core.catalog.entries import (
+    CatalogEntry,
+    find_entry,
+    load_catalog,
+    load_compared,
+)
 
 V2 = "Skywork/Skywork-Reward-V2-"
 LLAMA_V01 = "Skywork/Skywork-Reward-Llama-3.1-8B"
 GEMMA_V01 = "Skywork/Skywork-Reward-Gemma-2-27B"
 PRM = "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-"
 CRITIC = "Skywork/Skywork-Critic-Llama-3.1-"
+VL = "Skywork/Skywork-VL-Reward-7B"
 SIZES = ("1.5B", "7B")
 SEVEN = [
     "rewardbench",
@@ -190,3 +197,30 @@ def test_published_overall_is_the_mean_of_its_sections(name: str):
             checked += 1
     has_two = entry(name).kind == "classifier" and entry(name).series != "vl"
     assert checked >= (2 if has_two else 1)
+
+
+def test_published_results_of_vl_rewardbench():
+    models = (*load_catalog(), *load_compared())
+    rows = [(model.id, p) for model in models for p in model.published]
+    by_model: dict[tuple[str, str], list[float]] = {}
+    for name, result in rows:
+        if result.benchmark == "vl-rewardbench":
+            by_model.setdefault((name, result.source), []).append(result.value)
+            assert result.unit == "percent"
+    assert by_model == {
+        (VL, "vl-card"): [66.0, 80.0, 61.0, 73.1, 69.0],
+        (VL, "vl-rewardbench-board"): [65.6, 80.2, 61.3, 73.3],
+        ("IXC-2.5-Reward-7B", "vl-card"): [80.3, 65.3, 60.4, 66.3, 68.6],
+        ("Gemini-2.0-flash", "vl-card"): [68.8],
+        ("GPT-4o", "vl-card"): [65.8],
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "vl-card"): [48.0],
+    }
+    counts = [sum(sources.values()) for sources in GROUPS.values()]
+    for (name, _), values in by_model.items():
+        if len(values) > 1:
+            groups, overall = values[:3], values[3]
+            total = sum(count * value for count, value in zip(counts, groups, strict=True))
+            assert overall == pytest.approx(total / sum(counts), abs=0.06), name
+        if len(values) == 5:
+            assert values[4] == pytest.approx(sum(groups) / 3, abs=0.07), name
+    assert all(p.note for other in load_compared() for p in other.published)

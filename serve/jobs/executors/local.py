@@ -126,7 +126,9 @@ class LocalExecutor(Executor):
         encoded = scorer.encoder.encode_all(conversations, truncation)
         items = [item for item in encoded if isinstance(item, Encoded)]
         readouts = list_readouts(items, scorer.encoder.kind)
-        return encoded, scorer.pack([item.input_ids for item in items], readouts=readouts)
+        images = [placed.image for item in items for placed in item.images]
+        sequences = [item.input_ids for item in items]
+        return encoded, scorer.pack(sequences, readouts=readouts, images=images)
 
     def _begin(self, _num_tokens: int) -> None:
         # Called before each batch, so that a stopping job does not wait for all batches.

@@ -148,7 +148,10 @@ class RayExecutor(Executor):
         with dispatcher.open_flow("job", priority=0) as flow:
             outputs = await self._until_failure(
                 dispatcher.compute_outputs(
-                    flow, [item.input_ids for item in items], list_readouts(items, kind)
+                    flow,
+                    [item.input_ids for item in items],
+                    list_readouts(items, kind),
+                    {i.input_ids: tuple(p.image for p in i.images) for i in items if i.images},
                 )
             )
         return ScoreBatchResult(merge_results(encoded, outputs, kind), flow.num_computed_tokens)

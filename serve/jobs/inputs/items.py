@@ -27,8 +27,16 @@ InputKind: TypeAlias = Literal["chats", "steps", "pairs"]
 MAX_JUDGED_ANSWERS = 128
 """A judge reads n * (n - 1) texts for a group of n answers."""
 
+
+def _to_json(value: Any) -> Any:
+    """Return JSON data for an image, which is its digest, or for a dataclass."""
+    if isinstance(value, bytes):
+        return {"blake2b": hashlib.blake2b(value, digest_size=16).hexdigest()}
+    return dataclasses.astuple(value)
+
+
 # Keys are not sorted: templates render functions and their arguments in the order of the keys.
-_canonical = json.JSONEncoder(separators=(",", ":"), default=dataclasses.astuple).encode
+_canonical = json.JSONEncoder(separators=(",", ":"), default=_to_json).encode
 
 
 def compute_digest(value: ScoringInput) -> bytes:

@@ -22,6 +22,7 @@ NAMES = [
     "processbench",
     "prmbench",
     "best-of-n",
+    "vl-rewardbench",
 ]
 JOINTLY_GRADED = ("rewardbench2", "processbench", "prmbench")
 

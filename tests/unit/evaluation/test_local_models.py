@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,20 @@ import benchmark_files
 import pytest
 import torch
 from checkpoints import SPECS, build_tokenizer
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen2_5_VLModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Model,
 )
+from vision import build_vision_model
 
 from rm_core.benchmarks.registry import build_benchmark
 from serve.errors import EvaluationError
@@ -104,19 +109,27 @@ class PlainStepModel:
 
 
 def evaluate(
-    name: str, folder: Path, output: Path, rows: benchmark_files.RowsOf, **options: Any
+    name: str,
+    folder: Path,
+    output: Path,
+    rows: benchmark_files.RowsOf,
+    *,
+    code: int = 0,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Evaluate a model on the CPU; return the items with the lines of `scores.jsonl`."""
+    """Evaluate a model on the CPU; return the scored items with the lines of `scores.jsonl`."""
     model = {"model": str(folder), "device": "cpu", **options.pop("model", {})}
     data = benchmark_files.write(output.parent / f"{output.name}-rows", rows)
     request = EvalRequest(build_benchmark(name, **options), str(data), None, output, print)
-    code = evaluate_models(request, [ExecutorOptions(model)], truncation=None, overwrite=False)
-    assert code == 0
+    options = {"truncation": None, "overwrite": False}
+    assert evaluate_models(request, [ExecutorOptions(model)], **options) == code
     items, scores = (
         [json.loads(line) for line in (output / file).read_text().splitlines()]
         for file in ("items.jsonl", "scores.jsonl")
     )
-    return [item | line for item, line in zip(items, scores, strict=True)]
+    by_key = {(item["id"], item["subset"]): item for item in items}
+    assert code or len(scores) == len(items)
+    return [by_key[line["id"], line["subset"]] | line for line in scores]
 
 
 def test_processbench_with_a_step_model(step_model: Path, tmp_path: Path) -> None:
@@ -234,3 +247,58 @@ def test_other_kinds_of_models_are_refused(judge: Path, step_model: Path, tmp_pa
             model={"step_format": "qwen-math"},
             preparation="prmbench",
         )
+
+
+def test_vl_rewardbench_with_a_vision_model(tmp_path: Path) -> None:
+    folder = build_vision_model(tmp_path / "vision")
+    rows = benchmark_files.vl_rewardbench()
+    images = [benchmark_files.png(seed, (40 + 31 * seed, 90)) for seed in range(4)]
+    for number, row in enumerate(rows):
+        row["image"] = {"bytes": images[number // 2], "path": None}
+    rows[5]["image"] = {"bytes": images[2][:60], "path": None}
+    rows[7]["image"] = {"bytes": b"no image", "path": None}
+    lines = evaluate("vl-rewardbench", folder, tmp_path / "out", {"a.parquet": rows}, code=3)
+    plain = PlainVisionModel(folder)
+    by_id = {row["id"]: row for row in rows}
+    assert len(lines) == 6
+    for line in lines:
+        row = by_id[line["id"]]
+        question = line["prompt"][0]["content"][1]["text"]
+        expected = [plain(row["image"]["bytes"], question, text) for text in line["responses"]]
+        assert line["rewards"] == pytest.approx(expected, abs=1e-4)
+    assert len({reward for line in lines for reward in line["rewards"]}) == 12
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(one["id"], one["code"]) for one in summary["failed"]] == [
+        (rows[5]["id"], "invalid_image"),
+        (rows[7]["id"], "invalid_image"),
+    ]
+    # The same command scores nothing, and the rewards give the same result.
+    before = (tmp_path / "out" / "summary.json").read_bytes()
+    evaluate("vl-rewardbench", folder, tmp_path / "out", {"a.parquet": rows}, code=3)
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+
+
+class PlainVisionModel:
+    """Rewards of one conversation at a time, as on the model card."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        self._model = Qwen2_5_VLModel.from_pretrained(folder, dtype=torch.float32).eval()
+        weights = load_file(folder / "value_head.safetensors")
+        self._head = weights["v_head.summary.weight"], weights["v_head.summary.bias"]
+
+    def __call__(self, image: bytes, question: str, answer: str) -> float:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        pixels = self._processor(Image.open(io.BytesIO(image)).convert("RGB"), return_tensors="pt")
+        num_tokens = int(pixels["image_grid_thw"].prod()) // 4
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * num_tokens)
+        ids = self._tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        is_image = ids == self._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        with torch.no_grad():
+            hidden = self._model(
+                input_ids=ids, mm_token_type_ids=is_image.int(), **pixels
+            ).last_hidden_state[0, -1]
+        return float(hidden @ self._head[0][0] + self._head[1][0])

@@ -12,6 +12,7 @@ from rm_core.benchmarks import prmbench, processbench
 from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.rewardbench import SECTIONS
+from rm_core.benchmarks.vl_rewardbench import GROUPS
 from serve.errors import EvaluationError
 from serve.evaluation.console import print_leaderboard
 from serve.evaluation.leaderboard import build_leaderboard
@@ -21,6 +22,7 @@ from serve.evaluation.published_results import (
     iter_published_rows,
 )
 
+_NUM_ROWS = {"processbench": 4, "prmbench": 4, "best-of-n": 0, "vl-rewardbench": 6}
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
 
@@ -125,11 +127,12 @@ def test_every_published_metric_has_a_local_name() -> None:
         "processbench": {"overall", *processbench.TITLES.values(), *processbench.COUNTS},
         "prmbench": {"overall", *prmbench.CATEGORIES, *prmbench.CLASSES},
         "best-of-n": set(),
+        "vl-rewardbench": {"overall", "mean_of_sections", *GROUPS},
     }  # fmt: skip
     assert set(known) == set(BENCHMARKS)
     for name, allowed in known.items():
         rows = list(iter_published_rows(name))
-        assert len(rows) >= {"processbench": 4, "prmbench": 4, "best-of-n": 0}.get(name, 10)
+        assert len(rows) >= _NUM_ROWS.get(name, 10)
         for row in rows:
             assert set(row.metrics) <= allowed, row
 

@@ -82,3 +82,25 @@ def test_other_maximum_length_is_described_by_kind(
     start = "demo takes at most 9 tokens, but the official runs take at most 2048: "
     assert [line for line in lines if line.startswith(start)] == [start + effect]
     assert summary["used"]["truncation"] == truncation
+
+
+@pytest.mark.usefixtures("reports")
+def test_images_are_sent_as_data_uris(service: Service, tmp_path: Path) -> None:
+    sent: list[Any] = []
+
+    def keep(body: bytes) -> bool:
+        sent.extend(json.loads(body)["conversations"])
+        return False
+
+    service.refuse_body = keep
+    assert evaluate("vl-rewardbench", service, tmp_path / "out")["num_items"] == 8
+    rows = benchmark_files.vl_rewardbench()
+    by_answer = {text: row for row in rows for text in row["response"]}
+    assert len(sent) == 16
+    for user, assistant in sent:
+        row = by_answer[assistant["content"]]
+        url = f"data:image/png;base64,{row['image']}"
+        assert user["content"] == [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": row["query"].removeprefix("<image>\n")},
+        ]
