@@ -180,6 +180,11 @@ class ModelSettings(BaseModel):
     max_images: int = Field(
         default=16, ge=0, description="Maximum number of images in a conversation."
     )
+    when_asleep: Literal["refuse", "wait"] = Field(
+        default="refuse",
+        description="What requests get while the model sleeps: 503 with `model_asleep` and "
+        "Retry-After, or they wait until it is woken or their deadline passes.",
+    )
     version: str | None = Field(
         default=None,
         min_length=1,

@@ -22,7 +22,8 @@ from serve.launch.address import format_ready_line
 from serve.scoring.service import ScoringService
 from serve.shutdown import GracefulShutdown
 from serve.telemetry.logging import configure_logging
-from serve.worker.backends import load_scorer, pin_settings
+from serve.worker.backends import pin_settings
+from serve.worker.lifecycle import ManagedWorker
 from serve.worker.worker import Worker
 
 _MIN_OPEN_FILES = 65_536
@@ -41,7 +42,7 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
     models, workers = [], []
     for model in map(pin_settings, settings.models):
         notify(f"loading {model.alias} and warming it up")
-        workers.append(Worker(load_scorer(model), model.stuck_after_s))
+        workers.append(ManagedWorker(model))
         models.append((model, workers[-1]))
     service = ScoringService(models, settings)
     app = create_app(service, settings)

@@ -64,6 +64,11 @@ class PromptIndex:
         self._prompts: OrderedDict[Prompt, str] = OrderedDict()
         self._num_tokens = 0
 
+    def clear(self) -> None:
+        """Forget all prompts: the caches are empty now."""
+        self._prompts.clear()
+        self._num_tokens = 0
+
     def count_cached(self, prompt: Prompt | None) -> int:
         """Estimate how many tokens of a prompt need not be computed: all or none."""
         return prompt.num_tokens if prompt is not None and prompt in self._prompts else 0

@@ -106,6 +106,7 @@ class Dispatcher:
         self._throughput = ThroughputEstimator(_PREFETCH_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_paused = False
         # A batch belongs to no request: in the context of one, Serve would cancel a batch of many
         # requests when the client of that one disconnects.
         self._context = contextvars.Context()
@@ -208,6 +209,19 @@ class Dispatcher:
         inputs = zip(sequences, readouts, strict=True)
         return [output for key in inputs for output in burst.outputs[key]]
 
+    def pause(self) -> None:
+        """Send no further batches until `resume`; those in flight are finished."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Send batches again."""
+        self._is_paused = False
+        self._schedule_soon()
+
+    def fail_pending(self, error: RewardError) -> None:
+        """Give all requests with pending sequences an error."""
+        self._pool.fail_pending(error)
+
     @property
     def _num_devices(self) -> int:
         """At least one: a batch that is sent while no replica is up waits for the first one."""
@@ -223,6 +237,8 @@ class Dispatcher:
     def _schedule(self) -> None:
         """While a replica is free, form the next batch and send it."""
         self._timer = None
+        if self._is_paused:
+            return
         now = asyncio.get_running_loop().time()
         while self._pool.num_tokens:
             wait_s = self._throughput.estimate_wait(now, self._num_devices)

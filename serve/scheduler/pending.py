@@ -236,6 +236,11 @@ class PendingPool:
         for entry in batch:
             self._drop(entry)
 
+    def fail_pending(self, error: RewardError) -> None:
+        """Fail all requests that wait for a sequence which is not in flight."""
+        self.fail([entry for entry in self._entries.values() if entry.is_pending], error)
+        self.num_tokens = 0
+
     def _drop(self, entry: PendingSequence) -> None:
         entry.bursts.clear()
         entry.is_running = False

@@ -34,13 +34,14 @@ from rm_core import (
 from rm_core.config import Kind
 from rm_core.packing import Readouts, TokenIds
 from serve.config.model_settings import ModelSettings
-from serve.errors import ReplicaBusyError, ReplicaLostError, WrongKindError
+from serve.errors import ModelAsleepError, ReplicaBusyError, ReplicaLostError, WrongKindError
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.pending import RequestFlow
 from serve.scoring.tokenization import EncoderThread, RequestOptions, RequestTokenizer
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.model_states import ModelState
-from serve.worker.backends import Backend
+from serve.worker.backends import Backend, build_stage_command
+from serve.worker.commands import ModelCommand
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ _ROUTES_OF_KIND: dict[Kind, str] = {
 }
 _RETRY_S = 1.0
 # A request whose model was replaced meanwhile is scored again, so many times in all.
-_ATTEMPTS = 3
+_ATTEMPTS = 10
+_ASLEEP_RETRY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class ServedModel:
         )
         self.created_at = int(time.time())
         self._backend = backend
+        self._sleep_level = 0
+        self._control_lock = asyncio.Lock()
         self._shares_rewards = shares_rewards
         self._info: ModelInfo | None = None
         self._failure: str | None = None
@@ -161,6 +165,8 @@ class ServedModel:
 
     def update_info(self, info: ModelInfo) -> None:
         """Set the effective settings of the replicas that are up now."""
+        if self._info is not None and self._info.fingerprint != info.fingerprint:
+            self.dispatcher.prompts.clear()
         self._info = info
         self.dispatcher.max_batch_tokens = info.max_batch_tokens
         self.dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
@@ -175,10 +181,12 @@ class ServedModel:
 
     @property
     def state(self) -> str:
-        """`ready`, `restarting` if all replicas were lost, `failed` or `loading`."""
+        """`ready`, `asleep`, `restarting` if all replicas were lost, `failed` or `loading`."""
         if self.encoder_thread.stall_reason():
             return "failed"
         if self.model_info is not None:
+            if self._sleep_level:
+                return "asleep"
             return "ready" if self._backend.num_replicas else "restarting"
         return "failed" if self.failure else "loading"
 
@@ -202,14 +210,83 @@ class ServedModel:
 
         Raises:
             NotReadyError: the model is not loaded, or its encoder is stuck.
+            ModelAsleepError: the model sleeps, and its requests do not wait.
         """
         self.encoder_thread.check_health()
+        if self._sleep_level and self.settings.when_asleep == "refuse":
+            raise self._build_asleep_error()
         if self.model_info is None:
             reason = f" ({self.failure})" if self.failure else ""
             raise NotReadyError(
                 f"model {self.settings.alias!r} is still loading{reason}; try again"
             )
         return self.model_info
+
+    def _build_asleep_error(self) -> ModelAsleepError:
+        return ModelAsleepError(
+            f"model {self.settings.alias!r} is asleep (level {self._sleep_level}), so that a "
+            "trainer can use its device; send the request again once it is awake, or set "
+            "`when_asleep` to `wait`",
+            retry_after_s=_ASLEEP_RETRY_S,
+        )
+
+    async def sleep(self, level: int) -> None:
+        """Put every replica to sleep; return once the memory is free.
+
+        Args:
+            level: 1 keeps the weights in the host's memory, 2 drops them.
+
+        Raises:
+            NotReadyError: the model is not loaded.
+        """
+        async with self._control_lock:
+            if self.model_info is None:
+                self.require_ready()
+            self._set_sleep_level(max(level, self._sleep_level))
+            await self._backend.control(ModelCommand("sleep", level))
+            self.dispatcher.prompts.clear()
+
+    async def wake(self) -> None:
+        """Wake every replica; rewards are those of before, to the last bit.
+
+        Raises:
+            RewardError: a replica cannot; the model sleeps on.
+        """
+        async with self._control_lock:
+            await self._backend.control(ModelCommand("wake"))
+            self._set_sleep_level(0)
+
+    async def reload(self, source: str, version: str | None = None) -> ModelInfo:
+        """Give every replica new weights; no request fails, and none mixes two versions.
+
+        Args:
+            source: folder, or ORG/NAME@REVISION on the hub.
+            version: name of the weights in the fingerprint; None: the folder's name or the commit.
+
+        Raises:
+            ReloadRefusedError: the new weights cannot be used; the old ones serve on.
+        """
+        async with self._control_lock:
+            command = await asyncio.to_thread(build_stage_command, self.settings, source, version)
+            try:
+                await self._backend.control(command)
+            except BaseException:
+                await asyncio.shield(self._backend.control(ModelCommand("discard")))
+                raise
+            info = await asyncio.shield(self._backend.control(ModelCommand("switch")))
+            self.update_info(info)
+            return info
+
+    def _set_sleep_level(self, level: int) -> None:
+        if level == self._sleep_level:
+            return
+        self._sleep_level = level
+        if not level:
+            self.dispatcher.resume()
+            return
+        self.dispatcher.pause()
+        if self.settings.when_asleep == "refuse":
+            self.dispatcher.fail_pending(self._build_asleep_error())
 
     def require_kind(self, *kinds: Kind) -> None:
         """Return if the model is of one of the kinds that a route serves.
@@ -290,6 +367,9 @@ class ServedModel:
                     self.encoder, self.encoder_thread, encoder_flow, conversations, options
                 )
                 slices = await self._score_slices(tokenizer, flow, fingerprint, options)
+            num_cached_tokens = sum(num_cached for _, num_cached, _ in slices)
+            if len(flow.fingerprints) == 1 and not num_cached_tokens:
+                (fingerprint,) = flow.fingerprints  # of weights that were replaced meanwhile
             if flow.fingerprints <= {fingerprint}:
                 return ScoreResult(
                     model=self.settings.alias,
@@ -297,7 +377,7 @@ class ServedModel:
                     results=[result for results, _, _ in slices for result in results],
                     fingerprint=fingerprint,
                     num_computed_tokens=flow.num_computed_tokens,
-                    num_cached_tokens=sum(num_cached for _, num_cached, _ in slices),
+                    num_cached_tokens=num_cached_tokens,
                     tokenize_s=tokenizer.seconds,
                     queue_duration_s=flow.queue_duration_s or 0.0,
                     inference_s=flow.inference_s,
@@ -399,6 +479,8 @@ class ServedModel:
                     self.update_info(await self._fetch_info())
                     self._failure = None
                 await self._backend.refresh()
+                if not self._control_lock.locked():
+                    self._set_sleep_level(self._backend.sleep_level)
             except ModelLoadError as error:
                 self._failure = error.detail
                 logger.error("model %s: %s", alias, error.detail)

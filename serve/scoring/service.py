@@ -69,7 +69,9 @@ class ScoringService:
     @property
     def is_ready(self) -> bool:
         """Whether every model has a replica that is warmed up, and new work is accepted."""
-        return not self._is_draining and all(m.state == "ready" for m in self._models.values())
+        return not self._is_draining and all(
+            m.state in ("ready", "asleep") for m in self._models.values()
+        )
 
     def stop_accepting(self) -> None:
         """Accept no more conversations; those accepted are scored."""

@@ -15,11 +15,20 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rm_core import BatchResult, ModelInfo, NotReadyError, RewardScorer, open_checkpoint
+from rm_core import (
+    BatchResult,
+    ModelInfo,
+    ModelLoadError,
+    NotReadyError,
+    RewardScorer,
+    open_checkpoint,
+)
+from rm_core.model.checkpoint import find_local_folder
 from rm_core.model.checkpoint_files import get_hub_commit
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
-from serve.errors import ReplicaBusyError, ReplicaLostError
+from serve.errors import ReloadRefusedError, ReplicaBusyError, ReplicaLostError
+from serve.worker.commands import ModelCommand
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +38,15 @@ class Backend(Protocol):
 
     Attributes:
         num_replicas: number of replicas that are up, as of the last `refresh`.
+        sleep_level: 0 if the model is awake, else the level of its sleep, as of the last `refresh`.
     """
 
     num_replicas: int
+
+    @property
+    def sleep_level(self) -> int:
+        """See above."""
+        ...
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
         """Score one batch on one replica; reward i belongs to sequence i.
@@ -63,6 +78,17 @@ class Backend(Protocol):
             ReplicaLostError: the replica is lost; once it had begun, the next sequence was on the
                 device.
             ReplicaBusyError, RewardError: see `run_batch`.
+        """
+        ...
+
+    async def control(self, command: ModelCommand) -> ModelInfo:
+        """Let every replica do what a command says; return once all of them have.
+
+        Returns:
+            The settings of the model that is staged or in use.
+
+        Raises:
+            RewardError: a replica cannot; see `serve.worker.lifecycle.ModelLifecycle.apply`.
         """
         ...
 
@@ -189,6 +215,29 @@ def pin_settings(settings: ModelSettings) -> ModelSettings:
     # Replicas may start on different days, but their templates must write the same date.
     today = datetime.date.today().isoformat()
     return settings.model_copy(update={"template_date": settings.template_date or today})
+
+
+def build_stage_command(settings: ModelSettings, source: str, version: str | None) -> ModelCommand:
+    """Return the first command of a reload, for a checkpoint that exists.
+
+    Args:
+        settings: settings of the model.
+        source: folder, or ORG/NAME@REVISION on the hub.
+        version: name of the weights; None: the folder's name or the commit.
+
+    Raises:
+        ReloadRefusedError: the checkpoint cannot be found.
+    """
+    folder = find_local_folder(source)
+    name, _, revision = (str(folder), "", "") if folder else source.partition("@")
+    try:
+        checked = pin_revision(
+            settings.model_copy(update={"name": name, "revision": revision or None})
+        )
+    except ModelLoadError as error:
+        raise ReloadRefusedError(error.detail) from error
+    default = folder.name if folder else checked.revision
+    return ModelCommand("stage", source=name, revision=checked.revision, version=version or default)
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:

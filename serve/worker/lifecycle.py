@@ -13,9 +13,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
 
 import torch
 
@@ -23,33 +21,43 @@ from rm_core import ModelInfo, ModelLoadError, RewardScorer
 from rm_core.model.offload import free_unused_memory
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReloadRefusedError
+from serve.worker.backends import load_scorer
+from serve.worker.commands import ModelCommand
 from serve.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-Action: TypeAlias = Literal["sleep", "wake", "stage", "switch", "discard"]
 
 # Share of the weights' size that loading takes besides them.
 _ROOM = 1.1
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCommand:
-    """What every replica of a model is to do. Is sent between processes.
+class ManagedWorker(Worker):
+    """A worker whose model can sleep and get new weights; the `Backend` of one process.
 
-    Attributes:
-        action: `sleep`, `wake`, or a step of a reload: `stage`, then `switch` or `discard`.
-        level: of `sleep`: 1 keeps the weights in the host's memory, 2 drops them.
-        source: of `stage`: folder or hub id of the new weights.
-        revision: of `stage`: commit of a hub id; None for a folder.
-        version: of `stage`: name of the new weights in fingerprints.
+    Args:
+        settings: settings of the model.
+        load: loads a model and warms it up.
+
+    Raises:
+        ModelLoadError, ModelError: see `load`.
     """
 
-    action: Action
-    level: int = 1
-    source: str = ""
-    revision: str | None = None
-    version: str | None = None
+    def __init__(
+        self,
+        settings: ModelSettings,
+        load: Callable[[ModelSettings], RewardScorer] = load_scorer,
+    ) -> None:
+        super().__init__(load(settings), settings.stuck_after_s)
+        self._lifecycle = ModelLifecycle(self, settings, load)
+
+    @property
+    def sleep_level(self) -> int:
+        """See `Backend`."""
+        return self._lifecycle.sleep_level
+
+    async def control(self, command: ModelCommand) -> ModelInfo:
+        """See `ModelLifecycle.apply`."""
+        return await self._lifecycle.apply(command)
 
 
 class ModelLifecycle:
@@ -61,7 +69,7 @@ class ModelLifecycle:
         load: loads a model and warms it up.
 
     Attributes:
-        level: 0 if the model is awake, else the level of its sleep.
+        sleep_level: 0 if the model is awake, else the level of its sleep.
     """
 
     def __init__(
@@ -70,7 +78,7 @@ class ModelLifecycle:
         settings: ModelSettings,
         load: Callable[[ModelSettings], RewardScorer],
     ) -> None:
-        self.level = 0
+        self.sleep_level = 0
         self._worker = worker
         self._settings = settings
         self._load = load
@@ -103,7 +111,7 @@ class ModelLifecycle:
 
     async def _sleep(self, level: int) -> None:
         await self._discard()
-        if level <= self.level:
+        if level <= self.sleep_level:
             return
         async with self._worker.hold():
             scorer = self._worker.scorer
@@ -114,11 +122,11 @@ class ModelLifecycle:
                 del scorer
                 await self._worker.run_on_device(free_unused_memory)
             self._worker.is_asleep = True
-        self.level = level
+        self.sleep_level = level
         logger.info("%s: asleep, level %d", self._settings.alias, level)
 
     async def _wake(self) -> None:
-        if not self.level:
+        if not self.sleep_level:
             return
         async with self._worker.hold():
             scorer = self._worker.scorer
@@ -134,13 +142,13 @@ class ModelLifecycle:
             else:
                 await self._worker.run_on_device(scorer.wake)
             self._worker.is_asleep = False
-        self.level = 0
+        self.sleep_level = 0
         logger.info("%s: awake", self._settings.alias)
 
     async def _stage(self, command: ModelCommand) -> ModelInfo:
         await self._discard()
         current = self._worker.scorer
-        if self.level or current is None:
+        if self.sleep_level or current is None:
             raise ReloadRefusedError("the model is asleep; wake it before its weights are replaced")
         settings = self._settings.model_copy(
             update={
