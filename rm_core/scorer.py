@@ -32,6 +32,7 @@ from rm_core.errors import (
 from rm_core.inputs.base_encoder import Encoder
 from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.memory import (
+    VisionCacheSize,
     build_full_batch,
     choose_budget,
     choose_prefix_cache_size,
@@ -129,8 +130,9 @@ class RewardScorer:
         ]
         self._batches_in_flight = _BATCHES_IN_FLIGHT[loaded_model.device.type]
         self._budget = min(budgets, key=lambda budget: budget.max_batch_tokens)
+        self._vision_cache_size = VisionCacheSize(0, "the model reads only text")
         if tower is not None:
-            size = choose_vision_cache_bytes(
+            self._vision_cache_size = choose_vision_cache_bytes(
                 batching.vision_cache_bytes,
                 model.config,
                 dtype,
@@ -138,8 +140,8 @@ class RewardScorer:
                 self._max_pixels,
                 reserved + self._budget.max_batch_tokens * estimate_bytes_per_token(config, dtype),
             )
-            tower.max_cache_bytes = size.num_bytes
-            reserved += size.num_bytes
+            tower.max_cache_bytes = self._vision_cache_size.num_bytes
+            reserved += self._vision_cache_size.num_bytes
         self._prefix_cache_size = choose_prefix_cache_size(
             batching.prefix_cache_bytes,
             config,
@@ -203,9 +205,9 @@ class RewardScorer:
         self._prefix_cache_size = other._prefix_cache_size
         self._prefix_cache = other._prefix_cache
         self._clear_prefix_cache()
-        theirs, ours = other._loaded_model.vision_tower, self._loaded_model.vision_tower
-        if theirs is not None and ours is not None:
-            ours.max_cache_bytes = theirs.max_cache_bytes
+        self._vision_cache_size = other._vision_cache_size
+        if self._loaded_model.vision_tower is not None:
+            self._loaded_model.vision_tower.max_cache_bytes = self._vision_cache_size.num_bytes
         if self._prefix_cache is None:  # the other one sleeps
             self._prefix_cache = self._create_prefix_cache()
         else:
@@ -298,6 +300,8 @@ class RewardScorer:
             prefix_cache_tokens=self._prefix_cache_size.num_tokens,
             prefix_cache_bytes=self._prefix_cache_size.num_bytes,
             prefix_cache_reason=self._prefix_cache_size.reason,
+            vision_cache_bytes=self._vision_cache_size.num_bytes,
+            vision_cache_reason=self._vision_cache_size.reason,
             deterministic=loaded.deterministic,
             compiled=loaded.compilation.is_compiled,
             compiled_reason=loaded.compilation.reason,

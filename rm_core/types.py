@@ -292,6 +292,8 @@ class ModelInfo:
         prefix_cache_tokens: maximum number of tokens in the prefix cache; 0 if there is none.
         prefix_cache_bytes: memory of that many tokens.
         prefix_cache_reason: why this size was chosen.
+        vision_cache_bytes: maximum memory of the features of images that are kept; 0 for none.
+        vision_cache_reason: why this size was chosen.
         deterministic: whether a reward does not depend on its batch.
         compiled: whether the layers are compiled.
         compiled_reason: why they are compiled, or not.
@@ -324,6 +326,8 @@ class ModelInfo:
     prefix_cache_tokens: int
     prefix_cache_bytes: int
     prefix_cache_reason: str
+    vision_cache_bytes: int
+    vision_cache_reason: str
     deterministic: bool
     compiled: bool
     compiled_reason: str

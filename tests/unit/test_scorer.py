@@ -282,6 +282,8 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
         "prefix_cache_tokens": 6400,
         "prefix_cache_bytes": 6_553_600,
         "prefix_cache_reason": "prompts of 64 full batches",
+        "vision_cache_bytes": 0,
+        "vision_cache_reason": "the model reads only text",
         "deterministic": False,
         "compiled": False,
         "compiled_reason": "compiled layers were slower on CPUs",
