@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING
 
 from rm_core.config import Kind, TokenizerMode
 from rm_core.errors import InputError, InvalidConversationError, TemplateError
+from rm_core.inputs.chat_rendering import RenderedPrompt
 from rm_core.inputs.chat_template import ChatTemplate
+from rm_core.inputs.conversations import get_messages
 from rm_core.inputs.prerendered import PrerenderedReader
 from rm_core.inputs.text_splitting import TokenBoundaries
 from rm_core.inputs.text_tokenizer import DEFAULT_CHECK_INTERVAL, TextTokenizer
 from rm_core.inputs.token_count_bound import TokenBound
+from rm_core.inputs.warnings import KnownContents
 from rm_core.packing import TokenIds, common_prefix_length
 from rm_core.types import Encoded, ScoreError, Truncation
 
@@ -30,7 +34,7 @@ LONG_TEXT = 65_536
 """Characters. Shorter texts are tokenized in a few milliseconds: errors report their exact
 length."""
 # Minimum length in characters of a shared prefix whose tokens are kept.
-_WORTH_KEEPING = 1_024
+_WORTH_KEEPING = 256
 # Default of `max_unbroken_characters`: at least the first number, and per token of `max_length` the
 # second number, which is more than a conversation within the limit needs.
 _UNBROKEN, _UNBROKEN_PER_TOKEN = 524_288, 8
@@ -41,17 +45,24 @@ class SharedPrefix:
     """Prefix shared by the texts of one request, such as a prompt with many answers.
 
     Attributes:
+        is_repeated: whether the conversation before or after the current one has its prompt.
         previous_text: the previous text, to compare the next text with.
         text: the shared prefix, up to a boundary and including its lookahead: the characters after
             the boundary that make it a boundary.
         stop: position of the boundary in `text`.
         input_ids: token ids of `text[:stop]`, without BOS.
+        prompt: the prompt that was rendered last; None for an input without a chat template.
+        contents: contents of the messages of the previous conversation, and what
+            `WarningFinder` found in them.
     """
 
+    is_repeated: bool = False
     previous_text: str = ""
     text: str = ""
     stop: int = 0
     input_ids: list[int] = field(default_factory=list)
+    prompt: RenderedPrompt | None = None
+    contents: KnownContents = field(default_factory=dict)
 
 
 class Encoder(ABC):
@@ -174,7 +185,7 @@ class Encoder(ABC):
         self._check_cancelled = check_cancelled or _do_nothing
         encoded: list[Encoded | ScoreError] = []
         try:
-            for conversation in conversations:
+            for conversation, shared.is_repeated in _find_repeated(conversations):
                 self._check_cancelled()
                 try:
                     encoded.append(self.encode(conversation, truncation, max_length, shared))
@@ -324,6 +335,25 @@ class Encoder(ABC):
         bos = self._tokenizer.bos_token_id
         adds_bos = bos is not None and added[:1] == [bos]
         return adds_bos, tuple(self._tokenizer.convert_ids_to_tokens(added[adds_bos:]))
+
+
+def _find_repeated(conversations: Iterable[object]) -> Iterator[tuple[object, bool]]:
+    """Yield each conversation, and whether the one before or after it seems to have its prompt."""
+    is_repeated = False
+    for current, following in itertools.pairwise(itertools.chain(conversations, (None,))):
+        texts, following_texts = _get_prompt_texts(current), _get_prompt_texts(following)
+        is_followed = bool(texts) and texts == following_texts
+        yield current, is_repeated or is_followed
+        is_repeated = is_followed
+
+
+def _get_prompt_texts(conversation: object) -> list[str]:
+    """Return the string contents of all messages but the last of an unvalidated conversation."""
+    messages = get_messages(conversation)
+    if not isinstance(messages, list | tuple):
+        return []
+    contents = [m.get("content") for m in messages[:-1] if isinstance(m, dict)]
+    return [content for content in contents if isinstance(content, str)]
 
 
 @contextlib.contextmanager

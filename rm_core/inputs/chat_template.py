@@ -31,6 +31,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from packaging.version import Version
 
 from rm_core.errors import ModelLoadError, TemplateError
+from rm_core.inputs.answer_text import (
+    AnswerText,
+    UnprovenError,
+    guard_search,
+    join_texts,
+    require_absent,
+    require_allowed_call,
+    require_allowed_filter,
+    require_proven,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,9 +75,15 @@ _WIDE_FORMAT = re.compile(r"[%:<>^=+\-.]0*[1-9]\d{5,}")
 
 
 class _Limit(threading.local):
-    """Maximum length of a text that the rendering on this thread may build."""
+    """Limits of the rendering on this thread.
+
+    Attributes:
+        characters: maximum length of a text that it may build.
+        has_any_answer: whether it renders an `AnswerText`.
+    """
 
     characters = _LEAST_CHARACTERS
+    has_any_answer = False
 
 
 _limit = _Limit()
@@ -156,11 +172,44 @@ class ChatTemplate:
             _CHAT,
         )
 
+    def list_literals(self) -> list[str]:
+        """Return the texts that the template contains, without duplicates."""
+        import jinja2
+
+        tokens = jinja2.Environment().lexer.tokenize(self.all_texts)
+        return list(dict.fromkeys(token.value for token in tokens if token.type == "string"))
+
+    def render_around(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> AnswerText | None:
+        """Render a conversation for any content of its last message; see `answer_text`.
+
+        Returns:
+            What the template writes; None if it refuses the conversation, or if what it does with
+            the answer cannot be proven.
+        """
+        answer = AnswerText()
+        _limit.has_any_answer = True
+        try:
+            text = _run_rendering(
+                lambda: self._render(messages, tools, answer=answer),
+                _size(messages) + _size(tools),
+                _CHAT,
+            )
+            return require_proven(text)
+        except (TemplateError, UnprovenError):
+            return None
+        finally:
+            _limit.has_any_answer = False
+
     def _render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
+        add_generation_prompt: bool = False,
+        answer: AnswerText | None = None,
     ) -> str:
         from transformers.utils import chat_template_utils
 
@@ -170,8 +219,11 @@ class ChatTemplate:
         alias = getattr(chat_template_utils, "_alias_reasoning_fields", _identity)
         if _drops_nulls():
             messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        messages = alias(plain(messages))
+        if answer is not None:
+            messages = [*messages[:-1], {**messages[-1], "content": answer}]
         text = self._compiled[name].render(
-            messages=alias(plain(messages)),
+            messages=messages,
             tools=plain(None if tools is None else list(tools)),
             documents=None,
             add_generation_prompt=add_generation_prompt,
@@ -264,6 +316,8 @@ def _run_rendering(render: Callable[[], str], size: int, subject: TemplateSubjec
         raise TemplateError(
             f"{subject.owned_name} exceeded a limit on this conversation: {error}; fix the template"
         ) from error
+    except UnprovenError:
+        raise
     # A template may raise any exception for unusual messages.
     except Exception as error:
         raise TemplateError(_explain_failure(error, subject)) from error
@@ -283,6 +337,8 @@ def _compile_in_sandbox(text: str, date: datetime.date | None) -> Any:
         name: _limit_filter(name, function) for name, function in environment.filters.items()
     }
     environment.call = _limit_calls(environment.call)
+    environment.guard_search = _guard_search
+    environment.tests = environment.tests | {"in": lambda value, seq: value in _guard_search(seq)}
     if date is not None:
         environment.globals[_CLOCK] = datetime.datetime.combine(date, datetime.time()).strftime
     return environment.from_string(text)
@@ -403,7 +459,7 @@ def _size(value: Any) -> int:
 
 
 def _limit_generator(generator: type[Any]) -> type[Any]:
-    """Return a subclass of Jinja's code generator that compiles `~` to a call with a limit."""
+    """Return a subclass of Jinja's code generator that compiles `~` and `in` to guarded calls."""
 
     class Limited(generator):  # type: ignore[misc]
         def visit_Concat(self, node: Any, frame: Any) -> None:
@@ -413,7 +469,19 @@ def _limit_generator(generator: type[Any]) -> type[Any]:
                 self.write(", ")
             self.write(")))")
 
+        def visit_Operand(self, node: Any, frame: Any) -> None:
+            if node.op not in ("in", "notin"):
+                super().visit_Operand(node, frame)
+                return
+            self.write(f" {'not ' * (node.op == 'notin')}in environment.guard_search(")
+            self.visit(node.expr, frame)
+            self.write(")")
+
     return Limited
+
+
+def _guard_search(container: Any) -> Any:
+    return guard_search(container) if _limit.has_any_answer else container
 
 
 def _concat(texts: Iterable[str]) -> str:
@@ -424,7 +492,7 @@ def _concat(texts: Iterable[str]) -> str:
         if length > _limit.characters:
             _require_length(length)
         joined.append(text)
-    return "".join(joined)
+    return join_texts(joined) if _limit.has_any_answer else "".join(joined)
 
 
 def _add(left: Any, right: Any) -> Any:
@@ -500,6 +568,8 @@ def _require_bits(bits: int) -> None:
 
 
 def _modulo(left: Any, right: Any) -> Any:
+    if _limit.has_any_answer:
+        require_absent((left, right))
     _require_format(left, right)
     return left % right
 
@@ -526,6 +596,8 @@ def _limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
     def limited(*arguments: Any, **options: Any) -> Any:
         num_context = int(hasattr(function, "jinja_pass_arg"))
         context, (subject, *rest) = arguments[:num_context], arguments[num_context:]
+        if _limit.has_any_answer:
+            require_allowed_filter(name, subject, (*rest, *options.values()))
         _require_numbers((*rest, *options.values()))
         if name == "format":
             _require_format(subject, tuple(rest))
@@ -542,6 +614,9 @@ def _limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 def _limit_calls(call: Callable[..., Any]) -> Callable[..., Any]:
     def limited(context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
         _require_numbers((*arguments, *options.values()))
+        if _limit.has_any_answer:
+            given = [v for k, v in options.items() if k not in ("_loop_vars", "_block_vars")]
+            require_allowed_call(function, (*arguments, *given))
         name = getattr(function, "__name__", "")
         method = getattr(function, "__wrapped__", function)
         subject = getattr(method, "__self__", None)

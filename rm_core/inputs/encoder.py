@@ -113,8 +113,9 @@ class ChatEncoder(Encoder):
         self.image_tokens = image_tokens
         self._appended_token = appended_token or ""
         self.appended_ids = self._find_appended_ids(self._appended_token)
-        self._renderer = ChatRenderer(template, self.added_bos)
+        self._renderer = ChatRenderer(template, self.added_bos, tokenizer_check_interval)
         probe = self._renderer.render_probe()
+        self._renderer.check_shared_prompts()
         self.prerendered_reader = PrerenderedReader(tokenizer, probe, bool(self.added_bos))
         self._last_turn_finder = self._create_last_turn_finder(probe)
         self._warning_finder = WarningFinder(
@@ -160,7 +161,7 @@ class ChatEncoder(Encoder):
         self, conversation: object, truncation: Truncation, limit: int, shared: SharedPrefix | None
     ) -> Encoded:
         chat = self._read_images(parse_chat(conversation), limit if truncation == "error" else None)
-        text = self._render(chat)
+        text = self._render(chat, shared)
         # `right` needs the first tokens, which only tokenizing gives.
         over = self._prove_chat_too_long(chat, text, limit) if truncation != "right" else None
         if over and truncation == "error":
@@ -175,7 +176,10 @@ class ChatEncoder(Encoder):
         if truncated and truncation == "error":
             raise ConversationTooLongError(_format_too_long(num_tokens, limit))
         warnings = self._warning_finder.find_warnings(
-            self._hide_images(chat), text, self._renderer.try_render
+            self._hide_images(chat),
+            text,
+            self._renderer.try_render,
+            shared.contents if shared else {},
         )
         if truncated and truncation == "right":
             input_ids, images = self._keep_first(input_ids, images, limit)
@@ -202,8 +206,16 @@ class ChatEncoder(Encoder):
     def _hide_images(self, chat: Chat) -> Chat:
         return chat if self.image_tokens is None else self.image_tokens.hide(chat)
 
-    def _render(self, chat: Chat) -> str:
-        return self._renderer.render(self._hide_images(chat))
+    def _render(self, chat: Chat, shared: SharedPrefix | None = None) -> str:
+        """Render a conversation, and keep its prompt for the next one."""
+        chat = self._hide_images(chat)
+        is_text = isinstance(chat.messages[-1]["content"], str)
+        if not (shared and shared.is_repeated and is_text and self._renderer.shares_prompts):
+            return self._renderer.render(chat)
+        prompt = self._renderer.render_prompt(chat, shared.prompt)
+        if prompt is not shared.prompt:
+            shared.prompt, shared.previous_text = prompt, prompt.text or shared.previous_text
+        return self._renderer.render_answer(chat, prompt)
 
     def _count_hidden(self, chat: Chat) -> int:
         return 0 if self.image_tokens is None else self.image_tokens.count_hidden(chat)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from rm_core.errors import InvalidConversationError
@@ -18,6 +18,8 @@ from rm_core.text import format_names
 
 Render: TypeAlias = Callable[[Chat], str | None]
 """Render a conversation with the template; return None if the template refuses it."""
+KnownContents: TypeAlias = "dict[str, ContentFindings]"
+"""Findings in contents, by content."""
 
 SYSTEM_PROMPT_WARNING = (
     "system_prompt: the authors of this checkpoint advise against system prompts; the "
@@ -43,6 +45,23 @@ _SQUEEZE_CHARACTERS = 1 << 20  # characters at a time
 _TOKENS = (re.compile(r"<[^<>\s]{1,60}>"), re.compile(r"\[[^\[\]\s]{1,40}\]"))
 
 
+@dataclass(frozen=True, slots=True)
+class ContentFindings:
+    """What a text contains that a content usually does not.
+
+    Attributes:
+        own_markers: markers of the checkpoint.
+        foreign_markers: markers of other templates.
+        transcript: words that begin an assistant's turn, see `find_transcript`.
+        is_json: whether the text is JSON of a list of messages.
+    """
+
+    own_markers: list[str]
+    foreign_markers: list[str]
+    transcript: str | None
+    is_json: bool
+
+
 class WarningFinder:
     """Finds the warnings of conversations for one checkpoint.
 
@@ -57,22 +76,27 @@ class WarningFinder:
         self._unusual = [marker for marker in own_markers if marker not in usual]
         self._warn_on_system_prompt = warn_on_system_prompt
 
-    def find_warnings(self, chat: Chat, text: str, render: Render) -> tuple[str, ...]:
+    def find_warnings(
+        self, chat: Chat, text: str, render: Render, known: KnownContents | None = None
+    ) -> tuple[str, ...]:
         """Return the warnings for a conversation.
 
         Args:
             chat: the whole conversation, before truncation.
             text: the rendered conversation.
             render: function that renders variants of the conversation.
+            known: findings in the contents of the previous conversation, replaced by those of this
+                one.
         """
+        findings = self._search_contents(_index_contents(chat.messages), known)
         return (
             *self._check_system_prompt(chat.messages),
             *_check_lost_text(chat.messages, text),
             *_check_tools(chat, text, render),
             *_check_keys(chat, text, render),
             *_check_arguments(chat, text, render),
-            *self.find_marker_warnings(_index_contents(chat.messages)),
-            *_check_turns_in_text(chat.messages),
+            *_describe_markers(findings),
+            *_describe_turns(findings),
         )
 
     def find_step_warnings(
@@ -87,12 +111,13 @@ class WarningFinder:
             render: function that writes variants of the prompt with the solution.
         """
         messages = [*prompt, {"role": "assistant", "content": solution}]
+        findings = self._search_contents(_index_contents(messages))
         return (
             *self._check_system_prompt(messages),
             *_check_lost_text(prompt, text),
             *_check_keys(Chat(prompt), text, render),
-            *self.find_marker_warnings(_index_contents(messages)),
-            *_check_turns_in_text(messages),
+            *_describe_markers(findings),
+            *_describe_turns(findings),
         )
 
     def _check_system_prompt(self, messages: Messages) -> Iterator[str]:
@@ -105,27 +130,25 @@ class WarningFinder:
         Args:
             contents: text of each message by its index, or of other inputs by their names.
         """
-        own: dict[Any, list[str]] = {}
-        foreign: dict[Any, list[str]] = {}
-        for name, content in contents.items():
-            own_markers = self._find_own_markers(content)
-            if own_markers:
-                own[name] = own_markers
-            foreign_markers = [m for m in find_markers(content) if m not in self._own]
-            if foreign_markers:
-                foreign[name] = foreign_markers
-        if own:
-            yield (
-                f"template_markers_in_message: {_format_subject(own)} {_format_names(own)}, which "
-                "the tokenizer of this checkpoint reads as special tokens, so the text may end its "
-                "turn and begin others; remove them, or send each turn as a message"
-            )
-        if foreign:
-            yield (
-                f"foreign_template_markers: {_format_subject(foreign)} {_format_names(foreign)}, "
-                "which chat templates of other models write; if a template rendered the text, send "
-                "its turns as messages"
-            )
+        return _describe_markers(self._search_contents(contents))
+
+    def _search_contents(
+        self, contents: Mapping[Any, str], known: KnownContents | None = None
+    ) -> dict[Any, ContentFindings]:
+        """Search each text that is not known; known texts become those of this call."""
+        known = {} if known is None else known
+        found = {text: known.get(text) or self._search(text) for text in contents.values()}
+        known.clear()
+        known.update(found)
+        return {name: found[text] for name, text in contents.items()}
+
+    def _search(self, content: str) -> ContentFindings:
+        return ContentFindings(
+            self._find_own_markers(content),
+            [marker for marker in find_markers(content) if marker not in self._own],
+            find_transcript(content),
+            _is_json_of_messages(content),
+        )
 
     def _find_own_markers(self, content: str) -> list[str]:
         markers = [marker for marker in self._unusual if marker in content]
@@ -133,6 +156,25 @@ class WarningFinder:
             tokens = (match[0] for match in pattern.finditer(content))
             markers += dict.fromkeys(token for token in tokens if token in self._own)
         return markers
+
+
+def _describe_markers(findings: Mapping[Any, ContentFindings]) -> Iterator[str]:
+    own = {name: found.own_markers for name, found in findings.items() if found.own_markers}
+    if own:
+        yield (
+            f"template_markers_in_message: {_format_subject(own)} {_format_names(own)}, which "
+            "the tokenizer of this checkpoint reads as special tokens, so the text may end its "
+            "turn and begin others; remove them, or send each turn as a message"
+        )
+    foreign = {
+        name: found.foreign_markers for name, found in findings.items() if found.foreign_markers
+    }
+    if foreign:
+        yield (
+            f"foreign_template_markers: {_format_subject(foreign)} {_format_names(foreign)}, "
+            "which chat templates of other models write; if a template rendered the text, send "
+            "its turns as messages"
+        )
 
 
 def _check_lost_text(messages: Messages, text: str) -> Iterator[str]:
@@ -178,10 +220,11 @@ def _check_tools(chat: Chat, text: str, render: Render) -> Iterator[str]:
 
 
 def _check_keys(chat: Chat, text: str, render: Render) -> Iterator[str]:
+    keys = {key for message in chat.messages for key in message}
     indices_by_key = {
         key: indices
         for key in _KEYS_WITH_CONTENT
-        if (indices := [i for i, message in enumerate(chat.messages) if message.get(key)])
+        if key in keys and (indices := [i for i, m in enumerate(chat.messages) if m.get(key)])
     }
     for key, indices in indices_by_key.items():
         without = [{k: v for k, v in message.items() if k != key} for message in chat.messages]
@@ -216,11 +259,9 @@ def _has_arguments_as_text(message: Any) -> bool:
     return any(isinstance(value, str) and value for value in arguments)
 
 
-def _check_turns_in_text(messages: Messages) -> Iterator[str]:
+def _describe_turns(findings: Mapping[Any, ContentFindings]) -> Iterator[str]:
     transcripts = {
-        index: [words]
-        for index, message in enumerate(messages)
-        if (words := find_transcript(get_text(message["content"])))
+        index: [found.transcript] for index, found in findings.items() if found.transcript
     }
     if transcripts:
         yield (
@@ -228,11 +269,7 @@ def _check_turns_in_text(messages: Messages) -> Iterator[str]:
             f"({_format_names(transcripts)}), and each message was scored as one turn; send each "
             "turn as a message"
         )
-    as_json = [
-        index
-        for index, message in enumerate(messages)
-        if _is_json_of_messages(get_text(message["content"]))
-    ]
+    as_json = [index for index, found in findings.items() if found.is_json]
     if as_json:
         yield (
             f"messages_as_text: message(s) {format_names(as_json)} are JSON text of a "

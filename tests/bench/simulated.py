@@ -190,6 +190,7 @@ class SimulatedBackend:
         device = self._device
         known: dict[str, Any] = {
             "catalogue_id": None,
+            "kind": "classifier",
             "encoding_sha256": encoding_sha256,
             "template_depends_on_date": False,
             "template_date": None,

@@ -1,4 +1,4 @@
-"""fastokens beside `tokenizers`, with real vocabularies: equal token ids, and processor time.
+"""Token ids and processor time of both tokenizer libraries, with real vocabularies.
 
 `equality` compares the token ids of the texts of the check at load with every token of the
 vocabulary, of random texts, and of every string in JSON files. It prints each difference.
@@ -6,10 +6,17 @@ vocabulary, of random texts, and of every string in JSON files. It prints each d
 `time` encodes conversations whole, with either library in turn, and prints medians. Its data are
 JSON arrays of objects with `prompt` and the lists of answers `chosen` and `rejected` (RM-Bench).
 
+`prompts` encodes the answers to a prompt together and alone, in turn, and prints medians.
+
+`threads` encodes with one thread and with two, each with an encoder, and prints medians of the
+elapsed time. `messages` prints the processor time of pickling batches of token ids as tuples and as
+buffers of 64-bit integers.
+
     python tests/bench/tokenization.py equality TOKENIZER --data FOLDER [--texts 1000000]
     python tests/bench/tokenization.py time TOKENIZER --data FILE... [--rounds 5]
+    python tests/bench/tokenization.py prompts|threads|messages TOKENIZER --data FOLDER [--rounds 5]
 
-TOKENIZER is a folder with tokenizer.json, for `time` with a chat template too.
+TOKENIZER is a folder with tokenizer.json. Without a chat template, it gets one of Qwen3's form.
 """
 
 from __future__ import annotations
@@ -18,16 +25,21 @@ import argparse
 import gzip
 import itertools
 import json
+import pickle
 import random
 import statistics
+import struct
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
+from posts import Texts
 from transformers import AutoTokenizer
+from workloads import TEMPLATE, Conversations, talk
 
 from rm_core import ChatEncoder
 from rm_core.config import TokenizerMode
@@ -138,11 +150,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Print the median processor time of encoding a conversation with each library."""
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    encoders = {
-        mode: ChatEncoder(tokenizer, pad_token_id=None, max_length=1 << 17, tokenizer_mode=mode)
-        for mode in get_args(TokenizerMode)
-    }
+    encoders = {mode: create_encoder(arguments.tokenizer, mode) for mode in get_args(TokenizerMode)}
     records = [row for file in arguments.data for row in json.loads(file.read_text())]
     conversations = [
         [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
@@ -170,11 +178,111 @@ def measure(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def create_encoder(folder: Path, mode: TokenizerMode) -> ChatEncoder:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
+    return ChatEncoder(tokenizer, pad_token_id=None, max_length=1 << 17, tokenizer_mode=mode)
+
+
+def draw_groups(texts: Texts, prompt: int, size: int, number: int) -> list[Conversations]:
+    """Draw groups of answers of 1,000 characters to prompts of so many characters."""
+    prompts = [texts.draw(prompt) for _ in range(number)]
+    return [[talk(prompt, texts.draw()) for _ in range(size)] for prompt in prompts]
+
+
+def measure_prompts(arguments: argparse.Namespace) -> int:
+    """Print the processor time of a conversation alone, and with the answers to its prompt."""
+    texts = Texts(arguments.data[0])
+    for mode in get_args(TokenizerMode):
+        encoder = create_encoder(arguments.tokenizer, mode)
+        print(f"{encoder.text_tokenizer.choice.name}; medians in us a conversation")
+        for prompt, size in ((1_000, 2), (1_000, 16), (4_000, 16), (16_000, 16)):
+            times: dict[str, list[float]] = {"alone": [], "together": []}
+            for number in range(arguments.rounds + 1):
+                groups = draw_groups(texts, prompt, size, 4)
+                for name in sorted(times, reverse=bool(number % 2)):
+                    started = time.process_time()
+                    for group in groups:
+                        for part in [group] if name == "together" else [[one] for one in group]:
+                            encoder.encode_all(part)
+                    times[name].append((time.process_time() - started) / (4 * size) * 1e6)
+            alone, together = (statistics.median(each[1:]) for each in times.values())
+            print(
+                f"prompt of {prompt:,} characters, {size} answers: alone {alone:,.0f}, "
+                f"together {together:,.0f}, ratio {together / alone:.2f}",
+                flush=True,
+            )
+    return 0
+
+
+def measure_threads(arguments: argparse.Namespace) -> int:
+    """Print the elapsed time of a conversation with one thread, and with two."""
+    texts = Texts(arguments.data[0])
+    for mode in get_args(TokenizerMode):
+        encoders = [create_encoder(arguments.tokenizer, mode) for _ in range(2)]
+        for size in (1_000, 20_000):
+            times: dict[int, list[float]] = {1: [], 2: []}
+            for number in range(arguments.rounds + 1):
+                conversations = [c for (c,) in draw_groups(texts, size, 1, 64)]
+                for num_threads in sorted(times, reverse=bool(number % 2)):
+                    started = time.perf_counter()
+                    with ThreadPoolExecutor(num_threads) as pool:
+                        parts = [conversations[i::num_threads] for i in range(num_threads)]
+                        list(pool.map(lambda e, part: e.encode_all(part), encoders, parts))
+                    times[num_threads].append((time.perf_counter() - started) / 64 * 1e6)
+            one, two = (statistics.median(each[1:]) for each in times.values())
+            print(
+                f"{encoders[0].text_tokenizer.choice.name}, prompt of {size:,} characters: one "
+                f"thread {one:,.0f} us a conversation, two {two:,.0f}",
+                flush=True,
+            )
+    return 0
+
+
+def measure_messages(arguments: argparse.Namespace) -> int:
+    """Print the processor time of pickling and reading token ids, as tuples and as buffers."""
+    encoder = create_encoder(arguments.tokenizer, "auto")
+    groups = draw_groups(Texts(arguments.data[0]), 1_000, 1, 64)
+    sequences = [encoder.encode(c).input_ids for (c,) in groups]
+
+    def dump_buffers() -> bytes:
+        return pickle.dumps([struct.pack(f"{len(s)}q", *s) for s in sequences], 5)
+
+    def load_buffers(data: bytes) -> list[tuple[int, ...]]:
+        return [struct.unpack(f"{len(b) // 8}q", b) for b in pickle.loads(data)]
+
+    tuples, buffers = pickle.dumps(sequences, 5), dump_buffers()
+    assert load_buffers(buffers) == sequences
+    ways: dict[str, Callable[[], object]] = {
+        "tuples, written": lambda: pickle.dumps(sequences, 5),
+        "buffers, written": dump_buffers,
+        "tuples, read": lambda: pickle.loads(tuples),
+        "buffers, read": lambda: load_buffers(buffers),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(20 * arguments.rounds):
+        for name, run in ways.items():
+            started = time.process_time()
+            run()
+            times[name].append((time.process_time() - started) / len(sequences) * 1e6)
+    num_tokens = sum(map(len, sequences)) / len(sequences)
+    print(f"{num_tokens:,.0f} tokens a sequence; {len(tuples):,} and {len(buffers):,} bytes")
+    for name, each in times.items():
+        print(f"{name}: {statistics.median(each):.1f} us a sequence")
+    return 0
+
+
 def main() -> int:
-    """Run one of the two commands; return the number of differences."""
+    """Run one of the commands; return the number of differences."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for name, run in (("equality", compare), ("time", measure)):
+    for name, run in {
+        "equality": compare,
+        "time": measure,
+        "prompts": measure_prompts,
+        "threads": measure_threads,
+        "messages": measure_messages,
+    }.items():
         command = commands.add_parser(name)
         command.add_argument("tokenizer", type=Path)
         command.add_argument("--data", type=Path, nargs="+", default=[])

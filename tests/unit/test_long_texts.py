@@ -171,11 +171,16 @@ PIECES = [" cap", "ital", " Fran", "ce", " 12", "34", " ", ".", "\n", "首都", 
 
 
 @pytest.mark.parametrize("make", KNOWN, ids=NAMES)
-@example([" cap .", " cap 34", " capital"])
-@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), min_size=3, max_size=9))
-def test_shared_prefix_within_a_word_does_not_change_tokens(make: Any, answers: list[str]) -> None:
+@example([" cap .", " cap 34", " capital"], 150)
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), min_size=3, max_size=9),
+    st.sampled_from([25, 40, 150]),
+)
+def test_shared_prefix_within_a_word_does_not_change_tokens(
+    make: Any, answers: list[str], num_repeats: int
+) -> None:
     encoder, _ = encoder_of(make, 10**6)
-    conversations = [messages_with("one, two " * 150, answer) for answer in answers]
+    conversations = [messages_with("one, two " * num_repeats, answer) for answer in answers]
     together = encoder.encode_all(conversations, shared=SharedPrefix())
     assert together == [encoder.encode_all([conversation])[0] for conversation in conversations]
 
