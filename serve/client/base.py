@@ -14,9 +14,10 @@ from urllib.request import getproxies
 
 import httpx
 
-from rm_core import Aggregation, Truncation, drop_nulls
+from rm_core import Aggregation, InputError, Truncation, drop_nulls
 from serve.client.endpoints import EndpointPool, is_loopback
 from serve.client.errors import ServiceError
+from serve.client.images import to_wire
 from serve.client.responses import MAX_ANSWER_BYTES, ResponseBody
 from serve.client.sansio import (
     MAX_BYTES_PER_REQUEST,
@@ -176,7 +177,9 @@ class BaseClient:
         if aggregation != "last":
             rest["aggregation"] = aggregation
         try:
-            rest = {name: drop_nulls(value) for name, value in rest.items()}
+            rest = {name: to_wire(drop_nulls(value)) for name, value in rest.items()}
+        except InputError as error:
+            raise ServiceError(error.detail, error_code=error.code) from error
         except RecursionError as error:
             raise ServiceError(f"the request cannot be sent as JSON: {error}") from None
         return BatchCall(route, items, self._add_model(rest))

@@ -1,6 +1,7 @@
 """Images of messages in the form in which a client sends them: data URIs.
 
-Bytes are sent as they are, not decoded. Pillow is needed only by a caller who gives its images.
+Bytes and files are sent as they are, not decoded. Pillow is needed only by a caller who gives its
+images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ import io
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from rm_core import InvalidImageError
+
+MAX_FILE_BYTES = 24 * 2**20
+"""Maximum size of an image's file: as base64, a service's default limit of a body, 32 MiB."""
 
 _SIGNATURES: Mapping[str, re.Pattern[bytes]] = {
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -28,15 +35,24 @@ def to_wire(value: Any) -> Any:
     """Return messages, or JSON data that contains messages, with images as data URIs.
 
     A part `{"type": "image", "image": SOURCE}` becomes `{"type": "image_url", "image_url":
-    {"url": "data:image/png;base64,..."}}` if SOURCE is bytes, a PIL image (sent as PNG), or an
-    object of `datasets` with `bytes`. All other values, such as text, are returned unchanged.
+    {"url": "data:image/png;base64,..."}}` if SOURCE is bytes (an encoded file), a `Path`, a PIL
+    image (sent as PNG), or an object of `datasets` with `bytes`. So does such a SOURCE that is
+    itself an item of a list, as in `"content": [image, "What is this?"]`. All other values, such
+    as text, are returned unchanged.
+
+    Raises:
+        InvalidImageError: a file cannot be read, or a PIL image cannot be encoded.
     """
     if isinstance(value, Mapping):
         if value.get("type") == "image" and (image := _get_bytes(value.get("image"))) is not None:
-            return {"type": "image_url", "image_url": {"url": _build_data_uri(image)}}
+            return _build_part(image)
         return {key: to_wire(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_wire(item) for item in value]
+        images = [None if isinstance(item, Mapping) else _get_bytes(item) for item in value]
+        return [
+            to_wire(item) if image is None else _build_part(image)
+            for item, image in zip(value, images, strict=True)
+        ]
     return value
 
 
@@ -53,17 +69,46 @@ def _get_bytes(source: object) -> bytes | None:
         source = source.get("bytes")
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
+    if isinstance(source, Path):
+        return _read_file(source)
     pillow = sys.modules.get("PIL.Image")  # imported if the caller has an image of Pillow
     if pillow is None or not isinstance(source, pillow.Image):
         return None
-    # The service applies the orientation of EXIF, as it does to files.
-    exif = source.getexif()
-    image = source if source.mode in _PNG_MODES else source.convert("RGB")
-    file = io.BytesIO()
-    image.save(file, "PNG", **({"exif": exif} if exif else {}))
+    return _encode_png(source)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise InvalidImageError(f"the image {path} is not a file; give the path of a file")
+        if (num_bytes := path.stat().st_size) > MAX_FILE_BYTES:
+            raise InvalidImageError(
+                f"the image {path} has {num_bytes:,} bytes, and a request has at most "
+                f"{MAX_FILE_BYTES:,}; reduce the image"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidImageError(
+            f"the image {path} cannot be read: {error.strerror}; check the file"
+        ) from error
+
+
+def _encode_png(image: Any) -> bytes:
+    try:
+        # The service applies the orientation of EXIF, as it does to files.
+        exif = image.getexif()
+        image = image if image.mode in _PNG_MODES else image.convert("RGB")
+        file = io.BytesIO()
+        image.save(file, "PNG", **({"exif": exif} if exif else {}))
+    # A PIL image decodes its file only here.
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidImageError(
+            f"a PIL image cannot be encoded as PNG: {error}; give another image"
+        ) from error
     return file.getvalue()
 
 
-def _build_data_uri(image: bytes) -> str:
+def _build_part(image: bytes) -> dict[str, Any]:
     media_type = find_media_type(image) or _UNKNOWN_TYPE
-    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
+    url = f"data:{media_type};base64,{base64.b64encode(image).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
 
-from rm_core import ScoreError, drop_nulls
+from rm_core import InputError, ScoreError, drop_nulls
 from serve.client.endpoints import EndpointPool, get_error_field, is_retryable
 from serve.client.errors import ScoringFailedError, ServiceError
 from serve.client.images import to_wire
@@ -373,7 +373,9 @@ def _encode_item(item: object) -> str | ScoreError:
     if isinstance(item, ScoreError):
         return item
     try:
-        return encode_json(drop_nulls(to_wire(item)))
+        return encode_json(to_wire(drop_nulls(item)))
+    except InputError as error:
+        return ScoreError.from_exception(error)
     except ValueError:
         # Also raised for a list that contains itself.
         reason = (

@@ -27,6 +27,7 @@ from rm_core.inputs.chat_formats import find_markers
 from rm_core.types import Conversation
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError, ServiceError
+from serve.client.image_places import fill_places, has_images
 from serve.client.responses import RankedResponse
 from serve.client.settings import ClientSettings, PolicyTemplate
 from serve.client.sync_client import ScoringClient
@@ -64,7 +65,9 @@ class ConversationReader:
                 f"{', '.join(TEMPLATES)}"
             )
 
-    def build_conversation(self, prompt: Any, answer: Any, tools: Any = None) -> Item:
+    def build_conversation(
+        self, prompt: Any, answer: Any, tools: Any = None, images: Any = None
+    ) -> Item:
         """Return the conversation of a prompt and its answer.
 
         Args:
@@ -73,6 +76,9 @@ class ConversationReader:
             tools: the row's column `tools`, also as JSON text; None and blank text mean no tools.
                 Unused for a prompt that the policy's template rendered, since the template wrote
                 the tools into the prompt.
+            images: the row's image, or list of images, which `fill_places` puts into the prompt.
+                Unused if the prompt's messages have images, and for a prompt that the policy's
+                template rendered.
         """
         prompt, answer = _to_list(prompt), _to_list(answer)
         if isinstance(prompt, str) and isinstance(answer, str):
@@ -80,7 +86,13 @@ class ConversationReader:
                 return self.parse_conversation(prompt + answer, prompt)
             if template_error := _find_template_error(prompt):
                 return template_error
-        messages = [*_to_messages(prompt, "user"), *_to_messages(answer, "assistant")]
+        messages = _to_messages(prompt, "user")
+        images = [] if images is None or has_images(messages) else _to_list(images)
+        try:
+            filled = fill_places(messages, images if isinstance(images, list | tuple) else [images])
+        except InvalidConversationError as error:
+            return ScoreError.from_exception(error)
+        messages = [*filled, *_to_messages(answer, "assistant")]
         item: Item = with_tools(messages, tools)
         return item
 

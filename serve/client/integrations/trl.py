@@ -1,4 +1,7 @@
-"""TRL: `reward_funcs` of `GRPOTrainer` and `RLOOTrainer`, for conversational and text datasets."""
+"""TRL: `reward_funcs` of `GRPOTrainer` and `RLOOTrainer`, for conversational and text datasets.
+
+Images of a vision dataset are in the messages, where TRL puts them, or in a column.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 from rm_core import Reward, ScoreError
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError
+from serve.client.images import to_wire
 from serve.client.integrations.base import ConversationReader, Item, get_column
 from serve.client.responses import RankedResponse
 from serve.client.sansio import encode_json
@@ -25,7 +29,10 @@ class _TRLRewardBase:
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> list[Item]:
         tools = get_column(columns, "tools", len(prompts))
-        rows = zip(prompts, completions, tools, strict=True)
+        # The names that TRL reads; it passes them along even where the prompts have the images.
+        name = "images" if "images" in columns else "image"
+        images = get_column(columns, name, len(prompts))
+        rows = zip(prompts, completions, tools, images, strict=True)
         return [self.reader.build_conversation(*row) for row in rows]
 
     def _extract_rewards(
@@ -57,7 +64,10 @@ class TRLReward(_TRLRewardBase):
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """Return the raw reward of each completion, in order; a column `tools` is rendered."""
+        """Return the raw reward of each completion, in order.
+
+        The columns `tools`, and `images` or `image`, become parts of the conversations.
+        """
         results = self.client.results(
             self._build_conversations(prompts, completions, columns),
             self.reader.truncation,
@@ -84,7 +94,10 @@ class AsyncTRLReward(_TRLRewardBase):
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """Return the raw reward of each completion, in order; a column `tools` is rendered."""
+        """Return the raw reward of each completion, in order.
+
+        The columns `tools`, and `images` or `image`, become parts of the conversations.
+        """
         results = await self.client.results(
             self._build_conversations(prompts, completions, columns),
             self.reader.truncation,
@@ -113,10 +126,12 @@ class TRLJudgeReward(_TRLRewardBase):
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """Return the mean margin of each completion, in order."""
-        items = self._build_conversations(prompts, completions, {})
+        # Not the tools, which a judge does not read. It refuses images.
+        images = {name: value for name, value in columns.items() if name in ("images", "image")}
+        items = self._build_conversations(prompts, completions, images)
         groups: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
-            groups.setdefault(encode_json(prompt), []).append(index)
+            groups.setdefault(encode_json(to_wire(prompt)), []).append(index)
         results: dict[int, RankedResponse | ScoreError] = {}
         with ThreadPoolExecutor(self.client.options.max_concurrency) as pool:
             ranked = pool.map(self._rank, [[items[i] for i in group] for group in groups.values()])

@@ -1,8 +1,9 @@
 """verl: `custom_reward_function`, for single answers or, with the batch manager, for batches.
 
 verl passes the answer to a reward function, but not the prompt. The prompt is taken from
-`extra_info`, from the key that the setting `prompt_field` names. Keywords of `reward_kwargs` are
-settings that take precedence over the environment.
+`extra_info`, from the key that the setting `prompt_field` names, and images of the prompt from the
+key `images`, if there is one. Keywords of `reward_kwargs` are settings that take precedence over
+the environment.
 """
 
 from __future__ import annotations
@@ -59,4 +60,4 @@ def _build_item(client: RewardClient, extra_info: Mapping[str, Any] | None, answ
             f"{', '.join(map(repr, info)) or 'none'}); add it to the data, or name another key "
             "with reward_kwargs.prompt_field",
         )
-    return client.reader.build_conversation(info[name], answer)
+    return client.reader.build_conversation(info[name], answer, images=info.get("images"))
