@@ -41,12 +41,20 @@ class FakeExecutor:
     Args:
         delay_s: duration of a call in seconds.
         fail_at: index of the first call that fails with `failure`; all later calls fail too.
+        max_image_bytes: maximum size of an image's file; None for a model that reads only text.
     """
 
-    def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
+    def __init__(
+        self,
+        delay_s: float = 0.0,
+        fail_at: int | None = None,
+        max_image_bytes: int | None = None,
+    ) -> None:
         self.drain_timeout_s: float | None = None
         self.calls: list[list[Messages]] = []
         self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
+        if max_image_bytes is not None:
+            self.model["max_image_bytes"] = max_image_bytes
         self.num_asked = 0
         self.failure: Exception = RuntimeError("the executor failed")
         self.before: Callable[[int], None] = lambda number: None

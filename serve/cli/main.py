@@ -220,7 +220,10 @@ def render(file: Any, truncation: Any, **options: Any) -> None:
     from serve.jobs.render import render_lines
 
     columns = Columns(**pop_columns(options))
-    failed = render_lines(file, build_model_config(**options), truncation, click.echo, columns)
+    name = str(getattr(file, "name", ""))
+    path = name if Path(name).is_file() else None  # not so for standard input
+    config = build_model_config(**options)
+    failed = render_lines(file, config, truncation, click.echo, columns, path)
     if failed:
         sys.exit(3)
 

@@ -201,6 +201,18 @@ def loading_options(command: CommandT) -> CommandT:
             help="How a process reward model's authors divide a solution into steps.",
         ),
         click.option(
+            "--min-pixels",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Enlarge smaller images to about N pixels.  [default: as the checkpoint says]",
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Reduce larger images to at most N pixels.  [default: as the checkpoint says]",
+        ),
+        click.option(
             "--label",
             type=click.IntRange(min=0),
             metavar="N",
@@ -313,6 +325,8 @@ LOADING_OPTIONS = (
     "template_date",
     "kind",
     "step_format",
+    "min_pixels",
+    "max_pixels",
     "label",
     "label_weights",
     "lm_head_tokens",

@@ -11,16 +11,14 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from rm_core import BenchmarkDataError
+from rm_core import BenchmarkDataError, InvalidImageError
 from rm_core.benchmarks.base import Item
 from rm_core.text import quote
 from serve.client.images import find_media_type
-from serve.jobs.atomic_io import read_regular_file
+from serve.jobs.inputs.image_files import ImageFiles
 from serve.jobs.inputs.image_references import refer_to_images
-from serve.jobs.inputs.storage import is_remote
 
 _MAX_BYTES = 64 << 20
 
@@ -80,12 +78,10 @@ def _load_image(source: bytes | str, file: str, label: str) -> bytes:
     image = _decode_base64(source)
     if image is not None and find_media_type(image) is not None:
         return image
-    if "://" in source:
-        raise BenchmarkDataError(
-            f"{label}: the image is the address {quote(source)}, and no address is fetched; "
-            "download the image and give its path"
-        )
-    return _read_file(source, file, label)
+    try:
+        return ImageFiles(file, _MAX_BYTES).read(source)
+    except InvalidImageError as error:
+        raise BenchmarkDataError(f"{label}: {error.detail}") from error
 
 
 def _decode_base64(text: str) -> bytes | None:
@@ -93,25 +89,3 @@ def _decode_base64(text: str) -> bytes | None:
         return base64.b64decode("".join(text.split()), validate=True) or None
     except (binascii.Error, ValueError):
         return None
-
-
-def _read_file(source: str, file: str, label: str) -> bytes:
-    if is_remote(file):
-        raise BenchmarkDataError(
-            f"{label}: the image is the path {quote(source)}, and {file} is not on this machine; "
-            "copy the folder to a disk, or give images as data URIs"
-        )
-    folder = Path(file).resolve().parent
-    try:
-        path = (folder / source).resolve()
-        is_inside = path.is_relative_to(folder) and not Path(source).is_absolute()
-        image = read_regular_file(path, _MAX_BYTES) if is_inside else b""
-        reason = "is empty" if is_inside else "is not in that folder"
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        image, reason = b"", f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    if not image:
-        raise BenchmarkDataError(
-            f"{label}: the image {quote(source)} {reason}; it must be a file in {folder} or below, "
-            "with its path relative to that folder, or a data URI or base64"
-        )
-    return image

@@ -4,9 +4,10 @@ A column concerns scoring only if some format makes it part of the model's input
 
 1. The column is read if its content can be rendered: prompts, answers, `system`, `history`,
    `tools`.
-2. The row gets an error if the answer is about something that is not text (images, videos, audio),
-   or if the row has no single answer (stepwise supervision unless the model is a step model, a
-   prompt alone, an annotation tool's record).
+2. The row gets an error if the answer is about something that the model does not read (videos,
+   audio, and images unless it is a vision-language model), or if the row has no single answer
+   (stepwise supervision unless the model is a step model, a prompt alone, an annotation tool's
+   record).
 3. Otherwise the row gets a warning `column_not_read` (`documents`, `context`, a second prompt),
    unless the conversation has the same text anyway.
 
@@ -23,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 from rm_core import ChatFormatName, InvalidConversationError
 from rm_core.config import Kind
-from rm_core.inputs.conversations import Messages
+from rm_core.inputs.conversations import Messages, get_text
 from rm_core.text import format_keys
 from serve.errors import JobInputError
 from serve.jobs.turns import TranscriptMode, load_messages
@@ -67,6 +68,8 @@ MEDIA = (
 )
 """Columns with media that an answer is about."""
 _MEDIA = frozenset(MEDIA)
+IMAGE_COLUMNS = ("images", "image")
+"""Columns with the images of a prompt, which vision-language models read."""
 MODEL_INPUT_COLUMNS = (
     *("prompt", *PROMPTS, INPUT, *CONVERSATIONS, *SYSTEMS, HISTORY, TOOLS),
     *("documents", "context", "functions", "chat_template", "chat_template_kwargs", "objects"),
@@ -188,16 +191,26 @@ def _walk_path(value: Any, path: str) -> Any:
     raise TypeError(path)
 
 
-def require_text_only(record: Mapping[str, Any]) -> None:
-    """Raise an `InvalidConversationError` if a record or a message has images, videos or audio."""
+def require_readable(record: Mapping[str, Any], *, reads_images: bool) -> None:
+    """Raise an `InvalidConversationError` if a record has media that the model does not read.
+
+    Args:
+        record: columns of the record that may be read.
+        reads_images: whether the columns of images in `serve.jobs.record_images` are read.
+    """
     if _MEDIA.isdisjoint(record):
         return
-    media = [name for name in MEDIA if _is_filled(record.get(name))]
+    media = [
+        name
+        for name in MEDIA
+        if not (reads_images and name in IMAGE_COLUMNS) and _is_filled(record.get(name))
+    ]
     if media:
+        what = "text, and images of the prompt" if reads_images else "text"
         raise InvalidConversationError(
-            f"the record has {format_keys(media)}, and only text is scored; an answer about "
-            "something that the model does not see would get a wrong reward. If the answer does "
-            f"not depend on it, ignore the column: {_format_ignore_options(media)}"
+            f"the record has {format_keys(media)}, and this model reads only {what}; an answer "
+            "about something that the model does not see would get a wrong reward. If the answer "
+            f"does not depend on it, ignore the column: {_format_ignore_options(media)}"
         )
 
 
@@ -263,7 +276,7 @@ def _is_repeated(name: str, value: Any, conversations: Sequence[Messages]) -> bo
 
 def _is_covered(value: Any, messages: Messages) -> bool:
     if isinstance(value, str):
-        return any(value.strip() in message["content"] for message in messages)
+        return any(value.strip() in get_text(message["content"]) for message in messages)
     if isinstance(value, list):
         return all(
             isinstance(turn, Mapping)

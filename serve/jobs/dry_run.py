@@ -14,7 +14,7 @@ from rm_core import Reward, ScoreError
 from serve.errors import JobStoppedError
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.items import ScoringInput
-from serve.jobs.manifest import get_kind
+from serve.jobs.manifest import get_kind, get_max_image_bytes
 from serve.jobs.progress import Progress
 from serve.jobs.runner import Chunk, read_chunks
 from serve.jobs.spec import JobSpec, require_fitting_options
@@ -67,9 +67,10 @@ def estimate(
     progress.start_phase("counting", total=total, unit="bytes")
     asks_services = executor.drain_timeout_s is not None
     with contextlib.suppress(JobStoppedError), shutdown.allow_interrupt(asks_services):
-        kind = get_kind(executor.resolve_identity())
+        model = executor.resolve_identity()
+        kind = get_kind(model)
         require_fitting_options(spec, kind)
-        for chunk in read_chunks(spec, kind):
+        for chunk in read_chunks(spec, kind, max_image_bytes=get_max_image_bytes(model)):
             _count(chunk, spec, executor, result)
             if chunk.first_row == 0:
                 result.tokens_per_s = _measure_rate(chunk, spec, executor)

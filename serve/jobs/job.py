@@ -22,6 +22,7 @@ from serve.jobs.manifest import (
     Manifest,
     find_input_changes,
     get_kind,
+    get_max_image_bytes,
     require_compatible,
 )
 from serve.jobs.progress import Progress
@@ -128,7 +129,7 @@ class Job:
         for line in manifest.scan.names.format_notices():
             self.notify(line)
         try:
-            self._score(manifest.scan.num_rows, manifest.kind)
+            self._score(manifest)
             return self._write_output(manifest)
         except BaseException:
             if self.store.num_chunks:
@@ -138,7 +139,8 @@ class Job:
                 )
             raise
 
-    def _score(self, num_rows: int, kind: Kind) -> None:
+    def _score(self, manifest: Manifest) -> None:
+        num_rows = manifest.scan.num_rows
         num_scored = self.store.summary.num_rows
         if self.spec.fail_fast and self.store.summary.num_failed:
             first_row = 0
@@ -150,7 +152,13 @@ class Job:
                 self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
             ChunkRunner(
-                self.spec, kind, self.store, self.executor, self.progress, self.shutdown
+                self.spec,
+                manifest.kind,
+                self.store,
+                self.executor,
+                self.progress,
+                self.shutdown,
+                get_max_image_bytes(manifest.model),
             ).run()
         if self.store.summary.num_rows != num_rows:
             raise self._input_changed_error(

@@ -199,6 +199,15 @@ def get_kind(model: Mapping[str, Any]) -> Kind:
     return kind
 
 
+def get_max_image_bytes(model: Mapping[str, Any]) -> int | None:
+    """Return the maximum size of an image's file, from the identity of an executor.
+
+    None for a model that reads only text.
+    """
+    num_bytes: int | None = model.get("max_image_bytes")
+    return num_bytes
+
+
 def _scan_from_json(content: dict[str, Any], kind: Kind) -> InputScan:
     schema = content["schema"]
     return InputScan(

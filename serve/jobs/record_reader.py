@@ -54,9 +54,11 @@ from serve.jobs.columns import (
     is_annotation,
     is_prompt,
     is_whole_conversation,
-    require_text_only,
+    require_readable,
 )
+from serve.jobs.inputs.image_files import ImageFiles
 from serve.jobs.inputs.items import ScoringInput, list_orders
+from serve.jobs.record_images import RecordImages
 from serve.jobs.turns import (
     has_function_calls,
     load_messages,
@@ -125,12 +127,14 @@ class ParsedRecord:
             in place of an invalid response.
         error: why the record cannot be scored; it then has no conversations.
         warnings: warnings about how the record was read.
+        num_image_bytes: size of the files of images that were read.
     """
 
     kind: RecordKind | None
     conversations: tuple[ScoringInput | ScoreError, ...] = ()
     error: ScoreError | None = None
     warnings: tuple[str, ...] = ()
+    num_image_bytes: int = 0
 
 
 def try_parse_record(
@@ -139,6 +143,7 @@ def try_parse_record(
     kind: Kind = "classifier",
     *,
     both_orders: bool = True,
+    image_files: ImageFiles | None = None,
 ) -> ParsedRecord:
     """Parse a record; an invalid record gives a `ParsedRecord` with an error.
 
@@ -147,12 +152,13 @@ def try_parse_record(
         columns: columns that the caller named.
         kind: kind of the model that reads the record.
         both_orders: whether a judge reads pairs in both orders; it always does so for groups.
+        image_files: files of images that the record may name; None if the model reads only text.
     """
     if isinstance(record, ScoreError):
         return ParsedRecord(None, error=record)
     found: RecordKind | None = None
     try:
-        parsed = parse_record(record, columns, kind)
+        parsed = parse_record(record, columns, kind, image_files)
         found = parsed.kind
         return _list_orders(parsed, both_orders) if kind == "judge" else parsed
     except InputError as error:
@@ -187,9 +193,14 @@ def _list_orders(parsed: ParsedRecord, both_orders: bool) -> ParsedRecord:
 
 
 def parse_record(
-    record: object, columns: Columns = DEFAULT_COLUMNS, kind: Kind = "classifier"
+    record: object,
+    columns: Columns = DEFAULT_COLUMNS,
+    kind: Kind = "classifier",
+    image_files: ImageFiles | None = None,
 ) -> ParsedRecord:
     """Parse a record of any known shape; steps of solutions only if `kind` is `step`.
+
+    The arguments are those of `try_parse_record`.
 
     Raises:
         InvalidConversationError: the record has no known shape, or a conversation is invalid.
@@ -206,7 +217,8 @@ def parse_record(
             f"the record is a {' and a '.join(kinds)} at once; name the columns to score by "
             "--messages-column, by --chosen-column and --rejected-column, or by --responses-column"
         )
-    return _RecordReader(record, columns, reads_steps=kind == "step").read(kinds[0])
+    reader = _RecordReader(record, columns, image_files, reads_steps=kind == "step")
+    return reader.read(kinds[0])
 
 
 class _RecordReader:
@@ -215,14 +227,20 @@ class _RecordReader:
     Args:
         record: a record of a known shape.
         columns: columns that the caller named.
+        image_files: see `try_parse_record`.
         reads_steps: whether the answer may be given as steps.
 
     Raises:
-        InvalidConversationError: the record is about something that is not text.
+        InvalidConversationError: the record is about something that the model does not read.
     """
 
     def __init__(
-        self, record: Mapping[str, Any], columns: Columns, *, reads_steps: bool = False
+        self,
+        record: Mapping[str, Any],
+        columns: Columns,
+        image_files: ImageFiles | None,
+        *,
+        reads_steps: bool = False,
     ) -> None:
         self._columns = columns
         self._original = record
@@ -234,7 +252,8 @@ class _RecordReader:
         self._read_columns: set[str] = set()
         self._warnings: list[str] = []
         self._steps = find_steps_column(self._record, columns) if reads_steps else None
-        require_text_only(self._record)
+        require_readable(self._record, reads_images=image_files is not None)
+        self._images = RecordImages(self._record, image_files)
         for path, names in (
             (columns.prompt, ("prompt", *PROMPTS, INPUT)),
             (columns.system, SYSTEMS),
@@ -268,7 +287,7 @@ class _RecordReader:
         system, tools = self._parse_system(), self._tools
         extended = [
             c if isinstance(c, ScoreError) else _check_keys(_add_system(c, system))
-            for c in conversations
+            for c in [self._fill_images(one, kind) for one in conversations]
         ]
         good = [c for c in extended if not isinstance(c, ScoreError)]
         if all(message in c for message in self._history for c in good):
@@ -282,7 +301,19 @@ class _RecordReader:
         if steps and good:
             item = {"prompt": good[0][:-1], "steps": self._record[steps]}
             completed = (parse_step_item(item),)
-        return ParsedRecord(kind, completed, warnings=tuple(dict.fromkeys(self._warnings)))
+        warnings = tuple(dict.fromkeys(self._warnings))
+        return ParsedRecord(kind, completed, None, warnings, self._images.num_bytes)
+
+    def _fill_images(
+        self, conversation: Messages | ScoreError, kind: RecordKind
+    ) -> Messages | ScoreError:
+        try:
+            filled = conversation
+            return filled if isinstance(filled, ScoreError) else self._images.fill(filled)
+        except InvalidConversationError as error:
+            if kind != "group":
+                raise
+            return ScoreError.from_exception(error)
 
     def _read_conversation(self) -> Messages:
         """Read the only conversation of the record."""
@@ -384,7 +415,7 @@ class _RecordReader:
         """Read a pair of ms-swift: `messages`, and another answer or conversation."""
         chosen = self._parse_whole(self._load_messages("messages"), "messages")
         if name == "rejected_messages":
-            other = load_messages(value)
+            other = self._normalize(value, load_messages)
         else:
             other = self._parse_answer(value, _Prompt([], is_text=True))
         if is_whole_conversation(other):
@@ -527,7 +558,7 @@ class _RecordReader:
             return None
         if (turns := parse_json_turns(text)) is not None:
             self._warn(_JSON_READ)
-            return turns
+            return self._images.load(turns)  # type: ignore[no-any-return]
         transcript = parse_transcript(text, mode)
         if transcript is not None:
             self._warn(_TRANSCRIPT_READ)
@@ -546,7 +577,7 @@ class _RecordReader:
         if mode != "keep":
             if (turns := parse_json_turns(value)) is not None:
                 self._warn(_JSON_READ)
-                return _Prompt(parse_prompt(turns))
+                return _Prompt(parse_prompt(self._images.load(turns)))
             if (transcript := parse_prompt_transcript(value, mode)) is not None:
                 self._warn(_TRANSCRIPT_READ)
                 return _Prompt(*transcript, is_transcript=True)
@@ -593,7 +624,7 @@ class _RecordReader:
     def _normalize(self, value: Any, normalize: Callable[[Any], Any] = normalize_messages) -> Any:
         if has_function_calls(value):
             self._warnings.append(_CALL_AS_TEXT)
-        return normalize(value)
+        return self._images.load(normalize(value))
 
     def _find_column(self, path: str) -> str:
         return path if path in self._record else path.partition(".")[0]
@@ -665,7 +696,7 @@ def _check_keys(messages: Messages) -> Messages | ScoreError:
                 "the list as JSON text",
             )
         try:
-            require_text_only(message)
+            require_readable(message, reads_images=False)
         except InvalidConversationError as error:
             return ScoreError(error.code, f"message {index}: {error.detail}")
     return messages
@@ -681,13 +712,18 @@ def _is_covered_by(prompt: _Prompt, start: Messages) -> bool:
     """Return whether the common beginning of whole conversations contains a prompt."""
     if prompt.opening:
         return False
-    prompt_turns = [(m["role"], m["content"].strip()) for m in prompt.messages]
+    prompt_turns, start_turns = map(_strip_turns, (prompt.messages, start))
     if not any(content for _, content in prompt_turns):
         return True
-    start_turns = [(m["role"], m["content"].strip()) for m in start]
     return any(
         start_turns[i : i + len(prompt_turns)] == prompt_turns for i in range(len(start_turns))
     )
+
+
+def _strip_turns(messages: Messages) -> list[tuple[str, Any]]:
+    """Return role and content of each message, without white space around text."""
+    contents = ((message["role"], message["content"]) for message in messages)
+    return [(role, c.strip() if isinstance(c, str) else c) for role, c in contents]
 
 
 def _common_prefix(conversations: Sequence[Messages]) -> Messages:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, to_render_json
+from rm_core.inputs.encoder import ChatEncoder
 from serve.escaping import dump_json
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
+from serve.jobs.inputs.image_files import ImageFiles
 from serve.jobs.inputs.json_rows import parse_lines
 from serve.jobs.record_reader import try_parse_record
 
@@ -18,15 +20,26 @@ def render_lines(
     truncation: Truncation,
     write: Callable[[str], None],
     columns: Columns = DEFAULT_COLUMNS,
+    path: str | None = None,
 ) -> int:
     """Write the model input of each conversation as a line of JSON; return the number of errors.
 
-    `lines` has records of the same shapes as a job's input; `line` counts its rows from 0.
+    `line` counts the rows from 0.
+
+    Args:
+        lines: records of the same shapes as a job's input.
+        config: configuration of the model.
+        truncation: what to do with conversations that are too long.
+        write: writes a line.
+        columns: columns that the caller named.
+        path: file of the lines, next to which are the images that they name; None for no file.
     """
     encoder = load_encoder(config)
+    reads_images = isinstance(encoder, ChatEncoder) and encoder.image_tokens is not None
+    images = ImageFiles(path, config.max_image_bytes) if reads_images else None
     num_failed = 0
     for row in parse_lines(lines):
-        parsed = try_parse_record(row.record, columns)
+        parsed = try_parse_record(row.record, columns, image_files=images)
         for conversation in [parsed.error] if parsed.error else parsed.conversations:
             encoded: Encoded | ScoreError
             if isinstance(conversation, ScoreError):

@@ -19,6 +19,7 @@ from rm_core import Reward, ScoreError, aggregate
 from rm_core.config import Kind
 from serve.errors import BadRowError, JobStoppedError
 from serve.jobs.executors.base import Executor, ScoreBatchResult
+from serve.jobs.inputs.image_files import ImageFiles
 from serve.jobs.inputs.image_references import restore_images
 from serve.jobs.inputs.items import ScoringInput, compute_digest, list_pairs, list_solutions
 from serve.jobs.inputs.rows import Row
@@ -100,7 +101,7 @@ class PendingChunk:
 class ChunkRunner:
     """One run over the remaining chunks of a job; see `serve.jobs.job.Job` for the attributes.
 
-    `kind` is the kind of the model.
+    `kind` is the kind of the model, and `max_image_bytes` that of `read_chunks`.
     """
 
     spec: JobSpec
@@ -109,6 +110,7 @@ class ChunkRunner:
     executor: Executor
     progress: Progress
     shutdown: GracefulShutdown
+    max_image_bytes: int | None = None
     _in_flight: set[Digest] = field(default_factory=set)
     _finished_at: float = 0.0
     _drain_deadline: float | None = None
@@ -131,7 +133,8 @@ class ChunkRunner:
             raise JobStoppedError("stopped by a signal")
 
     def _run(self, pending: deque[PendingChunk]) -> None:
-        chunks = read_chunks(self.spec, self.kind, self.store.summary.num_rows)
+        first_row = self.store.summary.num_rows
+        chunks = read_chunks(self.spec, self.kind, first_row, self.max_image_bytes)
         while True:
             while len(pending) < self.executor.capacity and self.shutdown.received_signal is None:
                 chunk = next(chunks, None)
@@ -202,19 +205,30 @@ class ChunkRunner:
         return replace(result, reward=aggregate(result.step_rewards, aggregation))
 
 
-def read_chunks(spec: JobSpec, kind: Kind, first_row: int = 0) -> Iterator[Chunk]:
+def read_chunks(
+    spec: JobSpec, kind: Kind, first_row: int = 0, max_image_bytes: int | None = None
+) -> Iterator[Chunk]:
     """Yield the chunks of a job from a row on, which is the first one of a chunk.
 
     A chunk ends at `spec.chunk_rows` rows or at `MAX_CHUNK_BYTES` of input, in which a row counts
-    once for each pair that a judge reads of it.
+    once for each pair that a judge reads of it, and with the files of images that it names.
+
+    Args:
+        spec: specification of the job.
+        kind: kind of the model.
+        first_row: number of the first row.
+        max_image_bytes: maximum size of an image's file; None for a model that reads only text.
     """
     num_left = None if spec.limit is None else max(0, spec.limit - first_row)
     rows: list[tuple[Row, ParsedRecord]] = []
     num_bytes = 0
     for row in islice(spec.source.iter_rows(first_row), num_left):
-        record = _parse_record(row.record, spec, kind)
+        file = spec.source.files[row.file].path
+        images = None if max_image_bytes is None else ImageFiles(file, max_image_bytes)
+        record = _parse_record(row.record, spec, kind, images)
         rows.append((row, record))
         num_bytes += row.size * (len(record.conversations) or 1 if kind == "judge" else 1)
+        num_bytes += record.num_image_bytes
         if len(rows) == spec.chunk_rows or num_bytes >= MAX_CHUNK_BYTES:
             yield _build_chunk(rows)
             rows, num_bytes = [], 0
@@ -239,14 +253,22 @@ def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
     return Chunk(rows[0][0].number, parsed, conversations, num_bytes)
 
 
-def _parse_record(record: Any, spec: JobSpec, kind: Kind) -> ParsedRecord:
+def _parse_record(
+    record: Any, spec: JobSpec, kind: Kind, image_files: ImageFiles | None
+) -> ParsedRecord:
     if spec.images:
         record = {**record, "prompt": restore_images(record["prompt"], spec.images)}
     if spec.inputs == "steps":
         return ParsedRecord("steps", tuple(list_solutions(record)))
     if spec.inputs == "pairs":
         return ParsedRecord("verdicts", tuple(list_pairs(record)))
-    return try_parse_record(record, spec.columns, kind, both_orders=spec.orders != "given")
+    return try_parse_record(
+        record,
+        spec.columns,
+        kind,
+        both_orders=spec.orders != "given",
+        image_files=image_files,
+    )
 
 
 def raise_on_error(rows: Sequence[RowResults], first_row: int) -> None:

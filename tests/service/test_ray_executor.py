@@ -22,10 +22,12 @@ import small_chunks
 import torch
 from job_runs import count_chunks, run_job, write_lines
 from processes import Process, kill, processes_of
+from vision import build_vision_model
 from waiting import PATIENCE_S
 
 from rm_core import Encoded, ModelConfig, ModelLoadError, Reward, RewardScorer, load_encoder
 from rm_core.inputs.conversations import Messages
+from rm_core.inputs.sample_image import write_png
 from rm_core.packing import TokenIds
 from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.executors.ray import RayExecutor
@@ -348,3 +350,31 @@ def test_executor_survives_losses_and_grows(
 
 def assert_killed(process: Process) -> None:
     assert kill(process)
+
+
+def test_images_reach_replicas(cluster: Any, tmp_path: Path) -> None:
+    model = ModelConfig(str(build_vision_model(tmp_path / "model")))
+    images = [write_png(100, 60), write_png(57, 90)]
+    calls = [
+        [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": image},
+                        {"type": "text", "text": "What?"},
+                    ],
+                },
+                {"role": "assistant", "content": f"Answer {number} of {call}."},
+            ]
+            for number in range(6)
+            for image in images
+        ]
+        for call in range(2)
+    ]
+    executor = RayExecutor(model, cluster.address, 1)
+    try:
+        assert executor.resolve_identity()["max_image_bytes"] == model.max_image_bytes
+        score_all(executor, calls, RewardScorer.load(model))
+    finally:
+        executor.close()

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 # One call on the device, one ready for the device, one being tokenized.
 _CAPACITY = 3
+_IMAGE_SETTINGS = ("min_pixels", "max_pixels", "max_image_bytes", "max_image_pixels", "max_images")
 Encodings = list[Encoded | ScoreError]
 
 
@@ -127,8 +128,8 @@ class LocalExecutor(Executor):
         items = [item for item in encoded if isinstance(item, Encoded)]
         readouts = list_readouts(items, scorer.encoder.kind)
         images = [placed.image for item in items for placed in item.images]
-        sequences = [item.input_ids for item in items]
-        return encoded, scorer.pack(sequences, readouts=readouts, images=images)
+        ids = [item.input_ids for item in items]
+        return encoded, scorer.pack(ids, readouts=readouts, images=images)
 
     def _begin(self, _num_tokens: int) -> None:
         # Called before each batch, so that a stopping job does not wait for all batches.
@@ -140,8 +141,8 @@ class LocalExecutor(Executor):
             kept_budget = self._max_batch_tokens
             # What is cached depends on where a job was stopped, and rewards on what is cached, in
             # their last bits: the output of a resumed job would be another one.
-            prefix_cache_bytes = None if self._config.deterministic else 0
-            batching = BatchConfig(kept_budget, prefix_cache_bytes)
+            cache_bytes = None if self._config.deterministic else 0
+            batching = BatchConfig(kept_budget, cache_bytes, cache_bytes)
             scorer = RewardScorer.load(self._config, batching)
             try:
                 scorer.warm_up()
@@ -153,7 +154,7 @@ class LocalExecutor(Executor):
                     "device's memory: with smaller batches, rewards may differ in their last bits",
                     kept_budget,
                 )
-                batching = BatchConfig(prefix_cache_bytes=prefix_cache_bytes)
+                batching = BatchConfig(None, cache_bytes, cache_bytes)
                 scorer = RewardScorer(scorer.loaded_model, batching)
                 scorer.warm_up()
             self._max_batch_tokens = scorer.describe().max_batch_tokens
@@ -184,6 +185,8 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     }
     if config.template_date and checkpoint.may_ask_for_date(template):
         identity["template_date"] = config.template_date
+    if checkpoint.vision is not None:
+        identity |= {name: getattr(config, name) for name in _IMAGE_SETTINGS}
     if checkpoint.kind.kind != "classifier":
         judge_template = config.judge_template
         identity |= {

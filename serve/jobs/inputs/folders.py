@@ -182,8 +182,8 @@ def list_saved_files(folder: Path, split: str | None) -> list[str]:
     return [str(file) for file in files]
 
 
-def _require_inside(folder: Path, files: Iterable[Path]) -> None:
-    """Check that all files of a folder are in it after links are resolved.
+def find_roots(folder: Path) -> list[Path]:
+    """Return the folders in which a folder's files have to be after links are resolved.
 
     Snapshots in the hub's cache may link to the `blobs` folder of the same repository.
     """
@@ -193,6 +193,12 @@ def _require_inside(folder: Path, files: Iterable[Path]) -> None:
         snapshots = next((p for p in (path, *path.parents) if p.parent.name == "snapshots"), None)
         if snapshots and snapshots.parent.parent.name.startswith(("datasets--", "models--")):
             roots.append(Path(os.path.realpath(snapshots.parent.parent / "blobs")))
+    return roots
+
+
+def _require_inside(folder: Path, files: Iterable[Path]) -> None:
+    """Check that all files of a folder are in it after links are resolved."""
+    roots = find_roots(folder)
     for file in files:
         target = Path(os.path.realpath(file))
         if not any(target.is_relative_to(root) for root in roots):

@@ -119,6 +119,7 @@ def _choose_batch_rows(file: pq.ParquetFile, group: int) -> int:
         JobInputError: a column decompresses to more than `_MOST_UNPACKED` bytes.
     """
     metadata = file.metadata.row_group(group)
+    most_rows: int = max(1, _BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size))
     total = 0
     for index in range(metadata.num_columns):
         column = metadata.column(index)
@@ -141,7 +142,9 @@ def _choose_batch_rows(file: pq.ParquetFile, group: int) -> int:
         ):
             # Any row may have that many bytes.
             total += decompressed
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // total)) if total else _BATCH_ROWS
+    if total:
+        most_rows = min(most_rows, max(1, _BATCH_BYTES // total))
+    return min(_BATCH_ROWS, most_rows)
 
 
 def _iter_parquet_batches(
