@@ -23,6 +23,7 @@ _KNOWN: Mapping[str, tuple[Kind, StepFormat | None]] = {
 VISION_LANGUAGE: Mapping[str, str] = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
 """Architecture of each `model_type` of vision-language models; they are served as classifiers."""
 # Tokens that the authors' code appends after the chat template, and at which it reads the reward.

@@ -147,7 +147,14 @@ def estimate_tower_bytes(config: Any, dtype: torch.dtype, num_patches: int) -> i
     in_attention = 3 * width * size + 6 * width * 4 + 4 * width * size
     in_mlp = 3 * mlp * size
     per_patch = residual + max(in_attention, in_mlp)
-    return int(num_patches * per_patch)
+    num_kept = count_deepstack_layers(config)
+    per_token = num_kept * config.out_hidden_size * size if num_kept else 0
+    return int(num_patches * (per_patch + per_token / config.spatial_merge_size**2))
+
+
+def count_deepstack_layers(config: Any) -> int:
+    """Count the layers of a vision tower, before its last, that return features too (Qwen3-VL)."""
+    return len(getattr(config, "deepstack_visual_indexes", ()))
 
 
 def compute_image_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int:
@@ -160,7 +167,8 @@ def compute_image_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int
     """
     vision = config.vision_config
     num_tokens = max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2
-    return int(num_tokens * config.get_text_config().hidden_size * dtype.itemsize)
+    per_token = (1 + count_deepstack_layers(vision)) * config.get_text_config().hidden_size
+    return int(num_tokens * per_token * dtype.itemsize)
 
 
 def choose_vision_cache_bytes(

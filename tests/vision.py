@@ -16,6 +16,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
 )
 
 from rm_core.kinds import VISION_LANGUAGE
@@ -61,11 +62,23 @@ _TOWERS: dict[str, dict[str, Any]] = {
         "tokens_per_second": 2,
         "in_chans": 3,
     },
+    # Positions of a grid of 6 x 6 patches, so that they are interpolated for every image.
+    "qwen3_vl": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [0, 2],
+        "in_channels": 3,
+    },
 }
 _MODELS: dict[str, Any] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
+_ACTIVATIONS = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}
+PATCH_SIZES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 36 * 28 * 28
 STANDARD_DEVIATION = 0.08
 
@@ -92,8 +105,8 @@ def build_vision_model(
 
     Args:
         folder: folder to write.
-        family: `qwen2_vl` or `qwen2_5_vl`.
-        layout: `old` for names and config of transformers up to 4.51, `new` for those of 5.
+        family: `qwen2_vl`, `qwen2_5_vl` or `qwen3_vl`.
+        layout: `old` for names and config of the family's first transformers, `new` for those of 5.
         head: where the value head is: `beside` or `beside, no prefix` (value_head.safetensors),
             `inside` the weights, or None for a plain model.
         num_shards: number of weight files.
@@ -104,9 +117,9 @@ def build_vision_model(
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in IMAGE_TOKENS}
     tower = {
         "depth": 4,
-        "hidden_act": "silu" if family == "qwen2_5_vl" else "quick_gelu",
+        "hidden_act": _ACTIVATIONS[family],
         "num_heads": 4,
-        "patch_size": 14,
+        "patch_size": PATCH_SIZES[family],
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         **_TOWERS[family],
@@ -129,6 +142,8 @@ def build_vision_model(
         **TEXT,
         **entries,
     }
+    if family == "qwen3_vl":
+        config = _nest_text_config(config)
     (folder / "config.json").write_text(json.dumps(config))
     model_config = AutoConfig.from_pretrained(folder)
     if layout == "new":
@@ -140,7 +155,7 @@ def build_vision_model(
         if parameter.dim() > 1:
             parameter.data.normal_(std=STANDARD_DEVIATION)
     weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-    if layout == "old":
+    if layout == "old" and family != "qwen3_vl":
         weights = {_get_old_name(name): tensor for name, tensor in weights.items()}
     _write_weights(folder, weights, head, num_shards)
     tokenizer.save_pretrained(folder)
@@ -148,12 +163,23 @@ def build_vision_model(
         "image_processor_type": "Qwen2VLImageProcessor",
         "min_pixels": MIN_PIXELS,
         "max_pixels": MAX_PIXELS,
-        "patch_size": 14,
+        "patch_size": PATCH_SIZES[family],
         "merge_size": 2,
         "temporal_patch_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
+    if family == "qwen3_vl":
+        half = [0.5, 0.5, 0.5]
+        processor |= {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "image_mean": half,
+            "image_std": half,
+            "size": {
+                "shortest_edge": processor.pop("min_pixels"),
+                "longest_edge": processor.pop("max_pixels"),
+            },
+        }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
@@ -191,6 +217,25 @@ def write_value_head(folder: Path, head: str) -> None:
     """Write value_head.safetensors, with names as `build_vision_model` describes."""
     prefix = "" if head == "beside, no prefix" else "v_head."
     save_file(make_value_head(prefix), folder / "value_head.safetensors", {"format": "pt"})
+
+
+def _nest_text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as Qwen3-VL has had it from the start, with heads of another size."""
+    outer = ("architectures", "model_type", "tie_word_embeddings", "transformers_version")
+    is_outer = {key: key in outer or key.endswith("_token_id") for key in config}
+    text = {key: value for key, value in config.items() if not is_outer[key]}
+    vision_config = text.pop("vision_config")
+    text |= {
+        "model_type": "qwen3_vl_text",
+        "head_dim": 32,
+        "rope_scaling": {
+            "rope_type": "default",
+            "mrope_interleaved": True,
+            "mrope_section": [6, 5, 5],
+        },
+    }
+    outer_config = {key: value for key, value in config.items() if is_outer[key]}
+    return {**outer_config, "text_config": text, "vision_config": vision_config}
 
 
 def _get_old_name(name: str) -> str:

@@ -11,7 +11,7 @@ import contextlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -134,7 +134,7 @@ def _compute_hidden_states(
 
 def _build_inputs(
     loaded_model: LoadedModel, tree: PrefixTree, num_padding_tokens: int
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Return the decoder's inputs for a row, on the model's first device."""
     device, tower = loaded_model.device, loaded_model.vision_tower
     input_ids = copy_to_device(_build_token_ids(tree, num_padding_tokens), device)
@@ -142,10 +142,8 @@ def _build_inputs(
         positions = _build_positions(tree, num_padding_tokens)
         return {"input_ids": input_ids, "position_ids": copy_to_device(positions, device)}
     positions = build_row_positions(tree, num_padding_tokens)
-    return {
-        "inputs_embeds": tower.embed(tree, input_ids),
-        "position_ids": copy_to_device(positions, device),
-    }
+    inputs = tower.build_inputs(tree, input_ids)
+    return {**inputs, "position_ids": copy_to_device(positions, device)}
 
 
 def _build_packed_attention(

@@ -1,6 +1,8 @@
 """Puts images into a packed row: their features in place of embeddings, and their positions.
 
-transformers' vision tower turns the patches of an image into one feature for each of its tokens.
+transformers' vision tower turns the patches of an image into one feature for each of its tokens;
+that of Qwen3-VL also returns features of its earlier layers, which the first layers of the decoder
+add to the hidden states of the image's tokens (DeepStack, arXiv 2406.04334).
 The tower runs once for an image, however many sequences of a batch have it, and features are kept
 between batches. The positions of Qwen's vision-language models have three rows (M-RoPE): a token of
 text has the same number in all of them, a token of an image has its place in time, height and
@@ -135,25 +137,33 @@ class VisionTower:
         self._features.clear()
         self._num_bytes = 0
 
-    def embed(self, tree: PrefixTree, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of a row, with features for the tokens of images.
+    def build_inputs(self, tree: PrefixTree, input_ids: torch.Tensor) -> dict[str, Any]:
+        """Return the decoder's inputs for a row, with features for the tokens of images.
 
         Args:
             tree: the batch.
             input_ids: int64 `[1, num_tokens]` on the device of the embedding; negative for images.
 
         Returns:
-            `[1, num_tokens, hidden_size]`.
+            `inputs_embeds` `[1, num_tokens, hidden_size]`. For Qwen3-VL and a row with images also
+            `visual_pos_masks`, bool `[1, num_tokens]`, and `deepstack_visual_embeds`, for each of
+            the first layers `[num_image_tokens, hidden_size]`, in the order of the row.
         """
         embeddings: torch.Tensor = self._model.get_input_embeddings()(input_ids.clamp(min=0))
+        inputs: dict[str, Any] = {"inputs_embeds": embeddings}
         pieces = list(_find_pieces(tree))
         if not pieces:
-            return embeddings
+            return inputs
         features = self._get_features({image.digest: image for image, *_ in pieces})
+        further = []
         for image, offset, start, stop in pieces:
-            values = features[image.digest][offset : offset + stop - start]
-            embeddings[0, start:stop] = values.to(embeddings.device, embeddings.dtype)
-        return embeddings
+            values = features[image.digest][:, offset : offset + stop - start]
+            embeddings[0, start:stop] = values[0].to(embeddings.device, embeddings.dtype)
+            further.append(values[1:])
+        if len(further[0]):
+            inputs["visual_pos_masks"] = input_ids < 0
+            inputs["deepstack_visual_embeds"] = torch.cat(further, dim=1).unbind()
+        return inputs
 
     def build_plain_inputs(self, encoded: Encoded) -> dict[str, torch.Tensor]:
         """Return transformers' own inputs for the images of one conversation."""
@@ -168,7 +178,7 @@ class VisionTower:
         }
 
     def _get_features(self, images: Mapping[bytes, EncodedImage]) -> dict[bytes, torch.Tensor]:
-        """Return the features `[num_tokens, hidden_size]` of each image by its digest."""
+        """Return the features of each image by its digest, as `_encode` does."""
         features: dict[bytes, torch.Tensor] = {}
         missing = []
         for digest, image in images.items():
@@ -184,10 +194,16 @@ class VisionTower:
         return features
 
     def _encode(self, images: Sequence[EncodedImage]) -> Sequence[torch.Tensor]:
+        """Return for each image `[1 + num_deepstack_layers, num_tokens, hidden_size]`."""
         output = self._model.get_image_features(*self._build_pixel_values(images))
         self.num_encoded += len(images)
-        features: Sequence[torch.Tensor] = getattr(output, "pooler_output", output)
-        return features
+        layers = [output.pooler_output, *getattr(output, "deepstack_features", [])]
+        # transformers splits them by image; releases such as 5.17 split only the first.
+        layers = [f if isinstance(f, torch.Tensor) else torch.cat(f) for f in layers]
+        stacked: Sequence[torch.Tensor] = torch.stack(layers).split(
+            [image.num_tokens for image in images], dim=1
+        )
+        return stacked
 
     def _build_pixel_values(
         self, images: Sequence[EncodedImage]

@@ -27,6 +27,8 @@ IMAGE_TOKENS: Mapping[str, str] = {
 _DEFAULT_IDS = (151_655, 151_656, 151_652, 151_653)
 _DEFAULT_PATCH_SIZE, _DEFAULT_MERGE_SIZE, _DEFAULT_TEMPORAL_SIZE = 14, 2, 2
 _DEFAULT_SECTIONS = [16, 24, 24]
+_QWEN3_PATCH_SIZE, _QWEN3_SECTIONS, _QWEN3_HEAD_DIM = 16, [24, 20, 20], 128
+_QWEN3_DEPTH, _QWEN3_DEEPSTACK_LAYERS = 27, [8, 16, 24]
 # Largest size of each number in `vision_config`, to refuse what would take minutes to build.
 _MAX_SIZES = {
     "depth": 1_000,
@@ -35,6 +37,7 @@ _MAX_SIZES = {
     "intermediate_size": 1 << 20,
     "mlp_ratio": 1 << 10,
     "num_heads": 1 << 10,
+    "num_position_embeddings": 1 << 20,
     "out_hidden_size": 1 << 16,
     "patch_size": 1 << 10,
     "spatial_merge_size": 1 << 5,
@@ -131,13 +134,17 @@ def read_vision_config(folder: Path, config: Mapping[str, Any]) -> VisionConfig 
     ids = dict(zip(IMAGE_TOKENS.values(), _DEFAULT_IDS, strict=True))
     vision = VisionConfig(
         **{key: config.get(key, default) for key, default in ids.items()},
-        patch_size=sizes.get("patch_size", _DEFAULT_PATCH_SIZE),
+        patch_size=sizes.get(
+            "patch_size", _QWEN3_PATCH_SIZE if _is_qwen3(config) else _DEFAULT_PATCH_SIZE
+        ),
         spatial_merge_size=sizes.get("spatial_merge_size", _DEFAULT_MERGE_SIZE),
         temporal_patch_size=sizes.get("temporal_patch_size", _DEFAULT_TEMPORAL_SIZE),
     )
     _check_ids(file, config, vision)
     _check_sections(file, config)
     _check_tower(file, config, sizes, vision)
+    if _is_qwen3(config):
+        _check_deepstack_layers(file, config, sizes)
     _check_processor(folder, vision)
     return vision
 
@@ -181,11 +188,19 @@ def _check_ids(file: Path, config: Mapping[str, Any], vision: VisionConfig) -> N
         )
 
 
+def _is_qwen3(config: Mapping[str, Any]) -> bool:
+    return bool(config["model_type"] == "qwen3_vl")
+
+
 def _check_sections(file: Path, config: Mapping[str, Any]) -> None:
     """Check how the rotary frequencies are divided among time, height and width."""
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    sections = (config.get(name) or {}).get("mrope_section", _DEFAULT_SECTIONS)
-    half = config["hidden_size"] // config["num_attention_heads"] // 2
+    default = _QWEN3_SECTIONS if _is_qwen3(config) else _DEFAULT_SECTIONS
+    sections = (config.get(name) or {}).get("mrope_section", default)
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    if _is_qwen3(config):
+        head_dim = config.get("head_dim", _QWEN3_HEAD_DIM)
+    half = head_dim // 2
     if not (
         isinstance(sections, list)
         and len(sections) == 3
@@ -196,6 +211,34 @@ def _check_sections(file: Path, config: Mapping[str, Any]) -> None:
             f"mrope_section in {name} of {file} is {quote(sections, 80)}; it must have three "
             f"integers above 0 whose sum is {half}, half the size of an attention head: correct "
             "it, or download the file again"
+        )
+    # Qwen3-VL takes frequencies 1, 4, 7 ... for the height and 2, 5, 8 ... for the width.
+    if _is_qwen3(config) and any(3 * n - 3 + i >= half for i, n in enumerate(sections) if i):
+        raise ModelLoadError(
+            f"mrope_section in {name} of {file} is {sections}; height and width take every third "
+            f"of {half} frequencies, which do not suffice: correct it, or download the file again"
+        )
+
+
+def _check_deepstack_layers(
+    file: Path, config: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> None:
+    """Check which layers of the tower have features that the first layers of the decoder add.
+
+    The decoder's last layer gets none, since it runs on the readout tokens only.
+    """
+    layers = sizes.get("deepstack_visual_indexes", _QWEN3_DEEPSTACK_LAYERS)
+    depth, num_layers = sizes.get("depth", _QWEN3_DEPTH), config["num_hidden_layers"]
+    if not (
+        isinstance(layers, list)
+        and all(type(layer) is int and 0 <= layer < depth for layer in layers)
+        and layers == sorted(set(layers))
+        and len(layers) < num_layers
+    ):
+        raise ModelLoadError(
+            f"deepstack_visual_indexes in vision_config of {file} is {quote(layers, 80)}; it must "
+            f"have increasing integers from 0 to {depth - 1}, layers of the vision tower, fewer "
+            f"than the text decoder's {num_layers} layers: correct it, or download the file again"
         )
 
 

@@ -18,7 +18,7 @@ from serve.errors import UnknownShapeError
 # Number of norms of hidden size in a layer, if not 2; Qwen3 has two more, each of head size.
 _NORMS = {"gemma2": 4}
 # Families whose projections to queries, keys and values have biases.
-_BIASED = ("qwen2", *VISION_LANGUAGE)
+_BIASED = ("qwen2", "qwen2_vl", "qwen2_5_vl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class ModelShape:
     @property
     def layer_parameters(self) -> int:
         """Parameters of one layer, including norms and biases."""
-        head_norms = 2 * self.head_dim if self.family == "qwen3" else 0
+        head_norms = 2 * self.head_dim if self.family in ("qwen3", "qwen3_vl") else 0
         num_biased_heads = self.num_attention_heads + 2 * self.num_key_value_heads
         biases = num_biased_heads * self.head_dim if self.family in _BIASED else 0
         norms = _NORMS.get(self.family, 2) * self.hidden_size + head_norms
@@ -181,6 +181,8 @@ def _count_vision_parameters(config: Mapping[str, Any]) -> int:
     if config["model_type"] not in VISION_LANGUAGE:
         return 0
     tower = config["vision_config"]
+    if config["model_type"] == "qwen3_vl":
+        return _count_qwen3_vision_parameters(tower, config["hidden_size"])
     is_qwen2 = config["model_type"] == "qwen2_vl"
     width = tower.get("embed_dim", 1_280) if is_qwen2 else tower.get("hidden_size", 3_584)
     values = 3 * tower.get("temporal_patch_size", 2) * tower.get("patch_size", 14) ** 2
@@ -195,3 +197,21 @@ def _count_vision_parameters(config: Mapping[str, Any]) -> int:
     in_merger = norm + merged * (merged + 1) + (merged + 1) * config["hidden_size"]
     in_layers = tower.get("depth", 32) * (in_attention + in_mlp + 2 * norm)
     return int(values * width + in_layers + in_merger)
+
+
+def _count_qwen3_vision_parameters(tower: Mapping[str, Any], hidden_size: int) -> int:
+    """Count the parameters of Qwen3-VL's tower; every linear layer and norm has a bias."""
+    width, mlp = tower.get("hidden_size", 1_152), tower.get("intermediate_size", 4_304)
+    values = 3 * tower.get("temporal_patch_size", 2) * tower.get("patch_size", 16) ** 2
+    merged = width * tower.get("spatial_merge_size", 2) ** 2
+    num_deepstack_layers = len(tower.get("deepstack_visual_indexes", (8, 16, 24)))
+    in_embeddings = (values + 1 + tower.get("num_position_embeddings", 2_304)) * width
+    in_layer = 4 * width * (width + 1) + 2 * width * mlp + mlp + width + 4 * width
+    in_merger = merged * (merged + 1) + (merged + 1) * hidden_size  # without its norm
+    return int(
+        in_embeddings
+        + tower.get("depth", 27) * in_layer
+        + (1 + num_deepstack_layers) * in_merger
+        + 2 * width
+        + num_deepstack_layers * 2 * merged
+    )

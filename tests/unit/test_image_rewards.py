@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,13 @@ from vision import MAX_PIXELS, build_vision_model
 
 from rm_core import BatchConfig, ModelConfig, RewardScorer
 from rm_core.inputs.sample_image import write_png
+from rm_core.model.pipeline_parallel import install_transfer_hooks
 from rm_core.model.vision import build_mrope_positions
 from rm_core.types import Encoded, Reward, ScoreError
 
 WIDE, HIGH, LARGE = write_png(100, 60), write_png(57, 90), write_png(300, 200)
-CHECKPOINTS = [("qwen2_5_vl", "old"), ("qwen2_5_vl", "new"), ("qwen2_vl", "old")]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
+CHECKPOINTS = [*itertools.product(FAMILIES, ["old", "new"]), ("qwen2_vl", "old")]
 
 
 def image(source: bytes) -> dict[str, Any]:
@@ -61,9 +65,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
     return build
 
 
-@pytest.fixture(scope="module")
-def folder(folder_of: Callable[[str, str], Path]) -> Path:
-    return folder_of("qwen2_5_vl", "old")
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, folder_of: Callable[[str, str], Path]) -> Path:
+    return folder_of(request.param, "old")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +134,18 @@ def test_compiled_layers_read_images(folder: Path, plain: PlainVisionModel) -> N
     assert rewards(scorer.score(CONVERSATIONS)) == pytest.approx(expected, abs=1e-4)
 
 
+def test_two_stages_read_images(folder: Path) -> None:
+    """Both stages are on the CPU; rewards are equal to the last bit."""
+    stages = (torch.device("cpu"), torch.device("cpu"))
+    plain, split = (
+        RewardScorer.load(ModelConfig(str(folder)), BatchConfig(60)).loaded_model for _ in range(2)
+    )
+    install_transfer_hooks(split.model, stages)
+    split = dataclasses.replace(split, devices=stages)
+    expected, results = (RewardScorer(m, BatchConfig(60)).score(GROUP) for m in (plain, split))
+    assert results == expected
+
+
 def test_one_dimensional_positions_would_be_noticed(plain: PlainVisionModel) -> None:
     """transformers falls back to them without a word where token types are missing."""
     messages = CONVERSATIONS[1]
@@ -189,7 +205,7 @@ def test_equal_texts_with_other_images_share_nothing_after_the_image(
     assert first != second
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 3000, 10**6])
+@pytest.mark.parametrize("cache_bytes", [0, 3000, 6000, 10**6])
 def test_cache_of_features_is_bounded(
     cache_bytes: int, folder: Path, plain: PlainVisionModel
 ) -> None:
@@ -231,15 +247,16 @@ def test_any_mixture_of_shared_turns_and_images(
         return turns
 
     conversations = [build() for _ in range(8)]
-    scorer = SCORERS.setdefault(
-        budget, RewardScorer.load(ModelConfig(str(folder)), BatchConfig(budget))
-    )
+    key = folder, budget
+    if key not in SCORERS:
+        SCORERS[key] = RewardScorer.load(ModelConfig(str(folder)), BatchConfig(budget))
+    scorer = SCORERS[key]
     scorer.score(conversations[:num_kept])
     expected = plain.score_all(conversations)
     assert rewards(scorer.score(conversations)) == pytest.approx(expected, abs=1e-4)
 
 
-SCORERS: dict[int, RewardScorer] = {}
+SCORERS: dict[tuple[Path, int], RewardScorer] = {}
 
 
 def test_images_are_resized_as_settings_say(folder: Path) -> None:

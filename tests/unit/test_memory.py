@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
-from vision import build_vision_model
+from vision import PATCH_SIZES, build_vision_model
 
 from rm_core import BatchConfig, DeviceMemoryError, ModelConfig, RewardScorer
 from rm_core.memory import (
@@ -21,6 +21,7 @@ from rm_core.memory import (
     choose_budget,
     choose_prefix_cache_size,
     choose_vision_cache_bytes,
+    compute_image_bytes,
     estimate_bytes_per_token,
     estimate_tower_bytes,
     fit_budget,
@@ -170,17 +171,21 @@ def test_estimate_tower_bytes(tmp_path: Path) -> None:
     older.mlp_ratio = 20
     residual = 1_176 * (4 + 4) + 2 * 64 * (4 + 4)
     assert estimate_tower_bytes(older, torch.float32, 1) == residual + 3 * 20 * 64 * 4
+    newest = load_vision_config(tmp_path / "c", "qwen3_vl").vision_config
+    residual = 1_536 * (4 + 2) + 2 * 64 * (2 + 4)
+    kept = 2 * 64 * 2 // 4  # two layers' features of a token, for each of its four patches
+    assert estimate_tower_bytes(newest, torch.bfloat16, 10) == 10 * (residual + in_attention + kept)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_tower_needs_at_most_its_estimate(family: str, dtype: Any, tmp_path: Path) -> None:
     tower: Any = load_model(
         ModelConfig(str(build_vision_model(tmp_path, family)), device="cpu", dtype=dtype)
     ).model.visual
     side = 32
     with torch.inference_mode(), LiveBytes() as memory:
-        pixels = torch.randn(side * side, 1_176)
+        pixels = torch.randn(side * side, 6 * PATCH_SIZES[family] ** 2)
         tower(pixels.to(tower.dtype), torch.tensor([[1, side, side]]))
     estimate = estimate_tower_bytes(tower.config, tower.dtype, side * side)
     assert memory.peak <= estimate <= 3 * memory.peak
@@ -215,3 +220,8 @@ def test_vision_cache_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert choose((1 << 30) + 1_000).num_bytes == 50
     assert "5.0% of the 0.0 GiB" in choose((1 << 30) + 1_000).reason
     assert choose(0).num_bytes == 0
+
+
+def test_deepstack_features_are_part_of_an_image(tmp_path: Path) -> None:
+    config = load_vision_config(tmp_path, "qwen3_vl")
+    assert compute_image_bytes(config, torch.bfloat16, 100 * 32 * 32) == 100 * 3 * 64 * 2

@@ -45,6 +45,8 @@ LAYOUTS = [
     ("qwen2_5_vl", "new"),
     ("qwen2_vl", "old"),
     ("qwen2_vl", "new"),
+    ("qwen3_vl", "old"),
+    ("qwen3_vl", "new"),
 ]
 
 
@@ -213,7 +215,9 @@ def test_vision_config(family: str, layout: str, built: BuildOf) -> None:
     tokenizer = vision.build_vision_tokenizer()
     names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     image, video, start, end = (tokenizer.get_vocab()[name] for name in names)
-    assert checkpoint.vision == VisionConfig(image, video, start, end, 14, 2, 2)
+    assert checkpoint.vision == VisionConfig(
+        image, video, start, end, vision.PATCH_SIZES[family], 2, 2
+    )
     assert (checkpoint.family, checkpoint.max_positions) == (family, 2048)
     assert checkpoint.num_embeddings == len(tokenizer) + 8
     assert open_checkpoint(ModelConfig("demo"), weights=False).vision is None
@@ -366,6 +370,39 @@ def test_damaged_vision_config_is_refused(
     assert reason in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "reason"),
+    [
+        ("text_config", {"head_dim": 64}, "whose sum is 32, half the size of an attention head"),
+        ("text_config", {"rope_scaling": None}, "[24, 20, 20]"),
+        (
+            "text_config",
+            {"rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+            "take every third of 16 frequencies, which do not suffice",
+        ),
+        ("text_config", {"num_hidden_layers": 2}, "fewer than the text decoder's 2 layers"),
+        ("vision_config", {"deepstack_visual_indexes": [0, 4]}, "integers from 0 to 3, layers of"),
+        ("vision_config", {"deepstack_visual_indexes": [2, 0]}, "must have increasing integers"),
+        ("vision_config", {"deepstack_visual_indexes": None}, "must have increasing integers"),
+        (
+            "vision_config",
+            {"deepstack_visual_indexes": [0]},
+            "do not belong to any module of the model: visual.deepstack_merger_list.1",
+        ),
+        ("vision_config", {"num_position_embeddings": 49}, "pos_embed.weight"),
+        ("vision_config", {"out_hidden_size": 32}, "the two must be equal"),
+        ("vision_config", {"patch_size": 14}, "but the vision tower of config.json has 14"),
+    ],
+)
+def test_damaged_config_of_qwen3_vl_is_refused(
+    part: str, changes: dict[str, Any], reason: str, built: BuildOf, tmp_path: Path
+) -> None:
+    shutil.copytree(built("qwen3_vl", "old"), tmp_path, dirs_exist_ok=True)
+    content = json.loads((tmp_path / "config.json").read_text())[part]
+    edit_config(tmp_path, **{part: {**content, **changes}})
+    assert reason in refusal(tmp_path)
+
+
 def test_keys_of_nested_text_config_are_checked(built: BuildOf, tmp_path: Path) -> None:
     shutil.copytree(built("qwen2_5_vl", "new"), tmp_path, dirs_exist_ok=True)
     text_config = json.loads((tmp_path / "config.json").read_text())["text_config"]
@@ -399,7 +436,7 @@ def test_tokenizer_without_image_tokens_is_refused(folder: Path) -> None:
     [
         {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
         {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]},
-        {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]},
+        {"model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"]},
         {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vision_config": {}},
         {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]},
     ],

@@ -57,7 +57,8 @@ def test_parameters_match_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "layout"), [("qwen2_5_vl", "old"), ("qwen2_5_vl", "new"), ("qwen2_vl", "old")]
+    ("family", "layout"),
+    [("qwen2_5_vl", "old"), ("qwen2_5_vl", "new"), ("qwen2_vl", "old"), ("qwen3_vl", "old")],
 )
 def test_parameters_of_vision_language_models(family: str, layout: str, tmp_path: Path) -> None:
     shape = find_model_shape(str(build_vision_model(tmp_path, family, layout)))
