@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from rm_core.errors import ModelLoadError
-from rm_core.model.decoder import get_decoder
+from rm_core.model.decoder import get_decoder, get_vision_tower
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +77,8 @@ def check_precision(
             _check_products(device)
         rotary = getattr(get_decoder(model), "rotary_emb", None)
         if rotary is not None:
-            _check_rotary(rotary, next(model.parameters()).dtype, last_position)
+            has_rows = get_vision_tower(model) is not None
+            _check_rotary(rotary, next(model.parameters()).dtype, last_position, has_rows)
 
 
 def _check_products(device: torch.device) -> None:
@@ -95,8 +96,11 @@ def _check_products(device: torch.device) -> None:
         )
 
 
-def _check_rotary(rotary: Any, dtype: torch.dtype, last_position: int) -> None:
-    """Compare cosines and sines with float64, at the largest position and some smaller ones."""
+def _check_rotary(rotary: Any, dtype: torch.dtype, last_position: int, has_rows: bool) -> None:
+    """Compare cosines and sines with float64, at the largest position and some smaller ones.
+
+    With `has_rows`, positions have three rows, as those of vision-language models.
+    """
     rotary = copy.deepcopy(rotary)  # some rotary embeddings store the longest sequence so far
     # Gemma-3 has frequencies for each type of layer, such as `full_attention_inv_freq`.
     for name, frequencies in dict(rotary.named_buffers()).items():
@@ -110,8 +114,11 @@ def _check_rotary(rotary: Any, dtype: torch.dtype, last_position: int) -> None:
             )
         checked = sorted({max(0, last_position - step) for step in (0, 1, 2, last_position // 3)})
         positions = torch.tensor([checked], device=frequencies.device)
+        rows = positions.expand(3, 1, -1) if has_rows else positions
         dtype_source = torch.zeros(1, dtype=dtype, device=frequencies.device)
-        computed = torch.stack(rotary(dtype_source, positions, *([kind] if kind else []))).double()
+        computed = torch.stack(rotary(dtype_source, rows, *([kind] if kind else []))).double()
+        if computed.dim() > 4:  # some releases of transformers merge the rows in each layer
+            computed = computed[:, 0]
         angles = positions[0].double().unsqueeze(1) * frequencies.double()
         scale = float(getattr(rotary, f"{kind}_attention_scaling" if kind else "attention_scaling"))
         exact = torch.stack([angles.cos(), angles.sin()]).unsqueeze(1) * scale

@@ -15,6 +15,8 @@ import torch
 from gpu.models import SHAPES, build
 from reference import CONVERSATIONS
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel
+from vision import build_vision_model
 
 from rm_core import ModelConfig, ModelLoadError, Reward, RewardScorer
 from rm_core.model.precision import check_precision, use_ieee_products
@@ -171,5 +173,29 @@ def test_wrong_rotary_embedding_is_refused(
         rotary.inv_freq = rotary.inv_freq.bfloat16()
     else:
         monkeypatch.setattr(type(rotary), "forward", wrong)
+    with pytest.raises(ModelLoadError, match="rotary"):
+        check_precision(model, [CPU], 8191)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_rotary_embedding_of_three_rows(
+    family: str, is_merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer releases of transformers merge the rows in the embedding, older ones in each layer."""
+    model: Any = AutoModel.from_pretrained(build_vision_model(tmp_path, family))
+    rotary = type(model.language_model.rotary_emb)
+    forward, factor = rotary.forward, 1.0
+
+    def embed(self: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        assert positions.shape == (3, 1, 4)
+        if is_merged:
+            return tuple(factor * tensor for tensor in forward(self, hidden, positions))
+        rows = [forward(self, hidden, row.expand(3, 1, -1)) for row in positions]
+        return tuple(factor * torch.stack(tensors) for tensors in zip(*rows, strict=True))
+
+    monkeypatch.setattr(rotary, "forward", embed)
+    check_precision(model, [CPU], 8191)
+    factor = 1.2
     with pytest.raises(ModelLoadError, match="rotary"):
         check_precision(model, [CPU], 8191)
