@@ -116,11 +116,15 @@ def test_exported_text_model(head: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("layout", ["old", "new"])
-def test_adapter_with_its_head_equals_merged_model(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "layout"), [("qwen2_5_vl", "old"), ("qwen2_5_vl", "new"), ("qwen3_vl", "old")]
+)
+def test_adapter_with_its_head_equals_merged_model(
+    family: str, layout: str, tmp_path: Path
+) -> None:
     """As LLaMA-Factory writes them; layers of the tower are merged too."""
     base, adapter, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
-    vision.build_vision_model(base, layout=layout, head=None)
+    vision.build_vision_model(base, family, layout, head=None)
     model = AutoModelForImageTextToText.from_pretrained(base)
     config = LoraConfig(r=4, target_modules=["q_proj", "qkv"], init_lora_weights=False)
     adapted = get_peft_model(model, config)
