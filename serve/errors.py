@@ -20,7 +20,7 @@
 ├── PlanError                         no plan is possible
 └── UnknownCheckpointError            the catalogue has no such checkpoint
 [OverloadedError]                   try again later
-├── ModelAsleepError                  the model sleeps beside a trainer
+├── ModelAsleepError                  the model sleeps while a trainer uses its device
 ├── TooManyRequestsError              one client has too many requests in flight
 └── ReplicaBusyError                  the replica did not try the batch
 [ModelError]                        the operator can fix it

@@ -41,5 +41,5 @@ def free_unused_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc; `keep_freed_memory` has told it to keep what is freed
+    if trim is not None:  # glibc, which `keep_freed_memory` makes keep what is freed
         trim(0)
