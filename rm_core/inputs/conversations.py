@@ -483,11 +483,20 @@ def _parse_part(part: object, where: str) -> dict[str, Any]:
     )
 
 
-def _parse_image(part: Mapping[Any, Any], kind: str, where: str) -> Any:
-    """Return the source of an image: text, the bytes of a file, or an image of Pillow."""
+def get_image_source(part: object) -> Any:
+    """Return the source in an unvalidated content part; None if the part has no image."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _IMAGE_KEYS:
+        return None
     value = part.get(_IMAGE_KEYS[kind])
     if isinstance(value, Mapping):  # of OpenAI, and the feature `Image` of datasets
         value = value.get("url") if kind != "image" else value.get("bytes")
+    return value
+
+
+def _parse_image(part: Mapping[Any, Any], kind: str, where: str) -> Any:
+    """Return the source of an image: text, the bytes of a file, or an image of Pillow."""
+    value = get_image_source(part)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str):

@@ -26,7 +26,35 @@ _TEXT_PART = {
     "required": ["text"],
     "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
 }
-_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}
+_IMAGE_DATA = {
+    "type": "string",
+    "description": "a data URI such as `data:image/png;base64,...`, or base64 of a PNG, JPEG, "
+    "WebP, GIF or BMP file; no address is ever fetched",
+}
+_IMAGE_URL_PART = {
+    "type": "object",
+    "required": ["type", "image_url"],
+    "properties": {
+        "type": {"type": "string", "enum": ["image_url", "input_image"]},
+        "image_url": {
+            "anyOf": [
+                {"type": "object", "required": ["url"], "properties": {"url": _IMAGE_DATA}},
+                _IMAGE_DATA,
+            ]
+        },
+    },
+}
+_IMAGE_PART = {
+    "type": "object",
+    "required": ["type", "image"],
+    "properties": {"type": {"type": "string", "enum": ["image"]}, "image": _IMAGE_DATA},
+}
+_PARTS = {
+    "type": "array",
+    "items": {"anyOf": [_TEXT_PART, _IMAGE_URL_PART, _IMAGE_PART]},
+    "description": "parts of text, and of images for models that read images",
+}
+_CONTENT = {"anyOf": [{"type": "string"}, _PARTS]}
 _MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
@@ -132,6 +160,22 @@ _BRASILIA: list[JsonValue] = [
     _PARIS[0],
     {"role": "assistant", "content": "The capital of Brazil is Brasilia."},
 ]
+# A red square of 32 x 32 pixels.
+_RED_SQUARE = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAJ0lEQVR42u3NsQkAAAjAsP"
+    "7/tF7hIASyp6lTCQQCgUAgEAgEgi/BAjLD/C5w/SM9AAAAAElFTkSuQmCC"
+)
+_WITH_IMAGE: list[JsonValue] = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "image_url", "image_url": {"url": _RED_SQUARE}},
+            {"type": "text", "text": "Which color is this?"},
+        ],
+    },
+    {"role": "assistant", "content": "Red."},
+]
 
 
 class _Body(BaseModel):
@@ -148,7 +192,11 @@ _INPUTS = ("conversations", "messages", "pairs", "items")
 
 def _document_either(schema: dict[str, Any]) -> None:
     """Document in the schema what the validator checks: exactly one input is required."""
-    schema["examples"] = [{"conversations": [_PARIS, _BRASILIA]}, {"messages": _PARIS}]
+    schema["examples"] = [
+        {"conversations": [_PARIS, _BRASILIA]},
+        {"messages": _PARIS},
+        {"messages": _WITH_IMAGE},
+    ]
     schema["oneOf"] = [{"required": [n]} for n in _INPUTS if n in schema["properties"]]
 
 
@@ -441,6 +489,15 @@ class RankResponse(_Answer):
     )
 
 
+class RenderedImage(BaseModel):
+    """An image as the model reads it, and where its tokens are."""
+
+    position: int = Field(description="index of its first token in `input_ids`")
+    num_tokens: int
+    width: int = Field(description="in pixels, after resizing")
+    height: int = Field(description="in pixels, after resizing")
+
+
 class Rendering(BaseModel):
     """Exactly what would be scored, or `error`."""
 
@@ -461,6 +518,11 @@ class Rendering(BaseModel):
         description="start and end of each token in `text`, in characters (code points), if "
         "requested; null if truncation on the right changed the tokens of the text, and for step "
         "models and judges where parts of the text are tokenized one by one",
+    )
+    images: list[RenderedImage] | None = Field(
+        default=None,
+        description="the images in order, if there are any; `text` has one placeholder for each "
+        "and `input_ids` as many as it has tokens",
     )
     truncated: bool | None = None
     warnings: list[str] | None = None

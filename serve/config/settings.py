@@ -173,6 +173,19 @@ class Settings(BaseSettings):
         description="Maximum number of queued tokens for one model in each gateway, shared "
         "equally among the keys that have tokens queued; a key above its share gets 503.",
     )
+    max_request_images: int = Field(
+        default=256,
+        ge=1,
+        description="Maximum number of different images in a request; one that several "
+        "conversations share counts once.",
+    )
+    max_queued_image_bytes: int = Field(
+        default=2**30,
+        ge=1,
+        description="Maximum memory in bytes of decoded images that wait for one model in each "
+        "gateway, shared equally among the keys that have any. Requests wait for room before their "
+        "images are decoded; a key that has none may always decode those of two conversations.",
+    )
     cache_scope: Literal["key", "service"] = Field(
         default="key",
         description="Requests that share cached rewards and common computation: those with one "

@@ -8,6 +8,7 @@ here depends on HTTP or Ray.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -32,12 +33,23 @@ from rm_core import (
     merge_results,
 )
 from rm_core.config import Kind
+from rm_core.inputs.encoder import ChatEncoder
+from rm_core.inputs.image_processor import ImageProcessor
 from rm_core.packing import Readouts, TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import ModelAsleepError, ReplicaBusyError, ReplicaLostError, WrongKindError
 from serve.scheduler.dispatcher import Dispatcher
+from serve.scheduler.fair_queue import Flow
 from serve.scheduler.pending import RequestFlow
-from serve.scoring.tokenization import EncoderThread, RequestOptions, RequestTokenizer
+from serve.scoring.image_memory import ImageHold, ImageMemory
+from serve.scoring.tokenization import (
+    EncoderTask,
+    EncoderThread,
+    RequestOptions,
+    RequestTokenizer,
+    count_image_bytes,
+    drop_pixels,
+)
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.model_states import ModelState
 from serve.worker.backends import Backend, build_stage_command
@@ -76,7 +88,7 @@ class ScoreResult:
         tokenize_s: seconds of rendering and tokenizing, with the wait for the tokenizer.
         queue_duration_s: seconds until the first conversation went to the model.
         inference_s: seconds of the forward passes of the batches with the request's conversations.
-        encoded: the encoded conversations, if they were asked for.
+        encoded: the encoded conversations, if they were asked for, without pixels.
     """
 
     model: str
@@ -102,7 +114,7 @@ class _ScoredSlice(NamedTuple):
     Attributes:
         results: result of each conversation.
         num_cached_tokens: tokens of the sequences whose outputs came from the cache.
-        encoded: the encoded conversations, if they were asked for.
+        encoded: the encoded conversations, if they were asked for, without pixels.
     """
 
     results: list[Reward | ScoreError]
@@ -125,6 +137,7 @@ class ServedModel:
         encoder_thread: thread of the encoder.
         cache: rewards computed before, by any replica; None if the cache is turned off.
         dispatcher: queue of the model.
+        image_memory: decoded images of its requests.
         created_at: time of creation, in Unix seconds.
 
     Raises:
@@ -146,6 +159,7 @@ class ServedModel:
         self.dispatcher = Dispatcher(
             settings.alias, backend, metrics, shares_rewards, self.encoder.count_prompt_tokens
         )
+        self.image_memory = ImageMemory()
         self.created_at = int(time.time())
         self._backend = backend
         self._sleep_level = 0
@@ -171,6 +185,19 @@ class ServedModel:
         self.dispatcher.max_batch_tokens = info.max_batch_tokens
         self.dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         self.dispatcher.prompts.max_tokens = info.prefix_cache_tokens
+
+    @property
+    def image_processor(self) -> ImageProcessor | None:
+        """Reads the images of conversations; None if the model reads only text."""
+        encoder = self.encoder
+        if not isinstance(encoder, ChatEncoder) or encoder.image_tokens is None:
+            return None
+        return encoder.image_tokens.processor
+
+    @property
+    def _max_image_bytes(self) -> int:
+        """Memory of the largest decoded image, three bytes a pixel."""
+        return 0 if self.image_processor is None else 3 * self.image_processor.max_pixels
 
     @property
     def failure(self) -> str | None:
@@ -328,19 +355,48 @@ class ServedModel:
     async def encode(
         self, conversations: Sequence[object], options: RequestOptions
     ) -> list[Encoded | ScoreError]:
-        """Render and tokenize conversations without scoring them.
+        """Render and tokenize conversations without scoring them. Pixels of images are left out.
 
         Raises:
-            RequestTooLargeError: there are too many characters or tokens.
+            RequestTooLargeError: there are too many characters, images or tokens.
             NotReadyError: the encoder is stuck.
         """
         encoded: list[Encoded | ScoreError] = []
-        with self.encoder_thread.open_flow(options.client) as flow:
-            async for slice_ in RequestTokenizer(
-                self.encoder, self.encoder_thread, flow, conversations, options
-            ):
-                encoded += slice_
+        with (
+            self.encoder_thread.open_flow(options.client) as flow,
+            self._open_image_hold(options) as hold,
+        ):
+            async for slice_ in self._tokenize(flow, conversations, options, hold):
+                if hold is not None:
+                    hold.add(-count_image_bytes(slice_))
+                encoded += map(drop_pixels, slice_)
+                del slice_
         return encoded
+
+    def _open_image_hold(
+        self, options: RequestOptions
+    ) -> contextlib.AbstractContextManager[ImageHold | None]:
+        """Open the account of a request's decoded images; None if the model reads no images."""
+        if self.image_processor is None:
+            return contextlib.nullcontext()
+        return self.image_memory.open_hold(options.client, options.max_queued_image_bytes)
+
+    def _tokenize(
+        self,
+        flow: Flow[EncoderTask],
+        conversations: Sequence[object],
+        options: RequestOptions,
+        hold: ImageHold | None,
+    ) -> RequestTokenizer:
+        return RequestTokenizer(
+            self.encoder,
+            self.encoder_thread,
+            flow,
+            conversations,
+            options,
+            hold,
+            self._max_image_bytes,
+        )
 
     async def compute_offsets(self, encoded: Encoded, client: str) -> list[tuple[int, int]] | None:
         """Return the character offsets of each token; see `ChatEncoder.compute_offsets`."""
@@ -354,7 +410,7 @@ class ServedModel:
 
         Raises:
             NotReadyError: the model is not loaded, or will not be loaded again.
-            RequestTooLargeError: there are too many characters or tokens.
+            RequestTooLargeError: there are too many characters, images or tokens.
         """
         for _ in range(_ATTEMPTS):
             fingerprint = self.require_ready().fingerprint
@@ -362,11 +418,10 @@ class ServedModel:
             with (
                 self.dispatcher.open_flow(client, priority) as flow,
                 self.encoder_thread.open_flow(client, priority) as encoder_flow,
+                self._open_image_hold(options) as hold,
             ):
-                tokenizer = RequestTokenizer(
-                    self.encoder, self.encoder_thread, encoder_flow, conversations, options
-                )
-                slices = await self._score_slices(tokenizer, flow, fingerprint, options)
+                tokenizer = self._tokenize(encoder_flow, conversations, options, hold)
+                slices = await self._score_slices(tokenizer, flow, fingerprint, options, hold)
             num_cached_tokens = sum(num_cached for _, num_cached, _ in slices)
             if len(flow.fingerprints) == 1 and not num_cached_tokens:
                 (fingerprint,) = flow.fingerprints  # of weights that were replaced meanwhile
@@ -395,14 +450,22 @@ class ServedModel:
         flow: RequestFlow,
         fingerprint: Fingerprint,
         options: RequestOptions,
+        hold: ImageHold | None,
     ) -> list[_ScoredSlice]:
         """Tokenize each slice while those before it are scored; return `_score_slice` of each."""
         tasks: list[asyncio.Task[_ScoredSlice]] = []
+
+        async def score_slice(encoded: list[Encoded | ScoreError]) -> _ScoredSlice:
+            scored = await self._score_slice(encoded, flow, fingerprint, options)
+            if hold is not None:
+                hold.add(-count_image_bytes(encoded))
+            return scored
+
         try:
             async with asyncio.TaskGroup() as group:
                 async for encoded in tokenizer:
-                    slice_score = self._score_slice(encoded, flow, fingerprint, options)
-                    tasks.append(group.create_task(slice_score))
+                    tasks.append(group.create_task(score_slice(encoded)))
+                    del encoded  # so that its images are freed once it is scored
                     await self._apply_backpressure(tasks, flow, options.max_queued_tokens)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -455,7 +518,8 @@ class ServedModel:
         )
         num_missing_tokens = sum(len(m.sequence) for m in missing)
         num_cached_tokens = sum(map(len, sequences)) - num_missing_tokens
-        return _ScoredSlice(results, num_cached_tokens, encoded if options.keep_encoded else ())
+        kept = tuple(map(drop_pixels, encoded)) if options.keep_encoded else ()
+        return _ScoredSlice(results, num_cached_tokens, kept)
 
     async def _apply_backpressure(
         self,

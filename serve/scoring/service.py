@@ -147,7 +147,7 @@ class ScoringService:
             UnknownModelError: see `resolve_model`.
             WrongKindError: the model is of another kind.
             BadRequestError: see `resolve_model`; or there are too many conversations.
-            RequestTooLargeError: the conversations have too many characters or tokens in all.
+            RequestTooLargeError: there are too many characters, images or tokens in all.
             NotReadyError: the model's encoder is stuck.
         """
         context = context or RequestContext("-")
@@ -189,7 +189,7 @@ class ScoringService:
             UnknownModelError: see `resolve_model`.
             WrongKindError: the model is of another kind.
             BadRequestError: see `resolve_model`; or there are too many conversations.
-            RequestTooLargeError: the conversations have too many characters or tokens in all.
+            RequestTooLargeError: there are too many characters, images or tokens in all.
             NotReadyError: the model is not loaded, or will not be loaded again.
             OverloadedError: the client has too many tokens queued, or the service is stopping.
         """
@@ -231,6 +231,8 @@ class ScoringService:
             max_length=max_length,
             max_messages=self.settings.max_messages,
             max_queued_tokens=self.settings.max_queued_tokens,
+            max_request_images=self.settings.max_request_images,
+            max_queued_image_bytes=self.settings.max_queued_image_bytes,
         )
 
     def _record_result(self, result: ScoreResult, context: RequestContext) -> None:

@@ -14,10 +14,10 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_not
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rm_core import (
     Aggregation,
@@ -36,8 +36,10 @@ from rm_core import (
     Truncation,
     get_messages,
 )
+from rm_core.inputs.conversations import get_image_source
 from serve.errors import BadRequestError, RequestTooLargeError
 from serve.scheduler.fair_queue import FairQueue, Flow
+from serve.scoring.image_memory import ImageHold
 from serve.telemetry.logging import ANONYMOUS
 
 T = TypeVar("T")
@@ -51,6 +53,10 @@ _MAX_SLICE_CONVERSATIONS = 64
 _MAX_SLICE_CHARACTERS = 50_000
 # Approximate number of characters that a template writes around a message.
 _CHARACTERS_PER_MESSAGE = 16
+# An image takes as long as so much text: to decode it, and to put its token ids into one more
+# conversation right after that, for which the encoder still has it.
+_CHARACTERS_PER_IMAGE = _MAX_SLICE_CHARACTERS
+_CHARACTERS_PER_RECURRENCE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class RequestOptions:
         max_request_tokens: maximum of all conversations together.
         max_request_readouts: maximum of all conversations together: a step model is read at every
             step, and each value takes time of the gateway.
+        max_request_images: see the setting.
+        max_queued_image_bytes: see the setting.
     """
 
     client: str = ANONYMOUS
@@ -86,6 +94,8 @@ class RequestOptions:
     max_request_characters: int = 268_435_456
     max_request_tokens: int = 100_000_000
     max_request_readouts: int = 262_144
+    max_request_images: int = 256
+    max_queued_image_bytes: int = 2**30
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
@@ -137,13 +147,15 @@ class RequestTokenizer:
         flow: flow of the request in the queue of the thread.
         conversations: conversations of the request.
         options: options of the request.
+        hold: decoded images of the request; None if the model reads no images.
+        max_image_bytes: memory of the largest decoded image.
 
     Attributes:
         seconds: seconds that tokenization has taken so far, with the wait for the thread.
 
     Raises:
-        RequestTooLargeError: the conversations have too many characters; or, from the iterator, too
-            many tokens.
+        RequestTooLargeError: the conversations have too many characters or images; or, from the
+            iterator, too many tokens.
         NotReadyError: from the iterator, the thread is stuck.
     """
 
@@ -154,14 +166,20 @@ class RequestTokenizer:
         flow: Flow[EncoderTask],
         conversations: Sequence[object],
         options: RequestOptions,
+        hold: ImageHold | None = None,
+        max_image_bytes: int = 0,
     ) -> None:
         self.seconds = 0.0
         self._encoder = encoder
         self._thread = thread
         self._flow = flow
         self._options = options
+        self._hold = hold
+        self._max_image_bytes = max_image_bytes
         self._num_conversations = len(conversations)
-        sizes = estimate_sizes(conversations, options.max_request_characters)
+        sizes = estimate_sizes(
+            conversations, options.max_request_characters, options.max_request_images
+        )
         self._slices = split_into_slices(conversations, sizes)
         self._shared = SharedPrefix()
         if options.every_token:  # before any of the token ids are scored
@@ -173,8 +191,13 @@ class RequestTokenizer:
         num_done = num_tokens = num_readouts = 0
         for conversations, size in self._slices:
             started = time.perf_counter()
+            reserved = size.num_images * self._max_image_bytes
+            if self._hold is not None:
+                await self._hold.reserve(reserved)
             work = functools.partial(self._encode, conversations)
-            encoded = await self._thread.run(self._flow, size, work)
+            encoded = await self._thread.run(self._flow, size.num_characters, work)
+            if self._hold is not None:
+                self._hold.add(count_image_bytes(encoded) - reserved)
             self.seconds += time.perf_counter() - started
             num_done += len(conversations)
             num_tokens += sum(e.num_tokens for e in encoded if isinstance(e, Encoded))
@@ -187,6 +210,7 @@ class RequestTokenizer:
             num_readouts += sum(len(e.readouts) for e in encoded if isinstance(e, Encoded))
             self._check_num_readouts(num_readouts, num_done)
             yield encoded
+            del encoded  # not kept while this request waits for memory
 
     def _check_num_readouts(self, num_readouts: int, num_done: int) -> None:
         limit = self._options.max_request_readouts
@@ -241,23 +265,63 @@ def read_every_token(item: Encoded | ScoreError) -> Encoded | ScoreError:
     return replace(item, readouts=tuple(range(item.num_tokens)))
 
 
-def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
-    """Estimate the characters (or token ids) of each conversation, shared ones counted each time.
+def count_image_bytes(encoded: Iterable[Encoded | ScoreError]) -> int:
+    """Return the memory of the decoded images of conversations; shared images count once."""
+    images = {
+        id(placed.image): placed.image.num_bytes
+        for item in encoded
+        if isinstance(item, Encoded)
+        for placed in item.images
+    }
+    return sum(images.values())
+
+
+def drop_pixels(item: Encoded | ScoreError) -> Encoded | ScoreError:
+    """Return an encoded conversation without the pixels of its images."""
+    if isinstance(item, ScoreError) or not item.images:
+        return item
+    images = [replace(p, image=replace(p.image, pixels=b"")) for p in item.images]
+    return replace(item, images=tuple(images))
+
+
+class InputSize(NamedTuple):
+    """Estimated size of a conversation, or of a slice.
+
+    Attributes:
+        num_characters: characters (or token ids), with a fixed number for an image.
+        num_images: images that may be decoded.
+        num_new: images that the conversation before does not have.
+    """
+
+    num_characters: int
+    num_images: int = 0
+    num_new: int = 0
+
+
+def estimate_sizes(
+    conversations: Sequence[object], limit: int, max_images: int = 256
+) -> list[InputSize]:
+    """Estimate the size of each conversation; text that several share is counted each time.
 
     Args:
         conversations: conversations of a request.
         limit: maximum number of characters.
+        max_images: maximum number of distinct images.
 
     Raises:
-        RequestTooLargeError: the conversations have more characters together than the limit.
+        RequestTooLargeError: the conversations have more characters or images together.
     """
-    sizes: list[int] = []
+    sizes: list[InputSize] = []
     total = 0
     tools_sizes: dict[int, int] = {}
     previous: Sequence[object] = ()
     judge_prompt: object = None
     prompt_size = judge_prompt_size = 0
+    all_images: set[object] = set()
+    prompt_images: set[object] = set()
+    previous_images: set[object] = set()
     for conversation in conversations:
+        images: set[object] = set()
         if isinstance(conversation, PrerenderedText):
             size = len(conversation.text)
         elif isinstance(conversation, PrerenderedTokens):
@@ -277,15 +341,21 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
             messages = messages if isinstance(messages, list | tuple) else ()
             # Answers to one prompt: the prompt's messages are the same objects each time.
             if len(messages) != len(previous) or any(map(is_not, messages[:-1], previous[:-1])):
-                prompt_size = _estimate_message_sizes(messages[:-1])
+                prompt_images = set()
+                prompt_size = _estimate_message_sizes(messages[:-1], prompt_images)
             previous = messages
-            size = prompt_size + _estimate_message_sizes(messages[-1:])
+            images |= prompt_images
+            size = prompt_size + _estimate_message_sizes(messages[-1:], images)
             if isinstance(conversation, Mapping) and (tools := conversation.get("tools")):
                 # Tools are rendered for each conversation, but all of a request may have one list.
                 if id(tools) not in tools_sizes:
                     tools_sizes[id(tools)] = _count_characters(tools)
                 size += tools_sizes[id(tools)]
-        sizes.append(size)
+        num_new = len(images - previous_images)
+        size += _CHARACTERS_PER_IMAGE * num_new
+        previous_images = images
+        all_images |= images
+        sizes.append(InputSize(size, len(images), num_new))
         total += size
         if total > limit:
             raise RequestTooLargeError(
@@ -293,20 +363,39 @@ def estimate_sizes(conversations: Sequence[object], limit: int) -> list[int]:
                 "characters together, a prompt counted for each of its answers; split it into "
                 "several requests"
             )
+        if len(all_images) > max_images:
+            raise RequestTooLargeError(
+                f"the first {len(sizes):,} of the request's {len(conversations):,} conversations "
+                f"have {len(all_images):,} different images and the limit is {max_images:,}; split "
+                "it into several requests, or raise the service's setting `max_request_images`"
+            )
     return sizes
 
 
-def _estimate_message_sizes(messages: Sequence[object]) -> int:
-    """Estimate the characters of messages; those of another shape are refused quickly."""
+def _estimate_message_sizes(messages: Sequence[object], images: set[object]) -> int:
+    """Estimate the characters of messages, and add their images to a set.
+
+    Messages of another shape are refused quickly. The data of an image does not count.
+    """
     size = _CHARACTERS_PER_MESSAGE * len(messages)
     for message in messages:
-        if isinstance(message, dict):
-            content = message.get("content")
-            # Otherwise there are content parts, or keys that the template may render too.
-            if isinstance(content, str) and len(message) <= 2:
-                size += len(content)
-            else:
-                size += _count_characters(message)
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        # Otherwise there are content parts, or keys that the template may render too.
+        if isinstance(content, str) and len(message) <= 2:
+            size += len(content)
+        elif isinstance(content, list | tuple):
+            size += _count_characters([v for k, v in message.items() if k != "content"])
+            for part in content:
+                source = get_image_source(part)
+                if source is None:
+                    size += _count_characters(part)
+                else:
+                    size += _CHARACTERS_PER_RECURRENCE
+                    images.add(source if isinstance(source, str | bytes) else id(source))
+        else:
+            size += _count_characters(message)
     return size
 
 
@@ -325,27 +414,32 @@ def _count_characters(value: object) -> int:
 
 
 def split_into_slices(
-    conversations: Sequence[object], sizes: Sequence[int]
-) -> Iterator[tuple[Sequence[object], int]]:
+    conversations: Sequence[object], sizes: Sequence[InputSize]
+) -> Iterator[tuple[Sequence[object], InputSize]]:
     """Split conversations into slices.
+
+    A conversation with new images ends its slice, so that a slice has the images of two
+    conversations at most.
 
     Args:
         conversations: conversations of a request.
-        sizes: size of each conversation in characters, from `estimate_sizes`.
+        sizes: size of each conversation, from `estimate_sizes`.
 
     Yields:
-        Each slice, in order, with its size in characters.
+        Each slice, in order, with its size.
     """
-    start, characters = 0, 0
+    start = num_characters = num_images = 0
     for stop, size in enumerate(sizes, start=1):
-        characters += size
+        num_characters += size.num_characters
+        # The first conversation's images may have to be decoded again.
+        num_images += size.num_new if num_images else size.num_images
         if (
             stop - start == _MAX_SLICE_CONVERSATIONS
-            or characters >= _MAX_SLICE_CHARACTERS
+            or num_characters >= _MAX_SLICE_CHARACTERS
             or stop == len(sizes)
         ):
-            yield conversations[start:stop], characters
-            start, characters = stop, 0
+            yield conversations[start:stop], InputSize(num_characters, num_images)
+            start, num_characters, num_images = stop, 0, 0
 
 
 class AbandonedError(Exception):

@@ -24,6 +24,7 @@ SHORT = {
     "attack_bodies": [],
     "attack_checkpoints": [],
     "attack_jobs": [],
+    "attack_images": ["--mutants", "400"],
     "attack_heads": ["--megabytes", "10", "--rounds", "3", "--posts", "1000"],
     "chaos": ["--seconds", "40", "--every", "8"],
     "rolling": [],

@@ -50,9 +50,15 @@ class SglangClassifyBody(CompatBody):
         default=None, description="token ids of one text, or a list of such lists"
     )
     rid: str | TextList | None = None
+    image_data: Any = Field(default=None, description="rejected; send images in messages")
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> SglangClassifyBody:
+        if self.image_data:
+            raise ValueError(
+                "`image_data` is not read; send images as content parts of `messages`, to this "
+                "path in vLLM's form or to /v1/score"
+            )
         if (self.text is None) == (self.input_ids is None):
             raise ValueError("give either `text` or `input_ids`")
         if isinstance(self.input_ids, str) or _has_texts(self.input_ids):

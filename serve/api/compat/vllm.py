@@ -80,9 +80,15 @@ class TextsBody(_CurrentVllmBody):
 class _VllmChatBody(ChatBody):
     add_generation_prompt: bool = False
     continue_final_message: bool = False
+    mm_processor_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _reject_generation_options(self) -> _VllmChatBody:
+        if self.mm_processor_kwargs:
+            raise ValueError(
+                "requests cannot choose `mm_processor_kwargs`: images are always resized as the "
+                "model's settings `min_pixels` and `max_pixels` say; leave it out"
+            )
         for name in ("add_generation_prompt", "continue_final_message"):
             if getattr(self, name):
                 raise ValueError(
@@ -212,7 +218,7 @@ async def tokenize(body: Tokenize, service: ServiceDep) -> JSONResponse:
     content = {
         "count": encoded.num_tokens,
         "max_model_len": model.encoder.max_length,
-        "tokens": list(encoded.input_ids),
+        "tokens": encoded.vocabulary_ids,
         "token_strs": None,
     }
     headers = {
@@ -255,13 +261,13 @@ def _is_text(value: object) -> bool:
 def _check_texts(value: object) -> object:
     if _is_text(value) or (isinstance(value, list) and all(map(_is_text, value))):
         return value
-    raise ValueError('must be a string, {"content": [text parts]}, or a list of these')
+    raise ValueError('must be a string, {"content": [content parts]}, or a list of these')
 
 
 def _check_text(value: object) -> object:
     if _is_text(value):
         return value
-    raise ValueError('must be one text: a string, or {"content": [text parts]}')
+    raise ValueError('must be one text: a string, or {"content": [content parts]}')
 
 
 _TEXT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "object"}]}

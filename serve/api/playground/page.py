@@ -22,8 +22,8 @@ from serve.csp import format_csp, hash_inline_source
 _FOLDER = Path(__file__).parent
 # The scripts are joined in this order and share one scope: each may use names of earlier scripts.
 _SCRIPTS = (
-    "dom", "api", "shapes", "editor", "judge", "results", "steps", "rendered", "snippet",
-    "histogram", "table", "file", "main",
+    "dom", "api", "shapes", "images", "editor", "judge", "results", "steps", "rendered",
+    "snippet", "histogram", "table", "file", "main",
 )  # fmt: skip
 
 

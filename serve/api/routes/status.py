@@ -160,10 +160,24 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "kind": model.encoder.kind,
         "root": _hide_folder(model.settings.name),
         "max_model_len": model.encoder.max_length,
+        "reads_images": model.image_processor is not None,
+        **_image_limits(model),
         "state": model.state,
         "fingerprint": _UNKNOWN_FINGERPRINT
         if effective is None
         else effective.fingerprint.as_dict(),
+    }
+
+
+def _image_limits(model: ServedModel) -> dict[str, Any]:
+    """Return the limits of images, of a model that reads images."""
+    processor, settings = model.image_processor, model.settings
+    if processor is None:
+        return {}
+    limits = asdict(processor.limits) | {"max_images": settings.max_images}
+    return {
+        "image_limits": limits
+        | {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
     }
 
 

@@ -7,6 +7,7 @@ function readDraft() {
     turns: [...$("turns").children].map((item) => ({
       role: item.querySelector("select").value,
       content: item.querySelector("textarea").value,
+      images: imagesOf(item),
     })),
     answers: [...$("answers").children].map((item) => item.querySelector("textarea").value),
   };
@@ -16,7 +17,7 @@ function readDraft() {
 function writeDraft({ turns, answers }) {
   const shown = answers.length ? [...answers] : [""];
   while (shown.length < 2) shown.push("");
-  $("turns").replaceChildren(...turns.map((turn) => turnItem(turn.role, turn.content)));
+  $("turns").replaceChildren(...turns.map((turn) => turnItem(turn.role, turn.content, turn.images)));
   $("answers").replaceChildren(...shown.map(answerItem));
   renumber();
   markStale();
@@ -28,10 +29,17 @@ function rankBody() {
   answers.length = answers.findLastIndex((answer) => answer.trim()) + 1;
   return {
     model: $("model").value,
-    ...(turns.length ? { prompt: turns } : {}),
+    ...(turns.length ? { prompt: turns.map(toMessage) } : {}),
     responses: answers,
     truncation: truncationOf($("model").value, "truncation"),
   };
+}
+
+/** Return a turn as a message, its images before its text. */
+function toMessage({ role, content, images }) {
+  if (!images.length) return { role, content };
+  const parts = images.map((url) => ({ type: "image_url", image_url: { url } }));
+  return { role, content: content ? [...parts, { type: "text", text: content }] : parts };
 }
 
 /** Each answer, appended to the conversation. */
@@ -51,19 +59,22 @@ function fitHeight(area) {
   area.style.height = `${area.scrollHeight + 2}px`;
 }
 
-function turnItem(role, content = "") {
+function turnItem(role, content = "", images = []) {
   const options = ROLES.map((name) => el("option", { value: name, selected: name === role }, NAMES[name]));
   const item = el("li", { class: "turn" },
     el("div", { class: "turn-head" },
       el("select", { class: "role", onchange: renumber }, options),
       el("span", { class: "buttons" },
+        el("button", { type: "button", class: "quiet add-image", onclick: () => chooseImage(item) }, "Add image"),
         el("button", { type: "button", class: "icon up", onclick: () => move(item, -1) }, "↑"),
         el("button", { type: "button", class: "icon down", onclick: () => move(item, 1) }, "↓"),
         el("button", { type: "button", class: "icon remove", onclick: () => remove(item, "add-turn") }, "×"),
       ),
     ),
+    el("ul", { class: "images" }, images.map(imageItem)),
     textArea(content, "Text of the turn"),
   );
+  item.addEventListener("paste", (event) => pasteImages(event, item));
   return item;
 }
 
@@ -90,6 +101,18 @@ function renumber() {
     label(item, ".up", `Move ${name} up`, i === 0);
     label(item, ".down", `Move ${name} down`, i === turns.length - 1);
     label(item, ".remove", `Remove ${name}`, false);
+    const adder = item.querySelector(".add-image");
+    adder.hidden = !readsImages() || item.querySelector("select").value !== "user";
+    adder.setAttribute("aria-label", `Add image to ${name}`);
+    const images = [...item.querySelectorAll(".image")];
+    images.forEach((image, j) => {
+      const title = `image ${j + 1} of ${name}`;
+      image.querySelector("img").alt = title[0].toUpperCase() + title.slice(1);
+      label(image, ".remove-image", `Remove ${title}`, false);
+    });
+    const list = item.querySelector(".images");
+    list.hidden = !images.length;
+    list.setAttribute("aria-label", `Images of ${name}`);
   });
   const answers = [...$("answers").children];
   answers.forEach((item, i) => {
@@ -181,11 +204,12 @@ function firstRecord(text) {
 }
 
 function setUpEditor() {
+  setUpImages();
   $("add-turn").addEventListener("click", addTurn);
   $("add-answer").addEventListener("click", () => add("answers", answerItem()));
   $("clear").addEventListener("click", () => {
     $("example").value = "";
-    writeDraft({ turns: [{ role: "user", content: "" }], answers: [] });
+    writeDraft({ turns: [{ role: "user", content: "", images: [] }], answers: [] });
     $("turns").querySelector("textarea").focus();
   });
   $("paste").addEventListener("click", openPaste);

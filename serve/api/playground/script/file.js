@@ -227,6 +227,8 @@ function setUpFile() {
     if (!withFiles(event)) return;
     event.preventDefault();
     mark(-depth);
-    openFile(event.dataTransfer.files[0]);
+    const files = [...event.dataTransfer.files];
+    if (files.every(isImageFile) && !$("panel-answers").hidden) addImages(files, event.target.closest?.("#turns .turn"));
+    else openFile(files[0]);
   });
 }

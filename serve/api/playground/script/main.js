@@ -70,20 +70,25 @@ async function loadModels() {
     showRequestError(error);
     return;
   }
-  for (const { id, kind } of models) kinds.set(id, kind);
+  for (const { id, kind, image_limits } of models) {
+    kinds.set(id, kind);
+    if (image_limits) imageLimits.set(id, image_limits);
+  }
   const chosen = $("model").value;
   $("model").replaceChildren(...models.map((model) => el("option", { value: model.id, selected: model.id === chosen }, model.id)));
   const show = () => showFacts(models.find((model) => model.id === $("model").value));
+  renumber();
   $("model").onchange = () => {
     show();
+    renumber();
     markStale();
   };
   show();
   if (models.some((model) => model.state !== "ready")) setTimeout(loadModels, MODELS_POLL_INTERVAL_MS);
 }
 
-function showFacts({ kind, max_model_len, state, fingerprint }) {
-  const facts = [KINDS[kind], `up to ${count(max_model_len)} tokens`];
+function showFacts({ kind, reads_images, max_model_len, state, fingerprint }) {
+  const facts = [KINDS[kind], ...(reads_images ? ["text and images"] : []), `up to ${count(max_model_len)} tokens`];
   if (state === "ready") facts.push(fingerprint.dtype, fingerprint.attention);
   else facts.unshift(`${state}…`);
   $("facts").textContent = facts.join(" · ");
@@ -94,7 +99,7 @@ function start() {
   setUpEditor();
   setUpExamples();
   setUpFile();
-  writeDraft({ turns: [{ role: "user", content: "" }], answers: [] });
+  writeDraft({ turns: [{ role: "user", content: "", images: [] }], answers: [] });
   $("draft").addEventListener("submit", (event) => {
     event.preventDefault();
     scoreDraft();

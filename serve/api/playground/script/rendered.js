@@ -53,6 +53,7 @@ function showText() {
       ` token ${count(result.readout_position + 1)} of ${count(result.num_tokens)}, id ${id}`,
       readout ? ["  ", el("code", {}, visible(readout.text))] : [],
       result.offsets || result.steps ? [] : ". The text was truncated, and the positions of its tokens are unknown.",
+      (result.images ?? []).map((image, i) => ` · image ${i + 1}: ${image.width} × ${image.height} pixels, ${plural(image.num_tokens, "token")}`),
       result.truncated ? [" · ", el("strong", { class: "flag" }, "truncated")] : [],
     ),
     el("div", { class: "text-box", tabindex: 0, role: "region", "aria-label": `Text that was scored, answer ${letter(shownAnswer)}` }, marks),

@@ -5,8 +5,10 @@ let running = null;
 /** Mark the shown rewards as stale if the draft has changed since. */
 function markStale() {
   if (!scored) return;
-  const now = JSON.stringify(rankBody());
-  $("stale").hidden = now === JSON.stringify(scored.body);
+  const images = (body) => (body.prompt ?? []).flatMap((turn) => (isList(turn.content) ? contentImages(turn.content) : []));
+  const [now, before] = [rankBody(), scored.body];
+  const isSame = (value, i) => value === images(before)[i];
+  $("stale").hidden = JSON.stringify(now, shortened) === JSON.stringify(before, shortened) && images(now).every(isSame);
   $("bars").classList.toggle("stale", !$("stale").hidden);
 }
 

@@ -28,24 +28,37 @@ function pickFields(record, names) {
   return Object.fromEntries(names.filter((name) => record[name] != null).map((name) => [name, record[name]]));
 }
 
-/** Return the text of a message's content; null if the content is not text. */
+const isImage = (part) => isRecord(part) && ["image", "image_url", "input_image"].includes(part.type);
+
+/** Return the text of a message's content, without images; null if it has other parts. */
 function contentText(content) {
   if (isText(content)) return content;
-  if (isList(content) && content.every((part) => isText(part?.text))) return content.map((part) => part.text).join("");
-  return null;
+  if (!isList(content) || !content.every((part) => isText(part) || isImage(part) || isText(part?.text))) return null;
+  return content.map((part) => (isText(part) ? part : isImage(part) ? "" : part.text)).join("");
+}
+
+/** Return a message's images as data URIs, which this page shows before the text. */
+function contentImages(content) {
+  const images = isList(content) ? content.filter(isImage) : [];
+  if (images.some((part, i) => part !== content[i])) throw new Error("images must come before the text of their message");
+  return images.map(({ image, image_url }) => {
+    const source = image_url?.url ?? image_url ?? image;
+    if (!isText(source) || source.includes("://")) throw new Error("each image must be a data URI or base64");
+    return source.startsWith("data:") ? source : `data:image/png;base64,${source}`;
+  });
 }
 
 function toTurns(messages) {
   return messages.map((message) => {
     const content = contentText(message?.content);
     if (!ROLES.includes(message?.role) || content === null) {
-      throw new Error("each message must have a role (system, user, assistant or tool) and a text as its content");
+      throw new Error("each message must have a role (system, user, assistant or tool) and text or images as its content");
     }
-    return { role: message.role, content };
+    return { role: message.role, content, images: contentImages(message.content) };
   });
 }
 
-const promptTurns = (prompt) => (prompt == null ? [] : isText(prompt) ? [{ role: "user", content: prompt }] : toTurns(prompt));
+const promptTurns = (prompt) => (prompt == null ? [] : isText(prompt) ? [{ role: "user", content: prompt, images: [] }] : toTurns(prompt));
 
 /** Convert a record to turns and answers; the error of a bad record says what is wrong. */
 function toDraft(value) {
@@ -59,6 +72,7 @@ function toDraft(value) {
 
 function splitLast(turns) {
   const isAnswered = turns.at(-1)?.role === "assistant";
+  if (isAnswered && turns.at(-1).images.length) throw new Error("answers must be text");
   return isAnswered
     ? { turns: turns.slice(0, -1), answers: [turns.at(-1).content] }
     : { turns, answers: [] };
@@ -70,7 +84,7 @@ function withAnswers(prompt, answers) {
     if (isText(answer)) return { turns: prompt, answers: [answer] };
     const turns = toTurns(isList(answer) ? answer : [answer]);
     // The Hugging Face preference format has the prompt in both answers, and often separately too.
-    const starts = prompt.length && prompt.every((turn, i) => turn.content === turns[i]?.content && turn.role === turns[i]?.role);
+    const starts = prompt.length && prompt.every((turn, i) => JSON.stringify(turn) === JSON.stringify(turns[i]));
     return splitLast(starts ? turns : [...prompt, ...turns]);
   });
   const [first] = drafts;

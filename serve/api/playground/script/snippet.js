@@ -4,14 +4,17 @@ let language = "curl";
 /** Show the request with a body as code to copy. */
 function showCode(body) {
   const codes = { curl: curlCode(body), python: pythonCode(body) };
-  const text = el("pre", { id: "snippet", tabindex: 0, role: "region", "aria-label": "Code" }, codes[language]);
+  // Images would fill the page; the copied code has them whole.
+  const seen = JSON.parse(JSON.stringify(body, shortened));
+  const shown = { curl: curlCode(seen), python: pythonCode(seen) };
+  const text = el("pre", { id: "snippet", tabindex: 0, role: "region", "aria-label": "Code" }, shown[language]);
   const names = { curl: "curl", python: "Python" };
   const choices = el("fieldset", { class: "choices" },
     el("legend", { class: "unseen" }, "Language"),
     Object.keys(codes).map((name) => {
       const input = el("input", {
         type: "radio", name: "language", id: `language-${name}`, class: "unseen", checked: name === language,
-        onchange: () => { language = name; text.textContent = codes[name]; },
+        onchange: () => { language = name; text.textContent = shown[name]; },
       });
       return el("span", { class: "choice" }, input, el("label", { for: `language-${name}` }, names[name]));
     }),

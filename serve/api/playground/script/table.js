@@ -16,7 +16,7 @@ function rowSnippet(row) {
     const { turns, answers } = toDraft(row.record);
     return turns.findLast((turn) => turn.role === "user")?.content || answers[0] || "";
   } catch {
-    return row.line ?? JSON.stringify(row.record);
+    return row.line ?? JSON.stringify(row.record, shortened);
   }
 }
 
