@@ -114,11 +114,13 @@ class _ScoredSlice(NamedTuple):
     Attributes:
         results: result of each conversation.
         num_cached_tokens: tokens of the sequences whose outputs came from the cache.
+        has_cached: whether any output came from the cache.
         encoded: the encoded conversations, if they were asked for, without pixels.
     """
 
     results: list[Reward | ScoreError]
     num_cached_tokens: int
+    has_cached: bool
     encoded: Sequence[Encoded | ScoreError]
 
 
@@ -422,26 +424,25 @@ class ServedModel:
             ):
                 tokenizer = self._tokenize(encoder_flow, conversations, options, hold)
                 slices = await self._score_slices(tokenizer, flow, fingerprint, options, hold)
-            num_cached_tokens = sum(num_cached for _, num_cached, _ in slices)
-            if len(flow.fingerprints) == 1 and not num_cached_tokens:
-                (fingerprint,) = flow.fingerprints  # of weights that were replaced meanwhile
-            if flow.fingerprints <= {fingerprint}:
-                return ScoreResult(
-                    model=self.settings.alias,
-                    kind="classifier" if options.every_token else self.encoder.kind,
-                    results=[result for results, _, _ in slices for result in results],
-                    fingerprint=fingerprint,
-                    num_computed_tokens=flow.num_computed_tokens,
-                    num_cached_tokens=num_cached_tokens,
-                    tokenize_s=tokenizer.seconds,
-                    queue_duration_s=flow.queue_duration_s or 0.0,
-                    inference_s=flow.inference_s,
-                    encoded=[item for _, _, encoded in slices for item in encoded]
-                    if options.keep_encoded
-                    else (),
-                )
-            # The model that computed the rewards is not the one that `model_info` describes.
-            self.update_info(await self._fetch_info())
+            if not flow.fingerprints <= {fingerprint}:
+                # The model that computed the rewards is not the one that `model_info` describes.
+                info = await self._fetch_info()
+                self.update_info(info)
+                if flow.fingerprints != {info.fingerprint} or any(s.has_cached for s in slices):
+                    continue  # the rewards are of several versions
+                fingerprint = info.fingerprint
+            return ScoreResult(
+                model=self.settings.alias,
+                kind="classifier" if options.every_token else self.encoder.kind,
+                results=[result for part in slices for result in part.results],
+                fingerprint=fingerprint,
+                num_computed_tokens=flow.num_computed_tokens,
+                num_cached_tokens=sum(part.num_cached_tokens for part in slices),
+                tokenize_s=tokenizer.seconds,
+                queue_duration_s=flow.queue_duration_s or 0.0,
+                inference_s=flow.inference_s,
+                encoded=[item for part in slices for item in part.encoded],
+            )
         raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
 
     async def _score_slices(
@@ -494,6 +495,7 @@ class ServedModel:
         if cache is not None:
             keys = cache_keys(fingerprint, sequences, scope, readouts, num_outputs)
             outputs = [cache.get(key) for key in keys]
+        has_cached = any(output is not None for output in outputs)
         missing = find_missing(sequences, readouts, outputs, num_outputs)
         computed = await self.dispatcher.compute_outputs(
             flow,
@@ -519,7 +521,7 @@ class ServedModel:
         num_missing_tokens = sum(len(m.sequence) for m in missing)
         num_cached_tokens = sum(map(len, sequences)) - num_missing_tokens
         kept = tuple(map(drop_pixels, encoded)) if options.keep_encoded else ()
-        return _ScoredSlice(results, num_cached_tokens, kept)
+        return _ScoredSlice(results, num_cached_tokens, has_cached, kept)
 
     async def _apply_backpressure(
         self,
