@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,9 @@ _MIN_PIXELS = 56 * 56
 _MAX_PIXELS = 28 * 28 * 1280
 _BICUBIC = 3
 _IMAGE_TOKEN_ID = 151655
+# A conversation with so many images is decoded once for all its answers, whatever their size.
+_CACHED_IMAGES = 4
+_MIN_CACHE_BYTES = 64 * 2**20
 
 
 class ImageProcessor:
@@ -45,7 +48,8 @@ class ImageProcessor:
         limits: limits of an image before it is resized.
         min_pixels: smallest size of a resized image; None: as the checkpoint says.
         max_pixels: largest size of a resized image; None: as the checkpoint says.
-        cache_bytes: size of the pixels that are kept.
+        cache_bytes: size of the pixels that are kept; None: those of four images of the largest
+            size, and at least 64 MiB.
 
     Attributes:
         image_mean: of each channel, subtracted after the pixels are multiplied by
@@ -65,7 +69,7 @@ class ImageProcessor:
         limits: ImageLimits,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        cache_bytes: int = 64 * 2**20,
+        cache_bytes: int | None = None,
     ) -> None:
         require_pillow()
         self.limits = limits
@@ -91,7 +95,11 @@ class ImageProcessor:
                 "resample": self._resample,
             }
         )
-        self._cache = _ImageCache(cache_bytes)
+        largest = _CACHED_IMAGES * 3 * self.max_pixels
+        self._cache = _ImageCache(
+            max(_MIN_CACHE_BYTES, largest) if cache_bytes is None else cache_bytes
+        )
+        self._recent: deque[tuple[ImageSource, bytes | None]] = deque(maxlen=_CACHED_IMAGES)
 
     def process(
         self, source: ImageSource, where: str, *, max_tokens: int | None = None
@@ -107,7 +115,7 @@ class ImageProcessor:
             InvalidImageError: the image cannot be decoded, or exceeds a limit.
             ConversationTooLongError: the image has more than `max_tokens` tokens.
         """
-        key = _hash_source(source)
+        key = self._find_key(source)
         image = self._cache.get(key)
         if image is None:
             opened = open_image(source, self.limits, where)
@@ -121,6 +129,15 @@ class ImageProcessor:
             self._cache.put(key, image)
         self._check_tokens(image.num_tokens, where, max_tokens)
         return image
+
+    def _find_key(self, source: ImageSource) -> bytes | None:
+        """Return `_hash_source`, which the answers of a request need once for their prompt."""
+        for recent, key in tuple(self._recent):
+            if recent is source:
+                return key
+        key = _hash_source(source)
+        self._recent.append((source, key))
+        return key
 
     def count_tokens(self, width: int, height: int, where: str = "the image") -> int:
         """Return the number of tokens of an image of `width` x `height` pixels.

@@ -57,7 +57,8 @@ class ImageTokens:
 
         Args:
             chat: validated conversation.
-            limit: maximum number of tokens of an image; None for no limit.
+            limit: maximum number of tokens of all images, which is checked before an image is
+                decoded; None for no limit.
 
         Raises:
             InvalidConversationError: an image cannot be read, there are too many, or a text
@@ -73,9 +74,12 @@ class ImageTokens:
                 f"the conversation has {len(images)} images and the limit is {self.max_images}; "
                 "remove some, or raise the setting `max_images`"
             )
-        read = iter(
-            [self.processor.process(source, where, max_tokens=limit) for source, where in images]
-        )
+        encoded = []
+        for source, where in images:
+            encoded.append(self.processor.process(source, where, max_tokens=limit))
+            if limit is not None:
+                limit -= encoded[-1].num_tokens
+        read = iter(encoded)
         return replace(chat, messages=_replace_images(chat.messages, lambda: {"image": next(read)}))
 
     def hide(self, chat: Chat) -> Chat:
