@@ -438,7 +438,8 @@ class RewardScorer:
         num_ids = int(embedding.num_embeddings)
         if min(ids) >= 0 and max(ids) < num_ids:
             return None
-        unknown = next((t for t in ids if not 0 <= t < num_ids and t not in image_ids), None)
+        distinct = dict.fromkeys(ids)  # an image has four distinct ids for thousands of tokens
+        unknown = next((t for t in distinct if not 0 <= t < num_ids and t not in image_ids), None)
         if unknown is None:
             return None
         return ScoreError.from_exception(

@@ -230,6 +230,7 @@ def _create_vision_tower(
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         rescale_factor=processor.rescale_factor,
+        device=device,
     )
     return VisionTower(model, device, build, is_alone=config.deterministic)
 

@@ -50,28 +50,39 @@ def find_images(
             start += images[sequence[start]].num_tokens
 
 
-def build_mrope_positions(sequence: TokenIds, images: Mapping[int, EncodedImage]) -> torch.Tensor:
-    """Return int64 `[3, num_tokens]`, the position of each token in time, height and width."""
+def build_mrope_positions(
+    sequence: TokenIds, images: Mapping[int, EncodedImage], start: int = 0
+) -> torch.Tensor:
+    """Return int64 `[3, num_tokens]`, positions of tokens in time, height and width.
+
+    Args:
+        sequence: token ids.
+        images: images by `EncodedImage.key`.
+        start: index of the first token whose positions are returned.
+    """
     rows: list[torch.Tensor] = []
     position = index = 0
 
     def add_text(stop: int) -> None:
         nonlocal position, index
-        rows.append(torch.arange(position, position + stop - index).expand(3, -1))
+        if stop > start:
+            first = position + max(0, start - index)
+            rows.append(torch.arange(first, position + stop - index).expand(3, -1))
         position, index = position + stop - index, stop
 
     for placed in find_images(sequence, images):
         add_text(placed.start)
         _, height, width = placed.image.grid
         height, width = height // placed.image.merge_size, width // placed.image.merge_size
-        in_image = torch.stack(
-            [
-                torch.zeros(height * width, dtype=torch.long),
-                torch.arange(height).repeat_interleave(width),
-                torch.arange(width).repeat(height),
-            ]
-        )
-        rows.append(position + in_image[:, : len(sequence) - index])
+        if placed.stop > start:
+            in_image = torch.stack(
+                [
+                    torch.zeros(height * width, dtype=torch.long),
+                    torch.arange(height).repeat_interleave(width),
+                    torch.arange(width).repeat(height),
+                ]
+            )
+            rows.append(position + in_image[:, max(0, start - index) : len(sequence) - index])
         position, index = position + max(height, width), min(placed.stop, len(sequence))
     add_text(len(sequence))
     return torch.cat(rows, dim=1)
@@ -79,17 +90,14 @@ def build_mrope_positions(sequence: TokenIds, images: Mapping[int, EncodedImage]
 
 def build_row_positions(tree: PrefixTree, num_padding_tokens: int = 0) -> torch.Tensor:
     """Return int64 `[3, 1, num_tokens]`, `build_mrope_positions` of the tokens of a row."""
-    by_sequence: dict[int, torch.Tensor] = {}
     runs = []
     for segment in tree.row_segments:
-        index, stop = segment.sequence, segment.depth + len(segment.token_ids)
-        sequence = tree.sequences[index]
-        if min(sequence) >= 0:
+        stop = segment.depth + len(segment.token_ids)
+        path = tree.sequences[segment.sequence][:stop]
+        if min(path) < 0:
+            runs.append(build_mrope_positions(path, tree.images, segment.depth))
+        else:
             runs.append(torch.arange(segment.depth, stop).expand(3, -1))
-            continue
-        if index not in by_sequence:
-            by_sequence[index] = build_mrope_positions(sequence, tree.images)
-        runs.append(by_sequence[index][:, segment.depth : stop])
     padding = torch.zeros(3, num_padding_tokens, dtype=torch.long)
     return torch.cat([*runs, padding], dim=1).unsqueeze(1)
 
@@ -100,7 +108,7 @@ class VisionTower:
     Args:
         model: transformers' vision-language model without a head, on its devices.
         device: device of the tower.
-        build_patches: returns the normalized patches of an image, float32
+        build_patches: returns the normalized patches of an image on the device, float32
             `[num_patches, patch_values]`.
         is_alone: whether each image goes through the tower alone, so that its features do not
             depend on others to the last bit.
@@ -169,10 +177,9 @@ class VisionTower:
         """Return transformers' own inputs for the images of one conversation."""
         ids = torch.tensor([encoded.input_ids], device=self._device)
         images = [placed.image for placed in encoded.images]
-        pixel_values, grid = self._build_pixel_values(images)
         return {
-            "pixel_values": pixel_values,
-            "image_grid_thw": grid,
+            "pixel_values": self._build_pixel_values(images),
+            "image_grid_thw": torch.tensor([i.grid for i in images], device=self._device),
             # Without these, transformers computes positions of one row, without a warning.
             "mm_token_type_ids": (ids < 0).int(),
         }
@@ -195,7 +202,10 @@ class VisionTower:
 
     def _encode(self, images: Sequence[EncodedImage]) -> Sequence[torch.Tensor]:
         """Return for each image `[1 + num_deepstack_layers, num_tokens, hidden_size]`."""
-        output = self._model.get_image_features(*self._build_pixel_values(images))
+        grid = torch.tensor([image.grid for image in images])
+        output = self._model.get_image_features(
+            self._build_pixel_values(images), grid, **self._build_indices(grid)
+        )
         self.num_encoded += len(images)
         layers = [output.pooler_output, *getattr(output, "deepstack_features", [])]
         # transformers splits them by image; releases such as 5.17 split only the first.
@@ -205,13 +215,38 @@ class VisionTower:
         )
         return stacked
 
-    def _build_pixel_values(
-        self, images: Sequence[EncodedImage]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `[num_patches, patch_values]` and int64 `[num_images, 3]` on the device."""
-        pixel_values = torch.cat([self._build_patches(image) for image in images])
-        grid = torch.tensor([image.grid for image in images])
-        return copy_to_device(pixel_values, self._device), copy_to_device(grid, self._device)
+    def _build_indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the tower derives from the grid, so that it never waits for the device.
+
+        On a device, the tower would read the lengths of windows back in each of its layers. The
+        boundaries of images and windows therefore stay on the CPU, as the grid does.
+        """
+        from transformers import vision_utils
+
+        vision = self._model.config.vision_config
+        merge_size = vision.spatial_merge_size
+        indices = {"position_ids": vision_utils.get_vision_position_ids(grid, merge_size)}
+        boundaries = {}
+        if hasattr(vision, "window_size"):  # Qwen2.5-VL
+            indices["window_index"], boundaries["cu_window_seqlens"] = (
+                vision_utils.get_vision_window_index(
+                    grid, merge_size, vision.window_size, vision.patch_size
+                )
+            )
+        if hasattr(vision, "num_position_embeddings"):  # Qwen3-VL
+            indices["interp_indices"], indices["interp_weights"] = (
+                vision_utils.get_vision_interpolation_indices_and_weights(
+                    grid,
+                    int(vision.num_position_embeddings**0.5),
+                    align_corners=True,
+                    spatial_merge_size=merge_size,
+                )
+            )
+        return {n: copy_to_device(t, self._device) for n, t in indices.items()} | boundaries
+
+    def _build_pixel_values(self, images: Sequence[EncodedImage]) -> torch.Tensor:
+        """Return float32 `[num_patches, patch_values]` on the device."""
+        return torch.cat([self._build_patches(image) for image in images])
 
     def _keep(self, digest: bytes, features: torch.Tensor) -> None:
         num_bytes = features.numel() * features.element_size()
