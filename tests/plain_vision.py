@@ -1,4 +1,4 @@
-"""Rewards of plain transformers for conversations with images, one at a time, eager attention."""
+"""Rewards of plain transformers for conversations with images, one at a time or padded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from rm_core.inputs.conversations import get_images
@@ -20,11 +21,12 @@ class PlainVisionModel:
 
     Args:
         folder: checkpoint of `tests/vision.py` with value_head.safetensors.
+        attention: transformers' attention.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, attention: str = "eager") -> None:
         loaded = AutoModelForImageTextToText.from_pretrained(
-            folder, attn_implementation="eager", dtype=torch.float32
+            folder, attn_implementation=attention, dtype=torch.float32
         )
         self.model: Any = loaded.eval().model
         self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -47,12 +49,31 @@ class PlainVisionModel:
         types = {"mm_token_type_ids": (ids == placeholder).int()} if images else {}
         return {**inputs, "input_ids": ids, **types}
 
-    @torch.inference_mode()
     def score(self, messages: list[dict[str, Any]], **changes: torch.Tensor) -> float:
         """Return the reward of one conversation."""
+        return self._score({**self.encode(messages), **changes})[0]
+
+    def score_padded(self, conversations: Sequence[list[dict[str, Any]]]) -> list[float]:
+        """Return the rewards of conversations, all with images, as one batch padded right."""
+        encoded = [self.encode(messages) for messages in conversations]
+        inputs = {
+            name: torch.cat([inputs[name] for inputs in encoded])
+            for name in ("pixel_values", "image_grid_thw")
+        }
+        rows = {name: [e[name][0] for e in encoded] for name in ("input_ids", "mm_token_type_ids")}
+        rows["attention_mask"] = [torch.ones_like(row) for row in rows["input_ids"]]
+        padded = {name: pad_sequence(row, batch_first=True) for name, row in rows.items()}
+        return self._score(inputs | padded)
+
+    @torch.inference_mode()
+    def _score(self, inputs: dict[str, torch.Tensor]) -> list[float]:
         self.model.rope_deltas = None  # of the conversation before
-        hidden = self.model(**self.encode(messages), **changes).last_hidden_state[0, -1]
-        return float(hidden.float() @ self._weight[0] + self._bias[0])
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state
+        ids = inputs["input_ids"]
+        last = inputs.get("attention_mask", torch.ones_like(ids)).sum(dim=1) - 1
+        read = hidden[torch.arange(len(ids)), last].float()
+        rewards: list[float] = (read @ self._weight[0] + self._bias[0]).tolist()
+        return rewards
 
     def score_all(self, conversations: Sequence[list[dict[str, Any]]]) -> list[float]:
         """Return the rewards of conversations, computed one at a time."""

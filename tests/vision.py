@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,9 @@ def build_vision_model(
     head: str | None = "beside",
     *,
     num_shards: int = 1,
+    tower: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    standard_deviation: float = STANDARD_DEVIATION,
     **entries: Any,
 ) -> Path:
     """Write a random float32 vision-language reward model; the weights depend on `family` alone.
@@ -110,12 +114,15 @@ def build_vision_model(
         head: where the value head is: `beside` or `beside, no prefix` (value_head.safetensors),
             `inside` the weights, or None for a plain model.
         num_shards: number of weight files.
+        tower: further entries of the tower's config.
+        max_pixels: largest size of a resized image.
+        standard_deviation: of the matrices.
         entries: further entries of the text decoder's config.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_vision_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in IMAGE_TOKENS}
-    tower = {
+    vision = {
         "depth": 4,
         "hidden_act": _ACTIVATIONS[family],
         "num_heads": 4,
@@ -123,6 +130,7 @@ def build_vision_model(
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         **_TOWERS[family],
+        **(tower or {}),
     }
     config = {
         "architectures": [VISION_LANGUAGE[family]],
@@ -131,7 +139,7 @@ def build_vision_model(
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_config": tower,
+        "vision_config": vision,
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
         "transformers_version": "4.51.3",
@@ -153,16 +161,17 @@ def build_vision_model(
     model = _MODELS[family](model_config).float()
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data.normal_(std=STANDARD_DEVIATION)
+            parameter.data.normal_(std=standard_deviation)
     weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     if layout == "old" and family != "qwen3_vl":
         weights = {_get_old_name(name): tensor for name, tensor in weights.items()}
-    _write_weights(folder, weights, head, num_shards)
+    hidden_size = model_config.get_text_config().hidden_size
+    _write_weights(folder, weights, head, num_shards, hidden_size)
     tokenizer.save_pretrained(folder)
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "min_pixels": MIN_PIXELS,
-        "max_pixels": MAX_PIXELS,
+        "max_pixels": max_pixels,
         "patch_size": PATCH_SIZES[family],
         "merge_size": 2,
         "temporal_patch_size": 2,
@@ -204,19 +213,23 @@ def build_exported_text_model(folder: Path, head: str = "beside") -> Path:
     return folder
 
 
-def make_value_head(prefix: str = "v_head.") -> dict[str, torch.Tensor]:
+def make_value_head(
+    prefix: str = "v_head.", hidden_size: int = TEXT["hidden_size"]
+) -> dict[str, torch.Tensor]:
     """A random value head in float32, as trl names it."""
     generator = torch.Generator().manual_seed(1)
     return {
-        f"{prefix}summary.weight": torch.randn(1, 64, generator=generator),
+        f"{prefix}summary.weight": torch.randn(1, hidden_size, generator=generator),
         f"{prefix}summary.bias": torch.randn(1, generator=generator),
     }
 
 
-def write_value_head(folder: Path, head: str) -> None:
+def write_value_head(folder: Path, head: str, hidden_size: int = TEXT["hidden_size"]) -> None:
     """Write value_head.safetensors, with names as `build_vision_model` describes."""
     prefix = "" if head == "beside, no prefix" else "v_head."
-    save_file(make_value_head(prefix), folder / "value_head.safetensors", {"format": "pt"})
+    save_file(
+        make_value_head(prefix, hidden_size), folder / "value_head.safetensors", {"format": "pt"}
+    )
 
 
 def _nest_text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -243,12 +256,16 @@ def _get_old_name(name: str) -> str:
 
 
 def _write_weights(
-    folder: Path, weights: dict[str, torch.Tensor], head: str | None, num_shards: int
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    head: str | None,
+    num_shards: int,
+    hidden_size: int,
 ) -> None:
     if head == "inside":
-        weights |= make_value_head()
+        weights |= make_value_head(hidden_size=hidden_size)
     elif head is not None:
-        write_value_head(folder, head)
+        write_value_head(folder, head, hidden_size)
     if num_shards == 1:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         return

@@ -178,14 +178,14 @@ class VisionTower:
         ids = torch.tensor([encoded.input_ids], device=self._device)
         images = [placed.image for placed in encoded.images]
         return {
-            "pixel_values": self._build_pixel_values(images),
+            "pixel_values": self.build_pixel_values(images),
             "image_grid_thw": torch.tensor([i.grid for i in images], device=self._device),
             # Without these, transformers computes positions of one row, without a warning.
             "mm_token_type_ids": (ids < 0).int(),
         }
 
     def _get_features(self, images: Mapping[bytes, EncodedImage]) -> dict[bytes, torch.Tensor]:
-        """Return the features of each image by its digest, as `_encode` does."""
+        """Return the features of each image by its digest, as `encode` does."""
         features: dict[bytes, torch.Tensor] = {}
         missing = []
         for digest, image in images.items():
@@ -195,16 +195,20 @@ class VisionTower:
             else:
                 missing.append(image)
         for group in _group(missing, self._max_patches):
-            for image, values in zip(group, self._encode(group), strict=True):
+            for image, values in zip(group, self.encode(group), strict=True):
                 features[image.digest] = values
                 self._keep(image.digest, values)
         return features
 
-    def _encode(self, images: Sequence[EncodedImage]) -> Sequence[torch.Tensor]:
-        """Return for each image `[1 + num_deepstack_layers, num_tokens, hidden_size]`."""
+    def encode(self, images: Sequence[EncodedImage]) -> Sequence[torch.Tensor]:
+        """Run the tower.
+
+        Returns:
+            For each image `[1 + num_deepstack_layers, num_tokens, hidden_size]`.
+        """
         grid = torch.tensor([image.grid for image in images])
         output = self._model.get_image_features(
-            self._build_pixel_values(images), grid, **self._build_indices(grid)
+            self.build_pixel_values(images), grid, **self._build_indices(grid)
         )
         self.num_encoded += len(images)
         layers = [output.pooler_output, *getattr(output, "deepstack_features", [])]
@@ -244,7 +248,7 @@ class VisionTower:
             )
         return {n: copy_to_device(t, self._device) for n, t in indices.items()} | boundaries
 
-    def _build_pixel_values(self, images: Sequence[EncodedImage]) -> torch.Tensor:
+    def build_pixel_values(self, images: Sequence[EncodedImage]) -> torch.Tensor:
         """Return float32 `[num_patches, patch_values]` on the device."""
         return torch.cat([self._build_patches(image) for image in images])
 
