@@ -5,9 +5,9 @@ The model has random weights in the architecture of Qwen2.5-VL (decoder: hidden 
 much, compared with the decoder, as in Skywork-VL-Reward-7B. Images are the demonstration pictures
 of LLaMA-Factory (`--data FOLDER` with 1.jpg, 2.jpg, 3.jpg) and a generated one; without the
 folder, only this one. Times are seconds of CPU on one thread, which other processes change less
-than the time on a clock. In every round each way gets an image with another corner, which no cache has.
-Every round runs every way once, and begins with another one; ratios are taken within a round. The
-last line is one JSON object.
+than the time on a clock. In every round each way gets an image with another corner, which no cache
+has. Every round runs every way once, and begins with another one; ratios are taken within a round.
+The last line is one JSON object.
 
     python tests/bench/images.py --data path/to/images
 """
@@ -235,18 +235,17 @@ def measure_reading(scorer: RewardScorer, name: str, file: bytes, rounds: int) -
         loaded.checkpoint.path, limits=encoder.image_tokens.processor.limits, cache_bytes=0
     )
     tower = loaded.vision_tower
+    image = processor.process(file, name)
     seconds: dict[str, list[float]] = {}
 
-    def take(step: str, run: Callable[[], Any]) -> Any:
+    def take(step: str, run: Callable[[], object]) -> None:
         started = time.process_time()
-        result = run()
+        run()
         seconds.setdefault(step, []).append(time.process_time() - started)
-        return result
 
     for _ in range(rounds):
-        tower.clear()
         take("decode", lambda: to_rgb(open_image(file, processor.limits, name), name))
-        image = take("all of reading", lambda: processor.process(file, name))
+        take("all of reading", lambda: processor.process(file, name))
         take("digest of it", lambda: sha256(image.pixels).digest())
         take("pixels to tower", lambda: tower.build_pixel_values([image]))
         take("tower", lambda: tower.encode([image]))

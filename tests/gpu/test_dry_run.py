@@ -6,6 +6,8 @@ Time on a GPU is rare; a typo must not end the run.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,6 +256,23 @@ def test_collect_reports_tests_that_did_not_run(source: str, reason: str, tmp_pa
     assert collect_tests(tmp_path, source, rows.append) == ""
     (bad,) = filter(is_bad, rows)
     assert reason in bad.get("failed", "") + bad.get("reason", "")
+
+
+@pytest.mark.slow
+def test_tests_of_images_pass_on_the_cpu() -> None:
+    """On a GPU they run without Pillow; here the backends and devices are those of the CPU."""
+    options = ["-q", "-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider"]
+    file = str(check.HERE / "test_gpu_images.py")
+    paths = os.pathsep.join([str(check.ROOT), str(check.ROOT / "tests")])
+    variables = {"GPU_TESTS_ON_CPU": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, file],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
 
 
 @pytest.mark.slow

@@ -18,15 +18,17 @@ import pytest
 import torch
 from gpu.parity import compute_allowed_error
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
-from vision import build_vision_model
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLModel
+from vision import TEXT, build_vision_model
 
 from rm_core import BatchConfig, ModelConfig, Reward, RewardScorer
 from rm_core.attention.select import is_flash_attn_4_installed, is_flash_attn_installed
 from rm_core.inputs import image_processor
 from rm_core.inputs.encoder import ChatEncoder
+from rm_core.memory import estimate_tower_bytes
 from rm_core.model.image_patches import build_patches
 from rm_core.model.placement import is_new_gpu
+from rm_core.model.vision import VisionTower
 from rm_core.types import Encoded, EncodedImage
 
 DRY = bool(os.environ.get("GPU_TESTS_ON_CPU"))
@@ -274,3 +276,50 @@ def test_batches_with_images_do_not_wait_for_the_device(family: str, folder_of: 
                 torch.cuda.set_sync_debug_mode("default")
     assert tower.num_encoded == 6
     assert embeddings.isfinite().all()
+
+
+@ON_CUDA
+@pytest.mark.parametrize("shape", [(36, 36), (100, 150)])
+def test_tower_of_true_size_stays_within_its_estimate(shape: tuple[int, int]) -> None:
+    """The tower of Skywork-VL-Reward-7B with random weights, on 1 and 12 megapixels."""
+    config = Qwen2_5_VLConfig(
+        text_config={**TEXT, "vocab_size": 512, "hidden_size": 3584, "num_hidden_layers": 1},
+        vision_config={
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "out_hidden_size": 3584,
+            "num_heads": 16,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    )
+    config._attn_implementation = "sdpa"
+    with torch.device(DEVICE):
+        model = Qwen2_5_VLModel(config).to(torch.bfloat16).eval()
+    options: Any = {"image_mean": MEAN, "image_std": STD, "rescale_factor": 1 / 255}
+    build = functools.partial(build_patches, **options, device=DEVICE)
+    tower = VisionTower(model, torch.device(DEVICE), build)
+    drawn = make_image(*shape, 0)
+    with torch.inference_mode():
+        tower.encode([make_image(4, 4, 1)])
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        tower.encode([drawn])
+        peak = torch.cuda.max_memory_allocated() - before
+    estimate = estimate_tower_bytes(config.vision_config, torch.bfloat16, 4 * drawn.num_tokens)
+    assert estimate / 4 <= peak <= estimate
+
+
+def test_group_computes_its_image_once(folder_of: PathOf) -> None:
+    """Of a group of 8, the tower and the decoder compute the image once, together or one by one."""
+    scorer = load(folder_of("qwen2_5_vl"), vision_cache_bytes=1 << 24)
+    encoded = [scorer.encoder.encode(messages) for messages in GROUP]
+    images = [placed.image for item in encoded for placed in item.images]
+    packing = scorer.pack([item.input_ids for item in encoded], images=images)
+    answers = sum(item.num_tokens for item in encoded)
+    assert packing.num_tokens < answers - 7 * images[0].num_tokens
+    rewards(scorer, GROUP)
+    for messages in GROUP:
+        rewards(scorer, [messages])
+    assert scorer.loaded_model.vision_tower.num_encoded == 1
