@@ -37,9 +37,8 @@ from plain_vision import PlainVisionModel
 from vision import build_vision_model
 
 from rm_core import BatchConfig, ModelConfig, RewardScorer
-from rm_core.inputs.encoder import ChatEncoder
 from rm_core.inputs.image_processor import ImageProcessor
-from rm_core.inputs.images import open_image, to_rgb
+from rm_core.inputs.images import ImageLimits, open_image, to_rgb
 from rm_core.types import Encoded
 
 MAX_PIXELS = 1_280 * 28 * 28
@@ -56,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with pictures; default: generated images only")
     add("--answers", type=int, default=8, help="answers in a group")
     add("--rounds", type=int, default=5)
+    add("--only", choices=("groups", "reading"))
     return parser.parse_args()
 
 
@@ -70,10 +70,14 @@ def main() -> None:
         ways = Ways(folder)
         rate = matrix_rate(torch.device("cpu"), torch.float32)
         print(f"a matrix product at {rate / 1e9:.0f} GFLOP/s; medians of {options.rounds} rounds")
-        groups = {name: ways.measure(image, options) for name, image in images.items()}
-        print_groups(groups, options.answers)
-        reading = [measure_reading(ways.scorer, *case, options.rounds) for case in read_cases()]
-        print_reading(reading)
+        groups, reading = {}, []
+        if options.only != "reading":
+            groups = {name: ways.measure(image, options) for name, image in images.items()}
+            print_groups(groups, options.answers)
+        if options.only != "groups":
+            cases = read_cases()
+            reading = [measure_reading(ways.scorer, *case, options.rounds) for case in cases]
+            print_reading(reading)
     print(
         json.dumps(
             {
@@ -227,13 +231,10 @@ def read_cases() -> list[tuple[str, bytes]]:
 
 def measure_reading(scorer: RewardScorer, name: str, file: bytes, rounds: int) -> dict[str, Any]:
     """Measure the steps from a file to features; medians of alternated rounds, in seconds."""
-    loaded, encoder = scorer.loaded_model, scorer.encoder
-    assert isinstance(encoder, ChatEncoder)
-    assert encoder.image_tokens is not None
+    loaded = scorer.loaded_model
     assert loaded.vision_tower is not None
-    processor = ImageProcessor(
-        loaded.checkpoint.path, limits=encoder.image_tokens.processor.limits, cache_bytes=0
-    )
+    limits = ImageLimits(max_image_bytes=2**26)  # a PNG of 12 megapixels exceeds the default
+    processor = ImageProcessor(loaded.checkpoint.path, limits=limits, cache_bytes=0)
     tower = loaded.vision_tower
     image = processor.process(file, name)
     seconds: dict[str, list[float]] = {}
@@ -244,7 +245,7 @@ def measure_reading(scorer: RewardScorer, name: str, file: bytes, rounds: int) -
         seconds.setdefault(step, []).append(time.process_time() - started)
 
     for _ in range(rounds):
-        take("decode", lambda: to_rgb(open_image(file, processor.limits, name), name))
+        take("decode", lambda: to_rgb(open_image(file, limits, name), name))
         take("all of reading", lambda: processor.process(file, name))
         take("digest of it", lambda: sha256(image.pixels).digest())
         take("pixels to tower", lambda: tower.build_pixel_values([image]))

@@ -102,7 +102,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> PathOf:
     return functools.cache(lambda family: build_vision_model(root / family, family))
 
 
-def load(folder: Path, attention: str = "auto", batch: int = 16_384, **settings: Any) -> Any:
+def load(folder: Path, attention: Any = "auto", batch: int = 16_384, **settings: Any) -> Any:
     """Load a scorer whose encoder takes the images of `SIZES` by their names."""
     batching = {
         name: settings.pop(name)
@@ -143,7 +143,7 @@ def alone(scorer: RewardScorer) -> list[float]:
 @functools.cache
 def references(folder: Path, dtype: torch.dtype, device: str = DEVICE) -> list[float]:
     """Return the rewards of transformers' own model, one conversation at a time, eager."""
-    loaded = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         attn_implementation={"": "eager", "text_config": "eager", "vision_config": "sdpa"},
@@ -296,7 +296,8 @@ def test_tower_of_true_size_stays_within_its_estimate(shape: tuple[int, int]) ->
     )
     config._attn_implementation = "sdpa"
     with torch.device(DEVICE):
-        model = Qwen2_5_VLModel(config).to(torch.bfloat16).eval()
+        model: Any = Qwen2_5_VLModel(config)
+    model.to(torch.bfloat16).eval()
     options: Any = {"image_mean": MEAN, "image_std": STD, "rescale_factor": 1 / 255}
     build = functools.partial(build_patches, **options, device=DEVICE)
     tower = VisionTower(model, torch.device(DEVICE), build)

@@ -35,7 +35,7 @@ class MixedDevices(TorchDispatchMode):
     """Collects operators whose tensors are on several devices, each of which waits for a copy."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,7 +65,9 @@ def load(folder: Path, family: str) -> tuple[RewardScorer, Encoded]:
 def test_tower_reads_nothing_back_from_its_device(family: str, tmp_path: Path) -> None:
     """Tensors of torch's device `meta` have no values, so that reading one fails."""
     scorer, encoded = load(tmp_path, family)
-    model, device = scorer.loaded_model.model.to("meta"), torch.device("meta")
+    model: Any = scorer.loaded_model.model
+    device = torch.device("meta")
+    model.to(device)
     processor = scorer.encoder.image_tokens.processor  # type: ignore[attr-defined]
     build = functools.partial(
         build_patches,
