@@ -44,7 +44,7 @@ HAS_FLASH_4 = (
 FLASH_4 = pytest.mark.skipif(not HAS_FLASH_4, reason="flash-attn-4 is not installed")
 FLASH = pytest.mark.skipif(not is_flash_attn_installed(), reason="flash-attn is not installed")
 ON_CUDA = pytest.mark.skipif(DRY, reason="needs a CUDA device")
-FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 HALF_PRECISION = [
     "auto",
     "eager",
@@ -58,14 +58,16 @@ Messages = list[dict[str, Any]]
 PathOf = Callable[[str], Path]
 
 
-def make_image(rows: int, columns: int, seed: int, placeholder_id: int = 0) -> EncodedImage:
+def make_image(
+    rows: int, columns: int, seed: int, placeholder_id: int = 0, patch_size: int = 14
+) -> EncodedImage:
     """Return an image of `rows` x `columns` tokens with a pattern that depends on the seed."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (28 * rows, 28 * columns, 3)
+    shape = (2 * patch_size * rows, 2 * patch_size * columns, 3)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     data = pixels.numpy().tobytes()
     digest = hashlib.sha256(f"{shape}".encode() + data).digest()
-    return EncodedImage(data, shape[0], shape[1], 14, 2, 2, digest, placeholder_id)
+    return EncodedImage(data, shape[0], shape[1], patch_size, 2, 2, digest, placeholder_id)
 
 
 SIZES = {b"wide": (2, 5), b"high": (4, 2), b"large": (6, 6), b"other": (2, 5)}
@@ -117,7 +119,7 @@ def load(folder: Path, attention: Any = "auto", batch: int = 16_384, **settings:
         scorer = RewardScorer.load(config, BatchConfig(batch, **batching))
     processor: Any = get_image_tokens(scorer).processor
     images = {
-        source: make_image(*size, seed, processor.placeholder_id)
+        source: make_image(*size, seed, processor.placeholder_id, processor.patch_size)
         for seed, (source, size) in enumerate(SIZES.items())
     }
     processor.process = lambda source, *_, **__: images[source]
@@ -151,7 +153,13 @@ def references(folder: Path, dtype: torch.dtype, device: str = DEVICE) -> list[f
     model = loaded.to(device).eval().model
     tensors = load_file(folder / "value_head.safetensors")
     weight, bias = tensors["v_head.summary.weight"][0], tensors["v_head.summary.bias"]
-    encoder = load(folder, "eager", dtype="float32").encoder
+    scorer = load(folder, "eager", dtype="float32")
+    encoder, processor = scorer.encoder, get_image_tokens(scorer).processor
+    normalization: Any = {
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        "rescale_factor": 1 / 255,
+    }
     computed = []
     for messages in CONVERSATIONS:
         encoded = encoder.encode(messages)
@@ -159,10 +167,7 @@ def references(folder: Path, dtype: torch.dtype, device: str = DEVICE) -> list[f
         images = [placed.image for placed in encoded.images]
         inputs: dict[str, Any] = {"input_ids": ids}
         if images:
-            patches = [
-                build_patches(i, image_mean=MEAN, image_std=STD, rescale_factor=1 / 255)
-                for i in images
-            ]
+            patches = [build_patches(image, **normalization) for image in images]
             is_image = torch.tensor([encoded.input_ids], device=device) < 0
             inputs |= {
                 "pixel_values": torch.cat(patches).to(device),
@@ -265,12 +270,12 @@ def test_batches_with_images_do_not_wait_for_the_device(family: str, folder_of: 
     tower = scorer.loaded_model.vision_tower
     input_ids = torch.zeros(1, tree.num_tokens, dtype=torch.long, device=DEVICE)
     with torch.inference_mode():
-        tower.embed(tree, input_ids)  # lazy setup may wait
+        tower.build_inputs(tree, input_ids)  # lazy setup may wait
         tower.clear()
         if not DRY:
             torch.cuda.set_sync_debug_mode("error")
         try:
-            embeddings = tower.embed(tree, input_ids)
+            embeddings = tower.build_inputs(tree, input_ids)["inputs_embeds"]
         finally:
             if not DRY:
                 torch.cuda.set_sync_debug_mode("default")
