@@ -6,8 +6,8 @@
     skyreward serve                                    the same application, started by the CLI
 
 The application has gateways (`serve.deployments.gateway`), which validate, tokenize and queue
-requests, and scorer replicas for each model (`serve.deployments.replica`), which run one batch at a
-time.
+requests, scorer replicas for each model (`serve.deployments.replica`), which run one batch at a
+time, and one process that gives commands to the replicas (`serve.deployments.control`).
 """
 
 # No postponed annotations here: Serve reads the type of `build`'s argument at run time.
@@ -24,6 +24,7 @@ from serve.api.middleware.access import KeyRing
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.deployments.autoscaling import QueuedTokensPolicy
+from serve.deployments.control import ModelControl
 from serve.deployments.gateway import Gateway, get_deployment_name
 from serve.deployments.replica import ScorerReplica
 from serve.deployments.router import LeastLoadedRouter
@@ -34,6 +35,9 @@ APP_NAME = "skyreward"
 # Gateways hold connections cheaply and apply their own limits (`max_requests`) with better error
 # responses, so Serve's limit only has to be high enough.
 _GATEWAY_MAX_ONGOING = 16_384
+# The control deployment keeps a call of every replica open.
+_CONTROL_MAX_ONGOING = 16_384
+_CONTROL_SHUTDOWN_S = 1  # of these calls, none is waited for
 # Gateways count the batches of each replica, so this limit only has to be high enough too.
 _SCORER_MAX_ONGOING = 256
 # Ray places actors without resources at random. A nominal CPU request makes Ray spread them across
@@ -62,7 +66,19 @@ def build(args: Settings) -> Application:
     keys, listed_keys = KeyRing.from_settings(args).digests, KeyRing.from_inline_keys(args).digests
     # Otherwise a push to the hub could give the gateway and each replica different revisions.
     args = args.model_copy(update={"models": tuple(map(pin_settings, args.models))})
-    scorers = {model.alias: _bind_scorer(model, args) for model in args.models}
+    models = [_resolve_device(model) for model in args.models]
+    control = (
+        ray_serve.deployment(ModelControl)
+        .options(
+            name="Control",
+            num_replicas=1,
+            max_ongoing_requests=_CONTROL_MAX_ONGOING,
+            ray_actor_options={"num_cpus": _NUM_CPUS},
+            graceful_shutdown_timeout_s=_CONTROL_SHUTDOWN_S,
+        )
+        .bind({model.alias: model.digest for model in models})
+    )
+    scorers = {model.alias: _bind_scorer(model, args, control) for model in models}
     gateway = ray_serve.deployment(Gateway).options(
         name="Gateway",
         num_replicas=args.num_gateways,
@@ -72,21 +88,26 @@ def build(args: Settings) -> Application:
     )
     # Ray gets no API keys: gateways get their digests.
     without_keys = args.model_copy(update={"api_keys": ()})
-    application: Application = gateway.bind(without_keys, scorers, keys, listed_keys)
+    application: Application = gateway.bind(without_keys, scorers, keys, listed_keys, control)
     return application
 
 
-def _bind_scorer(model: ModelSettings, settings: Settings) -> Any:
-    num_gpus = _resolve_num_gpus(model)
-    if num_gpus == 0 and model.device == "auto":
+def _resolve_device(model: ModelSettings) -> ModelSettings:
+    if _resolve_num_gpus(model) == 0 and model.device == "auto":
         # Ray leaves the GPUs of a machine visible to an actor that has none assigned.
-        model = model.model_copy(update={"device": "cpu"})
+        return model.model_copy(update={"device": "cpu"})
+    return model
+
+
+def _bind_scorer(model: ModelSettings, settings: Settings, control: Any) -> Any:
     deployment = build_scorer_deployment(model.alias).options(
-        ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": num_gpus},
+        ray_actor_options={"num_cpus": _NUM_CPUS, "num_gpus": _resolve_num_gpus(model)},
         **_build_replica_options(model),
         **_build_shutdown_options(settings),
     )
-    return deployment.bind(model.model_dump(mode="json"), settings.log_level, settings.log_format)
+    return deployment.bind(
+        model.model_dump(mode="json"), settings.log_level, settings.log_format, control
+    )
 
 
 def build_scorer_deployment(

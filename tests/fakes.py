@@ -15,6 +15,7 @@ from rm_core.packing import TokenIds
 from serve.api.app import create_app
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
+from serve.worker.commands import ModelCommand
 
 FINGERPRINT = {"revision": "r", "template_sha256": "t", "dtype": "float32", "attention": "eager"}
 _DEMO_ENCODER = load_encoder(ModelConfig("demo"))
@@ -60,6 +61,8 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.num_replicas = 1
+        self.sleep_level = 0
+        self.commands: list[ModelCommand] = []
         self.failure: Exception | None = None
         self.load_failure: Exception | None = None
         self.refresh_failure: Exception | None = None
@@ -79,6 +82,12 @@ class FakeBackend:
         tokens = sum(len(ids) for ids in sequences)
         rewards = tuple(self.reward(ids) for ids in sequences)
         return BatchResult(rewards, tokens, self.delay_s, self.info.fingerprint)
+
+    async def control(self, command: ModelCommand) -> ModelInfo:
+        self.commands.append(command)
+        if command.action in ("sleep", "wake"):
+            self.sleep_level = command.level if command.action == "sleep" else 0
+        return self.info
 
     async def describe(self) -> ModelInfo:
         if self.load_failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -360,6 +361,11 @@ class ModelSettings(BaseModel):
             max_images=self.max_images,
             version=self.version,
         )
+
+    @property
+    def digest(self) -> str:
+        """Digest of all settings, by which replicas with other ones are told apart."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def to_batch_config(self) -> BatchConfig:
         """Return the options with which the engine forms batches."""

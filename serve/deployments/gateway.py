@@ -36,6 +36,7 @@ class Gateway:
         scorers: handle of each model's scorer deployment, by alias.
         keys: digests of all API keys, see `KeyRing.from_digests`.
         listed_keys: digests of the API keys that come from settings and not from a file.
+        control: handle of `serve.deployments.control.ModelControl`.
     """
 
     def __init__(
@@ -44,13 +45,16 @@ class Gateway:
         scorers: Mapping[str, Any],
         keys: Sequence[str],
         listed_keys: Sequence[str],
+        control: Any,
     ) -> None:
         self._initial_settings = settings
         self._listed_keys = listed_keys
         configure_logging(settings.log_level, settings.log_format)
         warn_without_token()
         warn_without_limits()
-        backends = (RayBackend(model.alias, scorers[model.alias]) for model in settings.models)
+        backends = (
+            RayBackend(model.alias, scorers[model.alias], control) for model in settings.models
+        )
         self._service = ScoringService(list(zip(settings.models, backends, strict=True)), settings)
         has_others = settings.num_gateways > 1
         self._app = create_app(

@@ -18,10 +18,12 @@ from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.config.reconfigure import ReplicaUserConfig
 from serve.deployments.autoscaling import QUEUED_TOKENS
+from serve.deployments.control_client import ControlClient
 from serve.errors import ReplicaBusyError
 from serve.telemetry.logging import LogFormat, configure_logging
-from serve.worker.backends import load_scorer
-from serve.worker.worker import Worker
+from serve.worker.commands import TargetState
+from serve.worker.lifecycle import ManagedWorker
+from serve.worker.reconcile import Reconciler
 
 _REJECTION_DELAY_S = 1.0
 # A gateway reports with each batch, also what is queued behind its last one. A gateway that has not
@@ -30,27 +32,54 @@ _REPORT_TTL_S = 60.0
 
 
 class ScorerReplica:
-    """A `Worker` in a replica of Ray Serve.
+    """A `ManagedWorker` in a replica of Ray Serve.
 
     Args:
         settings: `ModelSettings` as plain data.
         log_level: log level of this process.
         log_format: log format of this process.
+        control: handle of `serve.deployments.control.ModelControl`; None if no commands come.
 
     Raises:
         ModelLoadError: the checkpoint is refused; the replica never becomes ready.
     """
 
-    def __init__(self, settings: dict[str, Any], log_level: str, log_format: LogFormat) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        log_level: str,
+        log_format: LogFormat,
+        control: Any = None,
+    ) -> None:
         configure_logging(log_level, log_format)
         self._settings = ModelSettings.model_validate(settings)
         self._log_level, self._log_format = log_level, log_format
         torch.set_num_threads(self._settings.cpu_threads or self._compute_cpu_threads())
         # Replicas get token ids, so that loading a second tokenizer would take time for nothing.
         scorer_settings = self._settings.model_copy(update={"tokenizer_mode": "tokenizers"})
-        self._worker = Worker(load_scorer(scorer_settings), self._settings.stuck_after_s)
+        self._stuck_after_s = self._settings.stuck_after_s
+        self._reconciler = Reconciler(scorer_settings, self._create_worker)
         self._backlog = Backlog()
-        self._id: str = ray_serve.get_replica_context().replica_id.unique_id
+        replica = ray_serve.get_replica_context().replica_id
+        self._id: str = replica.unique_id
+        if control is None:
+            self._reconciler.start(TargetState())
+        else:
+            self._control = ControlClient(
+                control, self._settings, replica.to_full_id_str(), self._reconciler
+            )
+            self._control.start()
+
+    @property
+    def _worker(self) -> ManagedWorker:
+        if self._reconciler.worker is None:
+            raise ReplicaBusyError("the model is asleep, and this replica has not loaded it")
+        return self._reconciler.worker
+
+    def _create_worker(self, settings: ModelSettings) -> ManagedWorker:
+        worker = ManagedWorker(settings)
+        worker.watchdog.stuck_after_s = self._stuck_after_s
+        return worker
 
     async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
@@ -85,7 +114,8 @@ class ScorerReplica:
 
     def check_health(self) -> None:
         """Return if the worker is healthy; called by Serve, which else replaces the replica."""
-        self._worker.check_health()
+        if self._reconciler.worker is not None:
+            self._reconciler.worker.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the queued tokens, which Serve passes to `QueuedTokensPolicy`."""
@@ -99,7 +129,9 @@ class ScorerReplica:
         """
         changes = ReplicaUserConfig.from_user_config(user_config)
         configure_logging(changes.log_level or self._log_level, self._log_format)
-        self._worker.watchdog.stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
+        self._stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
+        if self._reconciler.worker is not None:
+            self._reconciler.worker.watchdog.stuck_after_s = self._stuck_after_s
 
     def _compute_cpu_threads(self) -> int:
         num_replicas = self._settings.max_replicas or self._settings.num_replicas

@@ -107,6 +107,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
+        self._refusal: RewardError | None = None  # of requests that come while it is paused
         # A batch belongs to no request: in the context of one, Serve would cancel a batch of many
         # requests when the client of that one disconnects.
         self._context = contextvars.Context()
@@ -209,18 +210,21 @@ class Dispatcher:
         inputs = zip(sequences, readouts, strict=True)
         return [output for key in inputs for output in burst.outputs[key]]
 
-    def pause(self) -> None:
-        """Send no further batches until `resume`; those in flight are finished."""
-        self._is_paused = True
+    def pause(self, refusal: RewardError | None = None) -> None:
+        """Send no further batches until `resume`; those in flight are finished.
+
+        Args:
+            refusal: error of all requests with sequences that are pending, or will be; None: they
+                wait.
+        """
+        self._is_paused, self._refusal = True, refusal
+        if refusal is not None:
+            self._pool.fail_pending(refusal)
 
     def resume(self) -> None:
         """Send batches again."""
-        self._is_paused = False
+        self._is_paused, self._refusal = False, None
         self._schedule_soon()
-
-    def fail_pending(self, error: RewardError) -> None:
-        """Give all requests with pending sequences an error."""
-        self._pool.fail_pending(error)
 
     @property
     def _num_devices(self) -> int:
@@ -320,6 +324,9 @@ class Dispatcher:
         """Run a batch on a replica, and handle every outcome."""
         try:
             while not await self._try_to_run(batch):
+                if self._is_paused:  # the replicas sleep
+                    self._requeue(batch)
+                    return
                 await asyncio.sleep(_BUSY_RETRY_S)
         except ReplicaLostError as error:
             self._handle_lost_replica(batch, error)
@@ -369,6 +376,11 @@ class Dispatcher:
             return False
         self._finish(batch, result, sent_at)
         return True
+
+    def _requeue(self, batch: Collection[PendingSequence]) -> None:
+        self._pool.requeue(batch)
+        if self._refusal is not None:
+            self._pool.fail_pending(self._refusal)
 
     def _build_message(self, batch: Collection[PendingSequence]) -> SequenceBatch:
         has_owners = any(entry.owner for entry in batch)
@@ -467,7 +479,7 @@ class Dispatcher:
         self._fail(entry, build_quarantine_error(entry.sequence))
 
     def _suspect(self, entries: Collection[PendingSequence]) -> None:
-        self._pool.requeue(entries)
+        self._requeue(entries)
         self._suspects |= dict.fromkeys(entry for entry in entries if entry.is_pending)
 
 

@@ -181,7 +181,7 @@ class ServedModel:
 
     def update_info(self, info: ModelInfo) -> None:
         """Set the effective settings of the replicas that are up now."""
-        if self._info is not None and self._info.fingerprint != info.fingerprint:
+        if self._has_changed(info):
             self.dispatcher.prompts.clear()
         self._info = info
         self.dispatcher.max_batch_tokens = info.max_batch_tokens
@@ -313,9 +313,8 @@ class ServedModel:
         if not level:
             self.dispatcher.resume()
             return
-        self.dispatcher.pause()
-        if self.settings.when_asleep == "refuse":
-            self.dispatcher.fail_pending(self._build_asleep_error())
+        refuses = self.settings.when_asleep == "refuse"
+        self.dispatcher.pause(self._build_asleep_error() if refuses else None)
 
     def require_kind(self, *kinds: Kind) -> None:
         """Return if the model is of one of the kinds that a route serves.
@@ -545,8 +544,10 @@ class ServedModel:
                     self.update_info(await self._fetch_info())
                     self._failure = None
                 await self._backend.refresh()
-                if not self._control_lock.locked():
+                if not self._control_lock.locked():  # another gateway may have given a command
                     self._set_sleep_level(self._backend.sleep_level)
+                    if (info := self._backend.info) is not None and self._has_changed(info):
+                        self.update_info(await self._fetch_info())
             except ModelLoadError as error:
                 self._failure = error.detail
                 logger.error("model %s: %s", alias, error.detail)
@@ -558,6 +559,9 @@ class ServedModel:
                 logger.exception("model %s: its replicas cannot be reached", alias)
                 self._failure = f"{type(error).__name__}; the service's log has the details"
             await asyncio.sleep(_RETRY_S)
+
+    def _has_changed(self, info: ModelInfo) -> bool:
+        return self._info is not None and self._info.fingerprint != info.fingerprint
 
     def _count_clients(self, client: str) -> int:
         """Count the clients that have queued tokens, and this one."""

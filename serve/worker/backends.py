@@ -20,6 +20,7 @@ from rm_core import (
     ModelInfo,
     ModelLoadError,
     NotReadyError,
+    RewardError,
     RewardScorer,
     open_checkpoint,
 )
@@ -28,9 +29,11 @@ from rm_core.model.checkpoint_files import get_hub_commit
 from rm_core.packing import TokenIds
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReloadRefusedError, ReplicaBusyError, ReplicaLostError
-from serve.worker.commands import ModelCommand
+from serve.worker.commands import ModelCommand, ModelStatus
 
 logger = logging.getLogger(__name__)
+
+_STATUS_TIMEOUT_S = 3.0
 
 
 class Backend(Protocol):
@@ -46,6 +49,11 @@ class Backend(Protocol):
     @property
     def sleep_level(self) -> int:
         """See above."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """Settings of the model in use, as of the last `refresh`; None if they are not known."""
         ...
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
@@ -116,11 +124,14 @@ class RayBackend:
         alias: alias of the model, for messages.
         handle: handle of the deployment. Calls pass arguments by value: a batch is small, and that
             costs half as much as the object store.
+        control: handle of `serve.deployments.control.ModelControl`; None if no commands are given.
     """
 
-    def __init__(self, alias: str, handle: Any) -> None:
+    def __init__(self, alias: str, handle: Any, control: Any = None) -> None:
         self.num_replicas = 0
         self._alias = alias
+        self._control = control
+        self._status: ModelStatus | None = None
         self._app, self._deployment = handle.app_name, handle.deployment_name
         self._handle = handle.options(_by_reference=False)
         self._gateway = uuid.uuid4().hex
@@ -142,8 +153,43 @@ class RayBackend:
             async for result in method.remote(sequences, backlog_tokens, self._gateway):
                 yield result
 
+    @property
+    def sleep_level(self) -> int:
+        """See `Backend`."""
+        return 0 if self._status is None else self._status.sleep_level
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """See `Backend`."""
+        return None if self._status is None else self._status.info
+
+    async def control(self, command: ModelCommand) -> ModelInfo:
+        """See `Backend`.
+
+        Raises:
+            NotReadyError: the process that gives commands to replicas was lost meanwhile.
+        """
+        assert self._control is not None, "built without `control`"
+        try:
+            with _translate_ray_errors(self._alias):
+                answer: ModelInfo | RewardError = await self._control.run.remote(
+                    self._alias, command, self._gateway
+                )
+        except ReplicaLostError as error:
+            raise NotReadyError(
+                f"the process that gives commands to the replicas of {self._alias!r} was lost; "
+                "they will agree on the state before or after the command: send it again"
+            ) from error
+        if isinstance(answer, RewardError):
+            raise answer
+        await self._refresh_status()
+        return answer
+
     async def describe(self) -> ModelInfo:
         """See `Backend`."""
+        await self._refresh_status()
+        if self.sleep_level and self.info is not None:  # a replica may have loaded nothing yet
+            return self.info
         with _translate_ray_errors(self._alias):
             info: ModelInfo = await self._handle.describe.remote()
             return info
@@ -151,6 +197,18 @@ class RayBackend:
     async def refresh(self) -> None:
         """See `Backend`."""
         self.num_replicas = await asyncio.to_thread(_count_running, self._app, self._deployment)
+        await self._refresh_status()
+
+    async def _refresh_status(self) -> None:
+        """Fetch the state of the model; keep what is known while nobody answers."""
+        if self._control is None:
+            return
+        try:
+            with _translate_ray_errors(self._alias):
+                call = self._control.get_status.remote(self._alias, self._status)
+                self._status = await asyncio.wait_for(call, _STATUS_TIMEOUT_S)
+        except (TimeoutError, RewardError) as error:
+            logger.warning("%s: its state is not known: %s", self._alias, error or "no answer")
 
 
 @contextmanager

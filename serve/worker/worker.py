@@ -349,7 +349,7 @@ class Worker:
                 self._probe()
             self.watchdog.finish()
         except DeviceFailedError as error:
-            self._mark_unhealthy(error.detail)
+            self.mark_unhealthy(error.detail)
         finally:
             self.watchdog.stop()
         self.check_health()
@@ -367,16 +367,17 @@ class Worker:
         except DeviceFailedError:
             raise
         except ModelError as error:
-            self._mark_unhealthy(error.detail)
+            self.mark_unhealthy(error.detail)
             return
         # Same input, same process: the reward must match almost exactly.
         if abs(reward - self._expected_reward) > 0.01 * max(1.0, abs(self._expected_reward)):
-            self._mark_unhealthy(
+            self.mark_unhealthy(
                 f"the reward of the warm-up conversation is {reward:.6g} now and was "
                 f"{self._expected_reward:.6g} when the model was loaded"
             )
 
-    def _mark_unhealthy(self, reason: str) -> None:
+    def mark_unhealthy(self, reason: str) -> None:
+        """Refuse batches from now on; `check_health` fails, so that Serve replaces the replica."""
         logger.error("unhealthy: %s", reason)
         self._failure = reason
 

@@ -72,7 +72,7 @@ def create_crashing_replica(has_hung: Path) -> Any:
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self._worker.watchdog.stuck_after_s = STUCK_AFTER_S
-            scorer: Any = self._worker._scorer
+            scorer: Any = self._worker.scorer
             pack = scorer.pack
 
             def crash_or_pack(sequences: Sequence[TokenIds], *rest: Any) -> Any:

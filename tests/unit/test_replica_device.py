@@ -31,12 +31,13 @@ def test_replica_without_a_gpu_runs_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also on a machine with GPUs: Ray does not hide them from an actor that has none."""
-    from serve.app import _bind_scorer
+    from serve.app import _bind_scorer, _resolve_device
 
     monkeypatch.setattr("serve.app.ray.is_initialized", lambda: True)
     monkeypatch.setattr("serve.app.ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": float(gpus)})
     model = ModelSettings(name="demo", **settings)
-    bound = _bind_scorer(model, Settings(models=(model,)))._bound_deployment
+    settings_ = Settings(models=(model,))
+    bound = _bind_scorer(_resolve_device(model), settings_, None)._bound_deployment
     replica = ModelSettings.model_validate(bound.init_args[0])
     num_gpus = bound.ray_actor_options["num_gpus"]
     assert (replica.to_model_config().device, num_gpus) == expected
