@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -68,8 +69,12 @@ _ROUTES_OF_KIND: dict[Kind, str] = {
     "judge": "it compares two answers: use /v1/compare or /v1/rank",
 }
 _RETRY_S = 1.0
-# A request whose model was replaced meanwhile is scored again, so many times in all.
+# A request whose model was replaced meanwhile is scored again, so many times in all, each time
+# after a longer pause: replicas switch to new weights one after another, each after its batch.
 _ATTEMPTS = 10
+_ATTEMPT_PAUSE_S = 0.01
+# Fingerprints that are remembered as those of models with the tokenizer of this gateway.
+_MAX_FINGERPRINTS = 16
 _ASLEEP_RETRY_S = 2.0
 
 
@@ -168,6 +173,7 @@ class ServedModel:
         self._control_lock = asyncio.Lock()
         self._shares_rewards = shares_rewards
         self._info: ModelInfo | None = None
+        self._fingerprints: deque[Fingerprint] = deque(maxlen=_MAX_FINGERPRINTS)
         self._failure: str | None = None
 
     @property
@@ -184,6 +190,7 @@ class ServedModel:
         if self._has_changed(info):
             self.dispatcher.prompts.clear()
         self._info = info
+        self._remember(info)
         self.dispatcher.max_batch_tokens = info.max_batch_tokens
         self.dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         self.dispatcher.prompts.max_tokens = info.prefix_cache_tokens
@@ -298,7 +305,7 @@ class ServedModel:
         async with self._control_lock:
             command = await asyncio.to_thread(build_stage_command, self.settings, source, version)
             try:
-                await self._backend.control(command)
+                self._remember(await self._backend.control(command))
             except BaseException:
                 await asyncio.shield(self._backend.control(ModelCommand("discard")))
                 raise
@@ -413,7 +420,7 @@ class ServedModel:
             NotReadyError: the model is not loaded, or will not be loaded again.
             RequestTooLargeError: there are too many characters, images or tokens.
         """
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             fingerprint = self.require_ready().fingerprint
             client, priority = options.client, options.priority
             with (
@@ -425,11 +432,14 @@ class ServedModel:
                 slices = await self._score_slices(tokenizer, flow, fingerprint, options, hold)
             if not flow.fingerprints <= {fingerprint}:
                 # The model that computed the rewards is not the one that `model_info` describes.
-                info = await self._fetch_info()
-                self.update_info(info)
-                if flow.fingerprints != {info.fingerprint} or any(s.has_cached for s in slices):
-                    continue  # the rewards are of several versions
-                fingerprint = info.fingerprint
+                actual, *others = flow.fingerprints
+                is_mixed = bool(others) or any(part.has_cached for part in slices)
+                if is_mixed or actual not in self._fingerprints:
+                    self.update_info(await self._fetch_info())
+                if is_mixed or actual not in self._fingerprints:
+                    await asyncio.sleep(_ATTEMPT_PAUSE_S * 2**attempt)
+                    continue
+                fingerprint = actual
             return ScoreResult(
                 model=self.settings.alias,
                 kind="classifier" if options.every_token else self.encoder.kind,
@@ -559,6 +569,11 @@ class ServedModel:
                 logger.exception("model %s: its replicas cannot be reached", alias)
                 self._failure = f"{type(error).__name__}; the service's log has the details"
             await asyncio.sleep(_RETRY_S)
+
+    def _remember(self, info: ModelInfo) -> None:
+        """Accept rewards of a model, also before `model_info` describes it."""
+        if info.fingerprint not in self._fingerprints:
+            self._fingerprints.append(info.fingerprint)
 
     def _has_changed(self, info: ModelInfo) -> bool:
         return self._info is not None and self._info.fingerprint != info.fingerprint

@@ -109,7 +109,7 @@ class Backend(Protocol):
         ...
 
     async def refresh(self) -> None:
-        """Find out how many replicas are up.
+        """Find out how many replicas are up, whether they sleep, and which model they use.
 
         Raises:
             RewardError: the only replica cannot score any more.
