@@ -364,7 +364,7 @@ class ModelSettings(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Digest of all settings, by which replicas with other ones are told apart."""
+        """Digest of all settings; replicas with equal digests belong together."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def to_batch_config(self) -> BatchConfig:

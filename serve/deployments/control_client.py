@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rm_core import RewardError
+from rm_core import NotReadyError, RewardError
 from serve.config.model_settings import ModelSettings
 from serve.worker.commands import ReplicaReport, TargetState
 from serve.worker.reconcile import Reconciler
@@ -23,7 +23,7 @@ _RETRY_S = 0.5
 
 
 class ControlClient:
-    """Reports of one replica to `ModelControl`, and what it is told.
+    """Reports of one replica to `ModelControl`, and the targets that it returns.
 
     Args:
         handle: handle of the deployment.
@@ -58,6 +58,15 @@ class ControlClient:
         # In an empty context: the call belongs to no request, with which it could be cancelled.
         self._task = loop.create_task(self._follow(reached), context=contextvars.Context())
 
+    def check_health(self) -> None:
+        """Return if commands are followed.
+
+        Raises:
+            NotReadyError: they are not, and the replica has to be replaced.
+        """
+        if self._task is not None and self._task.done():
+            raise NotReadyError("the replica follows no commands any more")
+
     def _fetch_target(self, reached: TargetState | None) -> TargetState:
         """Report, and return the target at once; waits while nobody answers."""
         while True:
@@ -66,7 +75,7 @@ class ControlClient:
                 target: TargetState | None = call.result(timeout_s=_CALL_TIMEOUT_S)
             # The deployment may start at this moment, or be lost: the next call finds it.
             except Exception as error:
-                logger.warning("%s: no target yet: %s", self._alias, type(error).__name__)
+                logger.warning("%s: no target yet: %r", self._alias, error)
                 target = None
             if target is not None:
                 return target
@@ -84,7 +93,7 @@ class ControlClient:
                     raise
                 target = None
             except Exception as error:  # as above
-                logger.warning("%s: no commands come: %s", self._alias, type(error).__name__)
+                logger.warning("%s: no commands come: %r", self._alias, error)
                 target = None
             if target is None:
                 await asyncio.sleep(_RETRY_S)

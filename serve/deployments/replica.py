@@ -62,6 +62,7 @@ class ScorerReplica:
         self._backlog = Backlog()
         replica = ray_serve.get_replica_context().replica_id
         self._id: str = replica.unique_id
+        self._control: ControlClient | None = None
         if control is None:
             self._reconciler.start(TargetState())
         else:
@@ -114,6 +115,8 @@ class ScorerReplica:
 
     def check_health(self) -> None:
         """Return if the worker is healthy; called by Serve, which else replaces the replica."""
+        if self._control is not None:
+            self._control.check_health()
         if self._reconciler.worker is not None:
             self._reconciler.worker.check_health()
 

@@ -191,6 +191,8 @@ class Dispatcher:
             RewardError: none of the model's replicas will answer.
         """
         readouts = readouts or [()] * len(sequences)
+        if self._refusal is not None:
+            raise self._refusal
         burst = self._pool.add(flow, sequences, readouts, images)
         if self._crash_history:
             self._mark_known_suspects(burst.entries)

@@ -41,11 +41,13 @@ class Weights:
         source: folder or hub id.
         revision: commit of a hub id; None for a folder.
         version: name of the weights in fingerprints.
+        serial: number of the target that staged them: the files of one folder may be replaced.
     """
 
     source: str
     revision: str | None = None
     version: str | None = None
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,8 +121,7 @@ class ReplicaGroup:
             case "stage":
                 await self._turn.acquire()
                 self._stager, self._reload = gateway, self._reload + 1
-                weights = Weights(command.source, command.revision, command.version)
-                return await self._finish(self._stage(weights))
+                return await self._finish(self._stage(command))
             case "switch":
                 return await self._finish(self._switch(gateway))
             case "discard":
@@ -143,18 +142,20 @@ class ReplicaGroup:
             self._sleep_level = self._target.sleep_level
             self._turn.release()
 
-    async def _stage(self, weights: Weights) -> ModelInfo:
+    async def _stage(self, command: ModelCommand) -> ModelInfo:
         async with self._step:
             try:
                 if self._target.sleep_level:
                     raise ReloadRefusedError(
                         "the model is asleep; wake it before its weights are replaced"
                     )
-                await self._bring(staged=weights)
+                serial = self._target.number + 1
+                staged = Weights(command.source, command.revision, command.version, serial)
+                await self._bring(staged=staged)
                 infos = [report.staged for report in self._reports.values() if report.staged]
                 if len({info.revision for info in infos}) != 1:
                     raise ReloadRefusedError(
-                        f"the replicas read different files in {weights.source}: it is being "
+                        f"the replicas read different files in {command.source}: it is being "
                         "written, or its copies on several nodes differ; reload a complete copy"
                     )
             except BaseException:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from dispatcher_harness import (
     BUDGET,
     DispatcherHarness,
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_core import pack
+from serve.errors import ModelAsleepError, ReplicaBusyError
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=12)
 
@@ -241,3 +243,42 @@ def test_rewards_are_in_order_and_computed_tokens_add_up(
         assert sorted(scored) == sorted({s for sequences in requests for s in sequences})
 
     asyncio.run(run())
+
+
+@scenario
+async def test_paused_dispatcher_keeps_requests(harness: DispatcherHarness) -> None:
+    """Also one whose batch the replicas, which sleep already, have refused."""
+    harness.dispatcher.pause()
+    waiting = harness.submit((1,))
+    await asyncio.sleep(100)
+    assert harness.replicas.batches == []
+    harness.dispatcher.resume()
+    assert await rewards(waiting) == [reward_of((1,))]
+    first = await harness.hold()
+    harness.replicas.failure_at = lambda _: ReplicaBusyError("asleep")
+    harness.dispatcher.pause()
+    harness.release()
+    await until(lambda: harness.dispatcher.num_in_flight == 0)
+    assert not first.done()
+    harness.replicas.failure_at = lambda _: None
+    harness.dispatcher.resume()
+    assert await rewards(first) == [reward_of((99,))]
+
+
+@scenario
+async def test_paused_dispatcher_refuses_requests(harness: DispatcherHarness) -> None:
+    """All that were pending, come later, or were refused by replicas that sleep already."""
+    first = await harness.hold()
+    pending = harness.submit((99,), (1,), client="b")
+    await until(lambda: harness.dispatcher.num_waiting == 1)
+    harness.dispatcher.pause(ModelAsleepError("asleep"))
+    harness.replicas.failure_at = lambda _: ReplicaBusyError("asleep")
+    harness.release()
+    for request in (first, pending, harness.submit((2,))):
+        with pytest.raises(ModelAsleepError):
+            await request
+    assert harness.dispatcher.queued_tokens == 0
+    assert not harness.dispatcher.tokens_by_client
+    harness.replicas.failure_at = lambda _: None
+    harness.dispatcher.resume()
+    assert await rewards(harness.submit((3,))) == [reward_of((3,))]

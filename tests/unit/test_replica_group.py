@@ -17,7 +17,6 @@ from serve.worker.commands import ModelCommand, ModelStatus, ReplicaReport, Targ
 from serve.worker.replica_group import ReplicaGroup
 
 STAGE = ModelCommand("stage", source="/steps/1", version="step-1")
-WEIGHTS = Weights("/steps/1", None, "step-1")
 SWITCH, DISCARD = ModelCommand("switch"), ModelCommand("discard")
 SLEEP, WAKE = ModelCommand("sleep"), ModelCommand("wake")
 
@@ -26,6 +25,9 @@ def info_of(weights: Weights | None) -> ModelInfo:
     if weights is None:
         return INFO
     return replace(INFO, revision=f"revision of {weights.source}", version=weights.version)
+
+
+RELOADED = info_of(Weights(STAGE.source, None, STAGE.version))
 
 
 class Replica:
@@ -122,6 +124,11 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         runner.run(limited())
 
 
+def version_of(replica: Replica) -> str | None:
+    assert replica.state
+    return replica.state.weights and replica.state.weights.version
+
+
 async def reload(group: ReplicaGroup, gateway: str = "one") -> ModelInfo:
     await group.run(STAGE, gateway)
     return await group.run(SWITCH, gateway)
@@ -135,16 +142,16 @@ def test_reload_stages_everywhere_before_any_replica_switches() -> None:
             await asyncio.sleep(100)
             assert not staging.done()
             assert one.state
-            assert one.state.staged == WEIGHTS
+            assert one.state.staged
             assert two.state is None  # it is alive, so it is waited for
             two.gate.set()
             assert (await staging).version == "step-1"
             assert (one.state.weights, group.get_status(None).info) == (None, INFO)
             assert (await group.run(SWITCH, "one")).version == "step-1"
             assert one.state == two.state
-            assert (one.state.weights, one.state.staged) == (WEIGHTS, None)
+            assert (version_of(one), one.state.staged) == ("step-1", None)
             assert one.state.identity == "revision of /steps/1"
-            assert group.get_status(None).info == info_of(WEIGHTS)
+            assert group.get_status(None).info == RELOADED
 
     run(test)
 
@@ -235,7 +242,7 @@ def test_lost_replica_is_not_waited_for_and_its_successor_is() -> None:
             three = replicas.start(group, "c")
             assert (await waking).version == "step-1"
             assert three.state
-            assert (three.state.weights, three.state.sleep_level) == (WEIGHTS, 0)
+            assert (version_of(three), three.state.sleep_level) == ("step-1", 0)
 
     run(test)
 
@@ -267,10 +274,10 @@ def test_commands_of_two_gateways_wait_for_each_other() -> None:
             with pytest.raises(ReloadRefusedError, match="no weights are staged any more"):
                 await group.run(SWITCH, "two")
             assert one.state
-            assert one.state.staged == WEIGHTS
+            assert one.state.staged
             await group.run(SWITCH, "one")
             await sleeping
-            assert (one.state.weights, one.state.sleep_level) == (WEIGHTS, 1)
+            assert (version_of(one), one.state.sleep_level) == ("step-1", 1)
 
     run(test)
 
@@ -322,7 +329,7 @@ def test_replica_that_cannot_switch_is_left_behind_unless_none_can(num_failing: 
             if num_failing == 1:
                 assert (await group.run(SWITCH, "one")).version == "step-1"
                 assert two.state
-                assert two.state.weights == WEIGHTS
+                assert version_of(two) == "step-1"
             else:
                 with pytest.raises(ReloadRefusedError, match="NaN"):
                     await group.run(SWITCH, "one")
@@ -347,10 +354,10 @@ def test_successor_of_a_lost_group_gets_the_state(witness: str) -> None:
                 two.follow(successor)
             else:
                 two.die()
-                assert successor.get_status(status).info == info_of(WEIGHTS)
+                assert successor.get_status(status).info == RELOADED
             await successor.run(WAKE, "two")
             assert three.state
-            assert (three.state.weights, three.state.staged) == (WEIGHTS, None)
+            assert (version_of(three), three.state.staged) == ("step-1", None)
             if witness == "replica":
                 assert two.state == three.state
 
@@ -361,9 +368,22 @@ def test_replicas_and_gateways_of_other_settings_do_not_count() -> None:
     async def test() -> None:
         async with two_replicas() as (group, replicas, _, _):
             old = replicas.start(group, "old", base="old settings")
-            state = TargetState(7, weights=WEIGHTS, sleep_level=2)
+            state = TargetState(7, weights=Weights("/steps/1"), sleep_level=2)
             assert group.get_status(ModelStatus("old settings", state, 2)).target.number == 0
             await group.run(SLEEP, "one")
             assert old.state is None
+
+    run(test)
+
+
+def test_reload_of_the_same_folder_is_another_reload() -> None:
+    async def test() -> None:
+        async with two_replicas() as (group, _, one, two):
+            await reload(group)
+            assert one.state
+            before = one.state.weights
+            await reload(group)
+            assert one.state == two.state
+            assert one.state.weights != before
 
     run(test)
