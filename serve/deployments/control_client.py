@@ -9,6 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ray import serve as ray_serve
+from ray.serve.schema import ApplicationStatus
+
 from rm_core import NotReadyError, RewardError
 from serve.config.model_settings import ModelSettings
 from serve.worker.commands import ReplicaReport, TargetState
@@ -18,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # A replica asks for its target again after so many seconds without a new one.
 _POLL_S = 10.0
-_CALL_TIMEOUT_S = 30.0
+_CALL_TIMEOUT_S = 10.0
 _RETRY_S = 0.5
 
 
@@ -68,7 +71,11 @@ class ControlClient:
             raise NotReadyError("the replica follows no commands any more")
 
     def _fetch_target(self, reached: TargetState | None) -> TargetState:
-        """Report, and return the target at once; waits while nobody answers."""
+        """Report, and return the target at once; waits while nobody answers.
+
+        Raises:
+            NotReadyError: the application is being deleted, so that nobody will answer.
+        """
         while True:
             try:
                 call = self._handle.exchange.remote(self._alias, self._build_report(reached), 0.0)
@@ -79,6 +86,8 @@ class ControlClient:
                 target = None
             if target is not None:
                 return target
+            if _is_being_deleted(self._handle.app_name):
+                raise NotReadyError("the application is being deleted")
             time.sleep(_RETRY_S)
 
     async def _follow(self, reached: TargetState) -> None:
@@ -113,6 +122,11 @@ class ControlClient:
             None if worker is None else worker.info,
             self._reconciler.staged_info if is_staged else None,
         )
+
+
+def _is_being_deleted(app_name: str) -> bool:
+    application = ray_serve.status().applications.get(app_name)
+    return application is None or application.status == ApplicationStatus.DELETING
 
 
 def _has_same_model(one: TargetState, other: TargetState) -> bool:
