@@ -76,7 +76,7 @@ def build(args: Settings) -> Application:
             ray_actor_options={"num_cpus": _NUM_CPUS},
             graceful_shutdown_timeout_s=_CONTROL_SHUTDOWN_S,
         )
-        .bind({model.alias: model.digest for model in models})
+        .bind({model.alias: model.weights_key for model in models})
     )
     scorers = {model.alias: _bind_scorer(model, args, control) for model in models}
     gateway = ray_serve.deployment(Gateway).options(

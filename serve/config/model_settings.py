@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -363,9 +363,9 @@ class ModelSettings(BaseModel):
         )
 
     @property
-    def digest(self) -> str:
-        """Digest of all settings; replicas with equal digests belong together."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+    def weights_key(self) -> str:
+        """Key of the weights that the settings name; a reload lasts until this changes."""
+        return json.dumps([self.name, self.revision, self.version])
 
     def to_batch_config(self) -> BatchConfig:
         """Return the options with which the engine forms batches."""

@@ -21,7 +21,7 @@ class ModelControl:
     """The `ReplicaGroup` of each model of the application.
 
     Args:
-        bases: `ModelSettings.digest` of each model, by alias.
+        bases: `ModelSettings.weights_key` of each model, by alias.
     """
 
     def __init__(self, bases: Mapping[str, str]) -> None:

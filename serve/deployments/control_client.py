@@ -39,7 +39,7 @@ class ControlClient:
         self, handle: Any, settings: ModelSettings, replica: str, reconciler: Reconciler
     ) -> None:
         self._handle, self._alias = handle, settings.alias
-        self._base, self._replica = settings.digest, replica
+        self._base, self._replica = settings.weights_key, replica
         self._reconciler = reconciler
         self._task: asyncio.Task[None] | None = None
 

@@ -75,7 +75,7 @@ class ReplicaReport:
 
     Attributes:
         replica: name of its actor.
-        base: digest of the settings that it was started with.
+        base: key of the weights that its settings name.
         target: target that it reached, or failed to reach; None while it starts.
         error: why it failed.
         info: settings of the model in use; None if none is loaded.
@@ -95,7 +95,7 @@ class ModelStatus:
     """State of a model on Ray, as gateways see it.
 
     Attributes:
-        base: digest of its settings.
+        base: key of the weights that its settings name.
         target: state that its replicas are to have.
         sleep_level: level of sleep of which gateways act; a model that wakes sleeps until all
             replicas are awake.

@@ -28,7 +28,8 @@ class ReplicaGroup:
     """The replicas of one model. Belongs to one event loop.
 
     Args:
-        base: digest of the settings of the model; replicas with other settings are being replaced.
+        base: key of the weights that the settings name; replicas with another one are being
+            replaced.
         is_alive: returns whether an actor is alive.
         grace_s: seconds in which replicas that run already report to a new group. Until then it
             gives no targets.
@@ -69,7 +70,7 @@ class ReplicaGroup:
             wait_s: seconds after which the target is returned in any case.
 
         Returns:
-            The target; None if the replica has other settings than this group.
+            The target; None if the settings of the replica name other weights.
         """
         if report.base != self._base:
             return None
