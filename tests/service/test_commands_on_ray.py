@@ -142,19 +142,8 @@ async def wait_for(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.05)
 
 
-def options(client: int = 0) -> RequestOptions:
-    return RequestOptions(
-        client=f"client {client}",
-        priority=0,
-        truncation="error",
-        max_length=None,
-        max_messages=100,
-        max_queued_tokens=10**6,
-    )
-
-
 async def score(served: ServedModel, text: str, client: int = 0) -> ScoreResult:
-    return await served.score([conversation(text)], options(client))
+    return await served.score([conversation(text)], RequestOptions(f"client {client}"))
 
 
 async def find_version(served: ServedModel) -> set[str | None]:
@@ -186,7 +175,9 @@ class Clients:
         for i in itertools.count():
             texts = [f"{number}, {i}, {j}: what?" + " why?" * (j % 7) for j in range(1 + i % 9)]
             request = [conversation(text) for text in texts]
-            self.results.append((texts, await served.score(request, options(number))))
+            self.results.append(
+                (texts, await served.score(request, RequestOptions(f"client {number}")))
+            )
 
     async def have_answers(self, num_answers: int) -> None:
         """Wait until so many more requests are answered."""
