@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from fakes import INFO, FakeBackend, conversation
+from waiting import until_async
 
 from rm_core import BatchResult, NotReadyError, PrerenderedText, PrerenderedTokens, Reward
 from rm_core.inputs.text_tokenizer import TokenizerChoice
 from serve.config.model_settings import ModelSettings
-from serve.errors import ReplicaLostError, RequestTooLargeError
+from serve.errors import ModelAsleepError, ReplicaLostError, RequestTooLargeError
 from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.tokenization import RequestOptions, estimate_sizes, split_into_slices
 
@@ -77,6 +78,36 @@ def test_rewards_of_disagreeing_replicas_are_not_mixed() -> None:
     backend.run_batch = alternate  # type: ignore[method-assign]
     with pytest.raises(NotReadyError, match="being replaced; try again"):
         score(model, [conversation("x " * n) for n in range(60, 90)])
+
+
+def test_known_version_is_accepted_while_replicas_switch() -> None:
+    """The replica that would be asked for its settings may not have switched yet."""
+    backend = FakeBackend()
+    model = create_model(backend)
+    model.update_info(OTHER)
+    backend.load_failure = ReplicaLostError("gone", replica="one")
+    assert score(model).fingerprint == INFO.fingerprint
+    assert model.model_info == OTHER
+
+
+def test_gateway_learns_of_commands_to_another_gateway() -> None:
+    backend = FakeBackend()
+    model = create_model(backend)
+
+    async def run() -> None:
+        watcher = asyncio.create_task(model.watch())
+        backend.info = replace(OTHER, encoding_sha256=model.encoder.encoding_sha256)
+        await until_async(lambda: model.model_info == backend.info)
+        backend.sleep_level = 2
+        await until_async(lambda: model.state == "asleep")
+        with pytest.raises(ModelAsleepError, match="level 2"):
+            await model.score(CONVERSATIONS, RequestOptions())
+        backend.sleep_level = 0
+        await until_async(lambda: model.state == "ready")
+        await model.score(CONVERSATIONS, RequestOptions())
+        watcher.cancel()
+
+    asyncio.run(run())
 
 
 def test_replica_with_another_tokenizer_is_refused() -> None:
