@@ -387,3 +387,35 @@ def test_reload_of_the_same_folder_is_another_reload() -> None:
             assert one.state.weights != before
 
     run(test)
+
+
+def test_command_is_undone_also_if_its_call_was_cancelled() -> None:
+    async def test() -> None:
+        async with two_replicas() as (group, _, one, two):
+            two.gate.clear()
+            two.fails = lambda target: ModelError("stuck") if target.sleep_level else None
+            sleeping = asyncio.create_task(group.run(SLEEP, "one"))
+            await asyncio.sleep(100)
+            sleeping.cancel()
+            await asyncio.sleep(1)
+            two.gate.set()
+            await asyncio.sleep(100)
+            assert [state.sleep_level for state in one.history][-2:] == [1, 0]
+
+    run(test)
+
+
+def test_replica_that_starts_before_others_report_to_a_successor_loads_their_weights() -> None:
+    async def test() -> None:
+        async with two_replicas() as (group, replicas, _, two):
+            await reload(group)
+            successor = replicas.build_group()
+            three = replicas.start(successor, "c")
+            await asyncio.sleep(1)
+            two.follow(successor)
+            await asyncio.sleep(100)
+            assert three.history
+            versions = {state.weights and state.weights.version for state in three.history}
+            assert versions == {"step-1"}
+
+    run(test)
