@@ -21,11 +21,12 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from serve.api.middleware.access import KeyRing
+from serve.api.middleware.admin import AdminWithoutKey
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.deployments.autoscaling import QueuedTokensPolicy
 from serve.deployments.control import ModelControl
-from serve.deployments.gateway import Gateway, get_deployment_name
+from serve.deployments.gateway import Gateway, GatewayKeys, get_deployment_name
 from serve.deployments.replica import ScorerReplica
 from serve.deployments.router import LeastLoadedRouter
 from serve.worker.backends import pin_settings
@@ -63,7 +64,25 @@ def build(args: Settings) -> Application:
     Raises:
         ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
     """
-    keys, listed_keys = KeyRing.from_settings(args).digests, KeyRing.from_inline_keys(args).digests
+    # Serve's options say where it listens, and they may let other machines in.
+    return build_application(args, admin_without_key="none")
+
+
+def build_application(
+    args: Settings, *, admin_without_key: AdminWithoutKey, admin_key: str = ""
+) -> Application:
+    """Build the application; see `build`.
+
+    Args:
+        args: settings.
+        admin_without_key: who may control models, if the settings have no key for it.
+        admin_key: another key that may control models.
+    """
+    keys, listed_keys = KeyRing.from_settings(args), KeyRing.from_inline_keys(args)
+    admin_keys = KeyRing.from_admin_settings(args)
+    listed_admin_keys = KeyRing.from_inline_admin_keys(args).digests
+    if admin_key:
+        listed_admin_keys += KeyRing([(admin_key, "the launcher")]).digests
     # Otherwise a push to the hub could give the gateway and each replica different revisions.
     args = args.model_copy(update={"models": tuple(map(pin_settings, args.models))})
     models = [_resolve_device(model) for model in args.models]
@@ -87,8 +106,15 @@ def build(args: Settings) -> Application:
         **_build_shutdown_options(args),
     )
     # Ray gets no API keys: gateways get their digests.
-    without_keys = args.model_copy(update={"api_keys": ()})
-    application: Application = gateway.bind(without_keys, scorers, keys, listed_keys, control)
+    without_keys = args.model_copy(update={"api_keys": (), "admin_api_keys": ()})
+    gateway_keys = GatewayKeys(
+        keys=keys.digests,
+        listed_keys=listed_keys.digests,
+        admin_keys=(*admin_keys.digests, *listed_admin_keys),
+        listed_admin_keys=listed_admin_keys,
+        admin_without_key="none" if admin_keys else admin_without_key,
+    )
+    application: Application = gateway.bind(without_keys, scorers, gateway_keys, control)
     return application
 
 

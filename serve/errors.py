@@ -6,6 +6,7 @@
 ├── UnknownModelError                 the model is not served
 ├── WrongKindError                    the route does not fit the kind of the model
 ├── AuthenticationError               no API key, or an unknown one
+├── PermissionDeniedError             the client may not control models
 ├── BodyTooLargeError                 the body has more bytes than the limit
 ├── RequestTooLargeError              the request has more characters or tokens than the limit
 ├── UnsupportedMediaTypeError         the body is not plain JSON in UTF-8
@@ -71,6 +72,12 @@ class AuthenticationError(InputError):
     """The API key is missing or unknown."""
 
     code = "invalid_api_key"
+
+
+class PermissionDeniedError(InputError):
+    """The client may score, but may not put models to sleep, wake them or reload them."""
+
+    code = "permission_denied"
 
 
 class BodyTooLargeError(InputError):

@@ -62,7 +62,9 @@ class FakeBackend:
     def __init__(self) -> None:
         self.num_replicas = 1
         self.sleep_level = 0
+        self.freed_bytes: int | None = None
         self.commands: list[ModelCommand] = []
+        self.control_failure: Exception | None = None
         self.failure: Exception | None = None
         self.load_failure: Exception | None = None
         self.refresh_failure: Exception | None = None
@@ -85,8 +87,18 @@ class FakeBackend:
 
     async def control(self, command: ModelCommand) -> ModelInfo:
         self.commands.append(command)
-        if command.action in ("sleep", "wake"):
-            self.sleep_level = command.level if command.action == "sleep" else 0
+        await asyncio.sleep(0)
+        if self.control_failure and command.action != "discard":
+            raise self.control_failure
+        match command.action:
+            case "sleep":
+                self.sleep_level, self.freed_bytes = command.level, 1234
+            case "wake":
+                self.sleep_level = 0
+            case "stage":
+                self.staged = replace(self.info, revision="new", version=command.version)
+            case "switch":
+                self.info = self.staged
         return self.info
 
     async def describe(self) -> ModelInfo:
@@ -107,7 +119,7 @@ def serving(backend: FakeBackend, **chosen: Any) -> Iterator[TestClient]:
     encoder = service.models[settings.models[0].alias].encoder
     backend.info = replace(backend.info, encoding_sha256=encoder.encoding_sha256)
     app = create_app(service, settings)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, raise_server_exceptions=False, client=("127.0.0.1", 50_000)) as client:
         yield client
 
 

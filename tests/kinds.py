@@ -134,15 +134,14 @@ def serving_models(
     from serve.api.app import create_app
     from serve.config.settings import Settings
     from serve.scoring.service import ScoringService
-    from serve.worker.backends import load_scorer
-    from serve.worker.worker import Worker
+    from serve.worker.lifecycle import ManagedWorker
 
     chosen = [
         {"alias": alias, "device": "cpu"} | ({"name": str(m)} if isinstance(m, Path) else m)
         for alias, m in models.items()
     ]
     settings = Settings.load(models=chosen, **(options or {}))
-    workers = [Worker(load_scorer(model)) for model in settings.models]
+    workers = [ManagedWorker(model) for model in settings.models]
     service = ScoringService(list(zip(settings.models, workers, strict=True)), settings)
     try:
         with TestClient(create_app(service, settings), raise_server_exceptions=False) as client:

@@ -117,5 +117,5 @@ def known_labels() -> dict[str, set[str]]:
         for metric in text_string_to_metric_families(client.get("/metrics").text):
             for parsed in metric.samples:
                 labels[parsed.name] |= {*parsed.labels}
-    labels["skyreward_model_info"] |= {"template_sha256", "attention"}
+    labels["skyreward_model_info"] |= {"template_sha256", "attention", "version"}
     return labels

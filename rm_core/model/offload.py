@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +35,20 @@ def restore_weights(model: PreTrainedModel, devices: Sequence[torch.device]) -> 
     """Move a model back to its devices, in place."""
     if devices[0].type == "cuda":
         move_to_devices(model, devices)
+
+
+def measure_used_memory(devices: Sequence[torch.device]) -> int | None:
+    """Return the bytes that this process has of its devices, or on a CPU of the host's memory.
+
+    None where the system does not say.
+    """
+    if devices[0].type == "cuda":
+        return sum(torch.cuda.memory_reserved(device) for device in set(devices))
+    try:
+        num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        return None
+    return num_pages * resource.getpagesize()
 
 
 def free_unused_memory() -> None:

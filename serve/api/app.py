@@ -19,6 +19,9 @@ from rm_core import RewardError
 from serve import __version__
 from serve.api import openapi
 from serve.api.compat import (
+    lifecycle as compat_lifecycle,
+)
+from serve.api.compat import (
     llamafactory,
     openai_chat,
     openrlhf,
@@ -37,8 +40,9 @@ from serve.api.error_responses import (
 )
 from serve.api.middleware import stack
 from serve.api.middleware.access import KeyRing
+from serve.api.middleware.admin import AdminWithoutKey
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
-from serve.api.routes import pages, scoring, status, steps
+from serve.api.routes import lifecycle, pages, scoring, status, steps
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -54,6 +58,8 @@ _ROUTERS = (
     steps.router,
     shared_paths.router,
     status.router,
+    lifecycle.router,
+    compat_lifecycle.router,
     vllm.router,
     sglang.router,
     openrlhf.router,
@@ -76,7 +82,9 @@ def create_app(
     service: ScoringService,
     settings: Settings,
     keys: KeyRing | None = None,
+    admin_keys: KeyRing | None = None,
     *,
+    admin_without_key: AdminWithoutKey | None = None,
     echo_request_id: bool = True,
     gather: status.GatherSnapshots | None = None,
 ) -> FastAPI:
@@ -86,6 +94,9 @@ def create_app(
         service: scores the conversations; its models are watched while the application runs.
         settings: settings of the service; `/info` shows them.
         keys: API keys, one of which every request must send; default: the keys of the settings.
+        admin_keys: API keys that may control models; default: those of the settings.
+        admin_without_key: who may control models without such a key; default: clients of a
+            loopback address without admin keys, else no one.
         echo_request_id: False if the server in front echoes `X-Request-Id` itself, as Ray Serve's
             proxy does.
         gather: collects the metrics of all gateways; None if there is only this process.
@@ -94,6 +105,7 @@ def create_app(
         ModelLoadError: the keys of the settings cannot be read or used.
     """
     keys = KeyRing.from_settings(settings) if keys is None else keys
+    admin_keys = KeyRing.from_admin_settings(settings) if admin_keys is None else admin_keys
     tracer = _create_tracer(settings.otlp_endpoint)
 
     # FastAPIOffline serves the scripts of the documentation pages; FastAPI's pages load the scripts
@@ -112,6 +124,8 @@ def create_app(
     app.state.service = service
     app.state.settings = settings
     app.state.keys = keys
+    app.state.admin_keys = admin_keys
+    app.state.admin_without_key = admin_without_key or ("none" if admin_keys else "loopback")
     app.state.echo_request_id = echo_request_id
     app.state.gather = gather
     app.state.error_formats = ERROR_FORMATS
@@ -166,7 +180,7 @@ def _collect_route_templates(app: FastAPI) -> set[str]:
     """Return the template of every route; a mount is represented by `/*`."""
     routes = [*app.routes, *(route for router in _ROUTERS for route in router.routes)]
     return {
-        f"{route.path}/*" if isinstance(route, Mount) else route.path
+        f"{route.path}/*" if isinstance(route, Mount) else route.path.replace(":path}", "}")
         for route in routes
         if isinstance(route, Mount | Route)
     }

@@ -17,6 +17,8 @@ from serve.errors import (
     AuthenticationError,
     BodyTooLargeError,
     MisdirectedRequestError,
+    PermissionDeniedError,
+    ReloadRefusedError,
     RequestTooLargeError,
     TimeExceededError,
     TooManyRequestsError,
@@ -42,6 +44,9 @@ class ErrorSpec:
 # The most specific class of an error decides.
 ERROR_SPECS: dict[type[RewardError], ErrorSpec] = {
     AuthenticationError: ErrorSpec(401, "authentication_error", "the API key is missing or wrong"),
+    PermissionDeniedError: ErrorSpec(
+        403, "permission_error", "the client may score, but may not control models"
+    ),
     BodyTooLargeError: ErrorSpec(413, "invalid_request_error", "the body is too large; split it"),
     RequestTooLargeError: ErrorSpec(
         413, "invalid_request_error", "the request is too large; split it"
@@ -59,6 +64,9 @@ ERROR_SPECS: dict[type[RewardError], ErrorSpec] = {
         429, "rate_limit_error", "too many concurrent requests of this client; wait"
     ),
     UnknownModelError: ErrorSpec(404, "not_found_error", "the model is not served"),
+    ReloadRefusedError: ErrorSpec(
+        409, "conflict_error", "the new weights cannot be used; the old ones serve on"
+    ),
     InputError: ErrorSpec(400, "invalid_request_error", "the body is malformed"),
     OverloadedError: ErrorSpec(503, "overloaded_error", "try again after `Retry-After` seconds"),
     ModelError: ErrorSpec(500, "server_error", "the model failed; the service's log has details"),
@@ -180,11 +188,16 @@ def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def build_error_docs() -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of the errors of a native scoring route."""
+def build_error_docs(*, lifecycle: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI documentation of the errors of a native route.
+
+    Args:
+        lifecycle: whether the route controls a model, instead of scoring.
+    """
     return {
         status: {"model": ErrorResponse, "description": description}
         for status, description in sorted(_STATUS_DESCRIPTIONS.items())
+        if lifecycle or status not in _LIFECYCLE_STATUSES
     }
 
 
@@ -195,9 +208,12 @@ def build_compat_error_docs() -> dict[int | str, dict[str, Any]]:
         424: "same as 500, for clients that expect 424",
     }
     return {
-        status: {"description": description} for status, description in sorted(descriptions.items())
+        status: {"description": description}
+        for status, description in sorted(descriptions.items())
+        if status not in _LIFECYCLE_STATUSES
     }
 
 
+_LIFECYCLE_STATUSES = (403, 409)
 # Of several classes with one status, the first describes it.
 _STATUS_DESCRIPTIONS = {spec.status: spec.description for spec in reversed(ERROR_SPECS.values())}

@@ -65,10 +65,13 @@ def _from_state(name: str) -> Any:
 ServiceDep = Annotated[ScoringService, _from_state("service")]
 SettingsDep = Annotated[Settings, _from_state("settings")]
 KeysDep = Annotated[KeyRing, _from_state("keys")]
+AdminKeysDep = Annotated[KeyRing, _from_state("admin_keys")]
 
 
 class JsonRoute(APIRoute):
     """A route with a JSON body, parsed by `parse_json`, which raises its own errors."""
+
+    allows_empty_body = False
 
     def error_format_for(self, body: Any) -> ErrorFormat | None:
         """Return the format of errors, if the body determines it; None if the path does."""
@@ -81,7 +84,8 @@ class JsonRoute(APIRoute):
         async def parse_and_handle(request: Request) -> Response:
             # Not in `json`: FastAPI would replace every error raised there by a generic one.
             request = _JsonRequest(request.scope, request.receive)
-            await request.parse()
+            if not self.allows_empty_body or await request.body():
+                await request.parse()
             if error_format := self.error_format_for(await request.json()):
                 request.scope[ERROR_FORMAT_KEY] = error_format
             return await handle(request)
@@ -89,10 +93,16 @@ class JsonRoute(APIRoute):
         return parse_and_handle
 
 
+class OptionalBodyRoute(JsonRoute):
+    """A route whose body may be empty, which counts as null."""
+
+    allows_empty_body = True
+
+
 class _JsonRequest(Request):
     """A request whose body is read by `parse_json`."""
 
-    _value: Any
+    _value: Any = None
 
     async def parse(self) -> None:
         body, settings = await self.body(), self.app.state.settings

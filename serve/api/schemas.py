@@ -359,6 +359,61 @@ class FingerprintOut(BaseModel):
     template_date: str | None = Field(
         default=None, description="date passed to the chat template as today's, if it uses a date"
     )
+    version: str | None = Field(
+        default=None, description="name of the weights, if a reload put them in"
+    )
+
+
+class SleepRequest(BaseModel):
+    """What of the model is kept; the body may be empty."""
+
+    model_config = ConfigDict(extra="forbid")
+    level: Literal[1, 2] = Field(
+        default=1,
+        description="1: the weights wait in the host's memory; 2: they are dropped, and read again "
+        "from the checkpoint",
+    )
+
+
+class WakeRequest(BaseModel):
+    """A body without fields; it may be empty."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReloadRequest(BaseModel):
+    """Where the new weights are."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"source": "/runs/7/checkpoint-100"}]},
+    )
+    source: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="a folder that every replica can read, or ORG/NAME@REVISION on the hub",
+    )
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="name of the weights in fingerprints; default: the folder's name or the commit",
+    )
+
+
+class LifecycleResponse(BaseModel):
+    """The model after the request."""
+
+    model: str
+    state: str
+    sleep_level: int = Field(description="0: awake")
+    seconds: float = Field(description="duration of the change")
+    freed_bytes: int | None = Field(
+        default=None,
+        description="memory that the sleep gave back, of the device or, on a CPU, of the process; "
+        "null if it cannot be measured",
+    )
+    fingerprint: FingerprintOut | None = Field(description="null while the model is loading")
 
 
 class _Answer(BaseModel):

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from serve import __version__
+from serve.cli import lifecycle
 from serve.cli.eval import compare_runs, evaluate, leaderboard
 from serve.cli.options import (
     LOADING_OPTIONS,
@@ -108,6 +109,22 @@ def main() -> None:
     "keys, open to everyone]",
 )
 @click.option(
+    "--admin-api-keys",
+    "admin_api_keys_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="File of API keys that may put models to sleep, wake and reload them, one per line.  "
+    "[default: no keys, only clients on this machine]",
+)
+@click.option(
+    "--watch",
+    "watched",
+    multiple=True,
+    metavar="FOLDER",
+    help="Take each complete new checkpoint that appears as a subfolder of FOLDER; ALIAS=FOLDER "
+    "names one of several models.",
+)
+@click.option(
     "--local",
     is_flag=True,
     help="Run in a single process without Ray, for laptops and tests.",
@@ -138,7 +155,12 @@ def main() -> None:
 @loading_options
 @handle_errors
 def serve(
-    models: tuple[str, ...], replicas: int | None, config: Path | None, local: bool, **options: Any
+    models: tuple[str, ...],
+    replicas: int | None,
+    config: Path | None,
+    watched: tuple[str, ...],
+    local: bool,
+    **options: Any,
 ) -> None:
     """Run the service in the foreground.
 
@@ -149,6 +171,7 @@ def serve(
     """
     from serve.config.settings import Settings, read_settings_file
     from serve.launch.ray import run_locally, run_with_ray
+    from serve.launch.watch import parse_watched_folders
 
     given = get_given_options(LOADING_OPTIONS)
     loading = {name: options.pop(name) for name in LOADING_OPTIONS}
@@ -174,7 +197,9 @@ def serve(
     if changes:
         changed = [m.model_dump(exclude_unset=True) | changes for m in settings.models]
         settings = Settings.load(**(settings.model_dump() | {"models": changed}))
-    (run_locally if local else run_with_ray)(settings, get_status_reporter(settings.log_format))
+    run = run_locally if local else run_with_ray
+    notify = get_status_reporter(settings.log_format)
+    run(settings, notify, parse_watched_folders(watched, settings))
 
 
 main.add_command(score)
@@ -182,6 +207,9 @@ main.add_command(evaluate)
 main.add_command(compare_runs)
 main.add_command(leaderboard)
 main.add_command(plan)
+main.add_command(lifecycle.sleep)
+main.add_command(lifecycle.wake)
+main.add_command(lifecycle.reload_weights)
 
 
 @main.command()

@@ -182,6 +182,18 @@ class AsyncScoringClient(BaseClient):
         )
         return (await self._execute(call, progress)).build_ranking()
 
+    async def sleep(self, level: Literal[1, 2] = 1) -> list[dict[str, Any]]:
+        """See `ScoringClient.sleep`."""
+        return await self._run(self._control("sleep", level=level))
+
+    async def wake(self) -> list[dict[str, Any]]:
+        """See `ScoringClient.wake`."""
+        return await self._run(self._control("wake"))
+
+    async def reload(self, source: str, version: str | None = None) -> list[dict[str, Any]]:
+        """See `ScoringClient.reload`."""
+        return await self._run(self._control("reload", source=source, version=version))
+
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """See `ScoringClient.post`."""
         content = encode_json(self._add_model(body)).encode()

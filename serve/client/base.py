@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.request import getproxies
 
 import httpx
@@ -26,6 +26,8 @@ from serve.client.sansio import (
     RequestShard,
     ScoringRoute,
     Sender,
+    Steps,
+    control_model,
 )
 
 R = TypeVar("R")
@@ -183,6 +185,19 @@ class BaseClient:
         except RecursionError as error:
             raise ServiceError(f"the request cannot be sent as JSON: {error}") from None
         return BatchCall(route, items, self._add_model(rest))
+
+    def _control(
+        self, action: Literal["sleep", "wake", "reload"], **fields: Any
+    ) -> Steps[list[dict[str, Any]]]:
+        senders = [
+            Sender(EndpointPool((url,)), self.options.retry_timeout_s, self._count_retry)
+            for url in self.options.urls
+        ]
+        body = {name: value for name, value in fields.items() if value is not None}
+        answers = yield from control_model(senders, self.options.model, action, body)
+        if action == "reload":  # rewards of the new weights are expected from now on
+            self.fingerprint = answers[0].get("fingerprint")
+        return answers
 
     def _add_model(self, body: dict[str, Any]) -> dict[str, Any]:
         return body if self.options.model is None else {"model": self.options.model, **body}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Generic, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -142,6 +143,35 @@ class Sender:
             self.on_retry()
             if delay_s:
                 yield Pause(delay_s)
+
+
+def control_model(
+    senders: Sequence[Sender], model: str | None, action: str, body: Mapping[str, Any]
+) -> Steps[list[dict[str, Any]]]:
+    """Send a command for a model to each address; return the answers in the order of addresses.
+
+    Args:
+        senders: sender of each address.
+        model: alias of the model; None if the service has one model.
+        action: last part of the route: `sleep`, `wake` or `reload`.
+        body: fields of the request.
+
+    Raises:
+        ServiceError: a request failed, or the service has several models and none is named.
+    """
+    content = encode_json(body).encode()
+    answers = []
+    for sender in senders:
+        alias = model
+        if alias is None:
+            served = (yield from sender.request("GET", "/v1/models"))["data"]
+            if len(served) != 1:
+                names = ", ".join(item["id"] for item in served)
+                raise ServiceError(f"several models are served ({names}); name one of them")
+            alias = served[0]["id"]
+        route = f"/v1/models/{quote(alias)}/{action}"
+        answers.append((yield from sender.request("POST", route, content)))
+    return answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,36 @@ class ScoringClient(BaseClient):
         )
         return self._execute(call, progress).build_ranking()
 
+    def sleep(self, level: Literal[1, 2] = 1) -> list[dict[str, Any]]:
+        """Put the model to sleep at every address, so that others may use its device.
+
+        Args:
+            level: 1 keeps the weights in the host's memory, 2 drops them.
+
+        Returns:
+            The answer of each address: `state`, `sleep_level`, `seconds`, `freed_bytes`,
+            `fingerprint`.
+
+        Raises:
+            ServiceError: a request failed; addresses before it have done what was asked.
+        """
+        return self._run(self._control("sleep", level=level))
+
+    def wake(self) -> list[dict[str, Any]]:
+        """Wake the model at every address; see `sleep`."""
+        return self._run(self._control("wake"))
+
+    def reload(self, source: str, version: str | None = None) -> list[dict[str, Any]]:
+        """Replace the model's weights at every address; see `sleep`.
+
+        The client expects the fingerprint of the new weights from then on.
+
+        Args:
+            source: folder that the service can read, or ORG/NAME@REVISION on the hub.
+            version: name of the weights in the fingerprint; None: the folder's name or the commit.
+        """
+        return self._run(self._control("reload", source=source, version=version))
+
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post a body with `model` added, and return the response unchanged.
 

@@ -17,6 +17,7 @@ from serve.config.settings import REMOVED_SETTINGS, Settings, format_validation_
 # None of these affects loaded models or listening sockets. `api_keys` is not among them: Serve
 # shows `user_config` to everyone who asks for its status.
 RECONFIGURABLE_FIELDS = (
+    "admin_api_keys_file",
     "allowed_hosts",
     "answer_timeout_s",
     "api_keys_file",

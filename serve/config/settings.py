@@ -104,6 +104,17 @@ class Settings(BaseSettings):
         default=None,
         description="File with more API keys, one a line; `#` starts a comment (--api-keys).",
     )
+    admin_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="API keys that may put models to sleep, wake them and reload them, and score "
+        "as well. If there are none, here or in `admin_api_keys_file`, only clients on this "
+        "machine may do that.",
+    )
+    admin_api_keys_file: str | None = Field(
+        default=None,
+        description="File with more of `admin_api_keys`, one a line; `#` starts a comment "
+        "(--admin-api-keys).",
+    )
     request_timeout_s: float = Field(
         default=600,
         gt=0,
@@ -239,12 +250,12 @@ class Settings(BaseSettings):
         text = value.strip()
         return json.loads(text) if text.startswith("[") else [t.strip() for t in text.split(",")]
 
-    @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
+    @field_validator("api_keys", "admin_api_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
-    @field_validator("api_keys_file", "tls_cert_file", "tls_key_file")
+    @field_validator("api_keys_file", "admin_api_keys_file", "tls_cert_file", "tls_key_file")
     @classmethod
     def _resolve_path(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())
@@ -368,5 +379,7 @@ def format_validation_error(error: ValidationError) -> str:
 
 def _is_safe_to_show(details: ErrorDetails) -> bool:
     # The value of an unknown setting is hidden: its name may be a misspelling of `api_keys`.
-    hidden = details["type"] in ("missing", "extra_forbidden") or "api_keys" in details["loc"]
+    hidden = details["type"] in ("missing", "extra_forbidden") or bool(
+        {"api_keys", "admin_api_keys"} & set(details["loc"])
+    )
     return bool(details["loc"]) and not hidden

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from ray import serve as ray_serve
 
 from serve.api.app import create_app, drain
 from serve.api.middleware.access import KeyRing
+from serve.api.middleware.admin import AdminWithoutKey
 from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
 from serve.deployments.cluster import warn_without_limits, warn_without_token
@@ -27,6 +29,25 @@ from serve.worker.backends import RayBackend
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayKeys:
+    """The API keys of a gateway, as digests; see `KeyRing.from_digests`. Is sent between processes.
+
+    Attributes:
+        keys: keys that may score.
+        listed_keys: those of `keys` that come from settings and not from a file.
+        admin_keys: keys that may control models.
+        listed_admin_keys: those of `admin_keys` that do not come from a file.
+        admin_without_key: who may control models without a key.
+    """
+
+    keys: Sequence[str]
+    listed_keys: Sequence[str]
+    admin_keys: Sequence[str]
+    listed_admin_keys: Sequence[str]
+    admin_without_key: AdminWithoutKey
+
+
 @ray_serve.ingress()
 class Gateway:
     """Validates, tokenizes and queues requests, and answers them.
@@ -34,8 +55,7 @@ class Gateway:
     Args:
         settings: settings of the service, resolved by the process that built the application.
         scorers: handle of each model's scorer deployment, by alias.
-        keys: digests of all API keys, see `KeyRing.from_digests`.
-        listed_keys: digests of the API keys that come from settings and not from a file.
+        keys: digests of the API keys.
         control: handle of `serve.deployments.control.ModelControl`.
     """
 
@@ -43,12 +63,11 @@ class Gateway:
         self,
         settings: Settings,
         scorers: Mapping[str, Any],
-        keys: Sequence[str],
-        listed_keys: Sequence[str],
+        keys: GatewayKeys,
         control: Any,
     ) -> None:
         self._initial_settings = settings
-        self._listed_keys = listed_keys
+        self._keys = keys
         configure_logging(settings.log_level, settings.log_format)
         warn_without_token()
         warn_without_limits()
@@ -60,7 +79,9 @@ class Gateway:
         self._app = create_app(
             self._service,
             settings,
-            KeyRing.from_digests(keys),
+            KeyRing.from_digests(keys.keys),
+            KeyRing.from_digests(keys.admin_keys),
+            admin_without_key=keys.admin_without_key,
             echo_request_id=False,
             gather=GatewayMetricsGatherer(self._service.metrics) if has_others else None,
         )
@@ -80,7 +101,7 @@ class Gateway:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `user_config` of a Serve config; omitted settings have the values of the start.
 
-        The file of API keys is read again every time.
+        The files of API keys are read again every time.
 
         Raises:
             ModelLoadError: a bad value, or a setting that cannot be changed while the service runs.
@@ -88,8 +109,12 @@ class Gateway:
         settings = apply_user_config(self._initial_settings, user_config)
         configure_logging(settings.log_level, settings.log_format)
         self._app.state.settings = self._service.settings = settings
+        state, listed = self._app.state, self._keys
         digests = KeyRing.from_settings(settings).digests
-        self._app.state.keys = KeyRing.from_digests((*self._listed_keys, *digests))
+        state.keys = KeyRing.from_digests((*listed.listed_keys, *digests))
+        admin_digests = KeyRing.from_admin_settings(settings).digests
+        state.admin_keys = KeyRing.from_digests((*listed.listed_admin_keys, *admin_digests))
+        state.admin_without_key = "none" if admin_digests else listed.admin_without_key
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -16,9 +16,12 @@ from fastapi import FastAPI
 
 from rm_core import ModelLoadError, OverloadedError
 from serve.api.app import create_app, drain
+from serve.api.middleware.access import KeyRing
+from serve.api.middleware.admin import AdminWithoutKey
 from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
 from serve.launch.address import format_ready_line
+from serve.launch.watch import FolderWatcher
 from serve.scoring.service import ScoringService
 from serve.shutdown import GracefulShutdown
 from serve.telemetry.logging import configure_logging
@@ -29,8 +32,15 @@ from serve.worker.worker import Worker
 _MIN_OPEN_FILES = 65_536
 
 
-def run(settings: Settings, notify: Callable[[str], None]) -> None:
+def run(
+    settings: Settings, notify: Callable[[str], None], watcher: FolderWatcher | None = None
+) -> None:
     """Serve until a signal comes, then finish the accepted requests.
+
+    Args:
+        settings: settings of the service.
+        notify: receives progress messages.
+        watcher: reloads models; started once the service is ready.
 
     Raises:
         ModelLoadError: a model was refused.
@@ -45,7 +55,12 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
         workers.append(ManagedWorker(model))
         models.append((model, workers[-1]))
     service = ScoringService(models, settings)
-    app = create_app(service, settings)
+    admin_keys = KeyRing.from_admin_settings(settings)
+    admin_without_key: AdminWithoutKey = "none" if admin_keys else "loopback"
+    if watcher is not None:
+        digests = KeyRing([(watcher.admin_key, "the watcher")]).digests
+        admin_keys = KeyRing.from_digests((*admin_keys.digests, *digests))
+    app = create_app(service, settings, admin_keys=admin_keys, admin_without_key=admin_without_key)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -56,8 +71,14 @@ def run(settings: Settings, notify: Callable[[str], None]) -> None:
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
     )
+
+    def on_started() -> None:
+        notify(format_ready_line(settings))
+        if watcher is not None:
+            watcher.start()
+
     with GracefulShutdown() as shutdown:
-        _Server(config, app, shutdown, lambda: notify(format_ready_line(settings))).run()
+        _Server(config, app, shutdown, on_started).run()
     is_encoding = any(model.encoder_thread.is_busy for model in service.models.values())
     if is_encoding or any(map(_is_unhealthy, workers)):
         # The interpreter would wait for its threads at exit, and one of them is busy or stuck.

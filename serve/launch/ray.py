@@ -13,14 +13,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from rm_core import ModelLoadError, load_encoder, open_checkpoint
-from serve.api.middleware.access import KeyRing, build_key_warnings
+from serve.api.middleware.access import KeyRing, build_key_warnings, is_loopback
 from serve.config.settings import Settings
 from serve.deployments.cluster import (
     build_local_cluster_options,
@@ -30,7 +31,11 @@ from serve.deployments.cluster import (
 )
 from serve.launch import ingress
 from serve.launch.address import check_address, create_client, format_ready_line
+from serve.launch.watch import FolderWatcher
 from serve.shutdown import GracefulShutdown
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 StatusCallback = Callable[[str], None]
 
@@ -39,10 +44,17 @@ _POLL_INTERVAL_S = 0.3
 _LAST_BYTES_S = 0.5
 
 
-def run_with_ray(settings: Settings, notify: StatusCallback) -> None:
+def run_with_ray(
+    settings: Settings, notify: StatusCallback, watched: Mapping[str, Path] = MappingProxyType({})
+) -> None:
     """Serve on Ray until a signal comes: on the cluster of RAY_ADDRESS, or else on a private one.
 
     Does not return: the process ends.
+
+    Args:
+        settings: settings of the service.
+        notify: receives progress messages.
+        watched: folders of new checkpoints, see `serve.launch.watch`.
 
     Raises:
         ModelLoadError: a model was refused, or the service cannot listen on its address.
@@ -63,7 +75,9 @@ def run_with_ray(settings: Settings, notify: StatusCallback) -> None:
         else:
             os.environ.update(ingress.build_environment(ingress_kind, settings, Path(folder)))
             notify("starting Ray")
-        exit_code = _serve(settings, ingress_kind, None if joins_cluster else Path(folder), notify)
+        exit_code = _serve(
+            settings, ingress_kind, None if joins_cluster else Path(folder), notify, watched
+        )
     # Nothing is left to do, and the teardown of torch and Ray takes seconds.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -71,7 +85,11 @@ def run_with_ray(settings: Settings, notify: StatusCallback) -> None:
 
 
 def _serve(
-    settings: Settings, ingress_kind: ingress.Ingress, folder: Path | None, notify: StatusCallback
+    settings: Settings,
+    ingress_kind: ingress.Ingress,
+    folder: Path | None,
+    notify: StatusCallback,
+    watched: Mapping[str, Path],
 ) -> int:
     """Serve until a signal comes.
 
@@ -80,6 +98,7 @@ def _serve(
         ingress_kind: process that listens.
         folder: private folder for a private cluster; None to join the cluster of RAY_ADDRESS.
         notify: receives progress messages.
+        watched: folders of new checkpoints.
 
     Returns:
         The exit code.
@@ -87,7 +106,7 @@ def _serve(
     import ray
     from ray import serve as ray_serve
 
-    from serve.app import APP_NAME
+    from serve.app import APP_NAME, build_application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with hide_settings():
@@ -95,7 +114,15 @@ def _serve(
     # After `ray.init`, which sets handlers too. `sys.exit`, so that a private cluster ends as well.
     with GracefulShutdown(end=sys.exit) as shutdown:
         try:
-            _run_application(settings, ingress_kind, shutdown, notify)
+            # On a cluster of others, Serve may listen elsewhere than the settings say.
+            is_private = folder is not None and is_loopback(settings.host)
+            watcher = _create_watcher(settings, watched)
+            application = build_application(
+                settings,
+                admin_without_key="all" if is_private else "none",
+                admin_key=watcher.admin_key if watcher else "",
+            )
+            _run_application(settings, application, ingress_kind, shutdown, notify, watcher)
             if (
                 not folder
             ):  # a private cluster ends at once; this would make it answer 404 until then
@@ -113,17 +140,23 @@ def _serve(
     return 0
 
 
+def _create_watcher(settings: Settings, watched: Mapping[str, Path]) -> FolderWatcher | None:
+    return FolderWatcher(settings, watched) if watched else None
+
+
 def _run_application(
     settings: Settings,
+    application: Application,
     ingress_kind: ingress.Ingress,
     shutdown: GracefulShutdown,
     notify: StatusCallback,
+    watcher: FolderWatcher | None,
 ) -> None:
     """Run the application until a signal comes and accepted requests are answered."""
     from ray import serve as ray_serve
     from ray.serve.schema import LoggingConfig
 
-    from serve.app import APP_NAME, build
+    from serve.app import APP_NAME
 
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
@@ -135,9 +168,11 @@ def _run_application(
             f"Ray Serve cannot listen on {settings.host}:{settings.port}: "
             f"{str(error).strip().splitlines()[-1]}"
         ) from error
-    target = ray_serve.RunTarget(build(settings), APP_NAME, "/", quiet)
+    target = ray_serve.RunTarget(application, APP_NAME, "/", quiet)
     ray_serve.run_many([target], wait_for_applications_running=False)
     may_have_accepted = _await_ready(settings, shutdown, notify, _find_ray_failure)
+    if watcher is not None:
+        watcher.start()
     shutdown.wait()
     notify("stopping: finishing accepted requests (signal again to stop at once)")
     if may_have_accepted:
@@ -162,8 +197,10 @@ def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> An
     )
 
 
-def run_locally(settings: Settings, notify: StatusCallback) -> None:
-    """Serve from this process, without Ray, until a signal comes.
+def run_locally(
+    settings: Settings, notify: StatusCallback, watched: Mapping[str, Path] = MappingProxyType({})
+) -> None:
+    """Serve from this process, without Ray, until a signal comes; see `run_with_ray`.
 
     Raises:
         ModelLoadError: a model was refused, or the service cannot listen on its address.
@@ -171,7 +208,7 @@ def run_locally(settings: Settings, notify: StatusCallback) -> None:
     from serve.launch import local
 
     run_preflight_checks(settings, notify)
-    local.run(settings, notify)
+    local.run(settings, notify, _create_watcher(settings, watched))
 
 
 def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
@@ -180,7 +217,8 @@ def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
     Raises:
         ModelLoadError: a checkpoint's files or the API keys are invalid, or the port is taken.
     """
-    for warning in build_key_warnings(settings, KeyRing.from_settings(settings)):
+    keys, admin_keys = KeyRing.from_settings(settings), KeyRing.from_admin_settings(settings)
+    for warning in build_key_warnings(settings, keys, admin_keys):
         notify(warning)
     for model in settings.models:
         notify(f"checking {model.alias}")

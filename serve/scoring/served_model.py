@@ -12,9 +12,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rm_core import (
     NUM_OUTPUTS,
@@ -38,7 +38,13 @@ from rm_core.inputs.encoder import ChatEncoder
 from rm_core.inputs.image_processor import ImageProcessor
 from rm_core.packing import Readouts, TokenIds
 from serve.config.model_settings import ModelSettings
-from serve.errors import ModelAsleepError, ReplicaBusyError, ReplicaLostError, WrongKindError
+from serve.errors import (
+    ModelAsleepError,
+    ReloadRefusedError,
+    ReplicaBusyError,
+    ReplicaLostError,
+    WrongKindError,
+)
 from serve.scheduler.dispatcher import Dispatcher
 from serve.scheduler.fair_queue import Flow
 from serve.scheduler.pending import RequestFlow
@@ -51,12 +57,14 @@ from serve.scoring.tokenization import (
     count_image_bytes,
     drop_pixels,
 )
-from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics import Metrics, ReloadOutcome
 from serve.telemetry.model_states import ModelState
 from serve.worker.backends import Backend, build_stage_command
 from serve.worker.commands import ModelCommand
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 KIND_NAMES: dict[Kind, str] = {
     "classifier": "a classifier",
@@ -169,7 +177,9 @@ class ServedModel:
         self.image_memory = ImageMemory()
         self.created_at = int(time.time())
         self._backend = backend
+        self._metrics = metrics
         self._sleep_level = 0
+        self._control_tasks: set[asyncio.Task[Any]] = set()
         self._control_lock = asyncio.Lock()
         self._shares_rewards = shares_rewards
         self._info: ModelInfo | None = None
@@ -232,6 +242,7 @@ class ServedModel:
         info = self.model_info
         return ModelState(
             ready=self.state == "ready",
+            sleep_level=self._sleep_level,
             fingerprint={} if info is None else info.fingerprint.as_dict(),
             num_replicas=self.dispatcher.num_replicas,
             queued_tokens=self.dispatcher.queued_tokens,
@@ -240,6 +251,16 @@ class ServedModel:
             num_tokenizer_differences=self.encoder.text_tokenizer.num_differences,
             cache=None if self.cache is None else self.cache.stats,
         )
+
+    @property
+    def sleep_level(self) -> int:
+        """Level of the model's sleep; 0 while it is awake."""
+        return self._sleep_level
+
+    @property
+    def freed_bytes(self) -> int | None:
+        """Memory that the last sleep gave back in each process; None if it is not known."""
+        return self._backend.freed_bytes
 
     def require_ready(self) -> ModelInfo:
         """Return the effective settings. A model that lost its replicas still queues requests.
@@ -251,6 +272,14 @@ class ServedModel:
         self.encoder_thread.check_health()
         if self._sleep_level and self.settings.when_asleep == "refuse":
             raise self._build_asleep_error()
+        return self.require_info()
+
+    def require_info(self) -> ModelInfo:
+        """Return the effective settings, also of a model that sleeps.
+
+        Raises:
+            NotReadyError: the model is not loaded.
+        """
         if self.model_info is None:
             reason = f" ({self.failure})" if self.failure else ""
             raise NotReadyError(
@@ -275,9 +304,11 @@ class ServedModel:
         Raises:
             NotReadyError: the model is not loaded.
         """
+        await self._finish(self._sleep(level))
+
+    async def _sleep(self, level: int) -> None:
         async with self._control_lock:
-            if self.model_info is None:
-                self.require_ready()
+            self.require_info()
             self._set_sleep_level(max(level, self._sleep_level))
             await self._backend.control(ModelCommand("sleep", level))
             self.dispatcher.prompts.clear()
@@ -288,9 +319,19 @@ class ServedModel:
         Raises:
             RewardError: a replica cannot; the model sleeps on.
         """
+        await self._finish(self._wake())
+
+    async def _wake(self) -> None:
         async with self._control_lock:
             await self._backend.control(ModelCommand("wake"))
             self._set_sleep_level(0)
+
+    async def _finish(self, command: Coroutine[Any, Any, T]) -> T:
+        """Run a command to its end, even if the client disconnects meanwhile."""
+        task = asyncio.create_task(command)
+        self._control_tasks.add(task)
+        task.add_done_callback(self._control_tasks.discard)
+        return await asyncio.shield(task)
 
     async def reload(self, source: str, version: str | None = None) -> ModelInfo:
         """Give every replica new weights; no request fails, and none mixes two versions.
@@ -301,15 +342,38 @@ class ServedModel:
 
         Raises:
             ReloadRefusedError: the new weights cannot be used; the old ones serve on.
+            ModelAsleepError: the model sleeps.
+            NotReadyError: the model is not loaded.
         """
+        outcome: ReloadOutcome = "failed"
+        try:
+            info = await self._finish(self._reload(source, version))
+            outcome = "done"
+        except ReloadRefusedError as error:
+            outcome = "refused"
+            logger.warning("%s: reload refused: %s", self.settings.alias, error.detail)
+            raise
+        finally:
+            if self._metrics is not None:
+                self._metrics.record_reload(self.settings.alias, outcome)
+        return info
+
+    async def _reload(self, source: str, version: str | None) -> ModelInfo:
         async with self._control_lock:
+            self.require_info()
+            if self._sleep_level:
+                raise ModelAsleepError(
+                    f"model {self.settings.alias!r} is asleep; wake it before its weights are "
+                    "replaced",
+                    retry_after_s=_ASLEEP_RETRY_S,
+                )
             command = await asyncio.to_thread(build_stage_command, self.settings, source, version)
             try:
                 self._remember(await self._backend.control(command))
             except BaseException:
-                await asyncio.shield(self._backend.control(ModelCommand("discard")))
+                await self._backend.control(ModelCommand("discard"))
                 raise
-            info = await asyncio.shield(self._backend.control(ModelCommand("switch")))
+            info = await self._backend.control(ModelCommand("switch"))
             self.update_info(info)
             return info
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
@@ -33,6 +33,7 @@ from serve.telemetry.model_states import NAMESPACE, PREFIX, ModelStateCollector,
 
 RETRY_REASONS = get_args(RetryReason)
 GATEWAY_LABEL = "gateway"
+ReloadOutcome: TypeAlias = Literal["done", "refused", "failed"]
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
@@ -160,6 +161,11 @@ class Metrics:
             "Conversations abandoned after crashing two replicas.",
             ["model"],
         )
+        self._reloads = counter(
+            "model_reloads",
+            "Replacements of a model's weights, by outcome: done, refused or failed.",
+            ["model", "outcome"],
+        )
         gauge("build_info", "Always 1; the label is the version.", ["version"]).labels(
             __version__
         ).set(1)
@@ -176,6 +182,8 @@ class Metrics:
                 self._conversations.labels(model, outcome)
             for tokens in ("received", "computed", "cached", "shared"):
                 self._tokens.labels(model, tokens)
+            for result in get_args(ReloadOutcome):
+                self._reloads.labels(model, result)
             for reason in RETRY_REASONS:
                 self._retries.labels(model, reason)
             for metric in (
@@ -293,6 +301,10 @@ class Metrics:
     def record_abandonment(self, model: str, num_sequences: int) -> None:
         """Count conversations that are not sent again: each lost its replica twice."""
         self._abandoned_conversations.labels(model).inc(num_sequences)
+
+    def record_reload(self, model: str, outcome: ReloadOutcome) -> None:
+        """Count a replacement of a model's weights, or an attempt at it."""
+        self._reloads.labels(model, outcome).inc()
 
     def snapshot(self) -> Snapshot:
         """Return the current value of every metric, without the `_created` samples."""

@@ -22,6 +22,7 @@ class ModelState:
 
     Attributes:
         ready: whether the model is loaded and warmed up.
+        sleep_level: level of the model's sleep; 0 while it is awake.
         fingerprint: fingerprint of the model's rewards, by field; empty until the model is ready.
         num_replicas: number of replicas that respond.
         queued_tokens: tokens of the queued conversations.
@@ -33,6 +34,7 @@ class ModelState:
     """
 
     ready: bool
+    sleep_level: int = 0
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     num_replicas: int = 0
     queued_tokens: int = 0
@@ -48,6 +50,10 @@ _GAUGES: dict[str, tuple[str, Callable[[ModelState], float]]] = {
     "model_ready": (
         "1 if the model is loaded and warmed up as this gateway sees it, else 0.",
         lambda state: state.ready,
+    ),
+    "model_asleep": (
+        "Level of the model's sleep: 1 or 2; 0 while it is awake.",
+        lambda state: state.sleep_level,
     ),
     "replicas": (
         "Replicas of the model that this gateway sends batches to. All gateways share the same "

@@ -42,6 +42,7 @@ class Backend(Protocol):
     Attributes:
         num_replicas: number of replicas that are up, as of the last `refresh`.
         sleep_level: 0 if the model is awake, else the level of its sleep, as of the last `refresh`.
+        freed_bytes: memory that the last sleep gave back in each process; None if it is not known.
     """
 
     num_replicas: int
@@ -54,6 +55,11 @@ class Backend(Protocol):
     @property
     def info(self) -> ModelInfo | None:
         """Settings of the model in use, as of the last `refresh`; None if they are not known."""
+        ...
+
+    @property
+    def freed_bytes(self) -> int | None:
+        """See above."""
         ...
 
     async def run_batch(self, sequences: Sequence[TokenIds], backlog_tokens: int) -> BatchResult:
@@ -129,6 +135,7 @@ class RayBackend:
 
     def __init__(self, alias: str, handle: Any, control: Any = None) -> None:
         self.num_replicas = 0
+        self.freed_bytes: int | None = None
         self._alias = alias
         self._control = control
         self._status: ModelStatus | None = None

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from rm_core import ModelInfo, ModelLoadError, RewardScorer
-from rm_core.model.offload import free_unused_memory
+from rm_core.model.offload import free_unused_memory, measure_used_memory
 from serve.config.model_settings import ModelSettings
 from serve.errors import ReloadRefusedError
 from serve.worker.backends import load_scorer
@@ -27,6 +27,16 @@ from serve.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+# Fields of transformers' configurations that determine the shapes of weights and caches.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 # Share of the weights' size that loading takes besides them.
 _ROOM = 1.1
 
@@ -55,6 +65,11 @@ class ManagedWorker(Worker):
         """See `Backend`."""
         return self._lifecycle.sleep_level
 
+    @property
+    def freed_bytes(self) -> int | None:
+        """See `Backend`."""
+        return self._lifecycle.freed_bytes
+
     async def control(self, command: ModelCommand) -> ModelInfo:
         """See `ModelLifecycle.apply`."""
         return await self._lifecycle.apply(command)
@@ -70,6 +85,7 @@ class ModelLifecycle:
 
     Attributes:
         sleep_level: 0 if the model is awake, else the level of its sleep.
+        freed_bytes: memory that the last sleep gave back; None if it is not known.
     """
 
     def __init__(
@@ -79,6 +95,7 @@ class ModelLifecycle:
         load: Callable[[ModelSettings], RewardScorer],
     ) -> None:
         self.sleep_level = 0
+        self.freed_bytes: int | None = None
         self._worker = worker
         self._settings = settings
         self._load = load
@@ -115,13 +132,19 @@ class ModelLifecycle:
             return
         async with self._worker.hold():
             scorer = self._worker.scorer
-            if scorer is not None and level == 1:
+            assert scorer is not None, "a model sleeps at level 2 at most"
+            devices = scorer.loaded_model.devices
+            used_before = measure_used_memory(devices)
+            if level == 1:
                 await self._worker.run_on_device(scorer.sleep)
-            elif level == 2:
+            else:
                 self._worker.put_down()
                 del scorer
                 await self._worker.run_on_device(free_unused_memory)
             self._worker.is_asleep = True
+            used_after = measure_used_memory(devices)
+        if used_before is not None and used_after is not None:
+            self.freed_bytes = max(0, used_before - used_after)
         self.sleep_level = level
         logger.info("%s: asleep, level %d", self._settings.alias, level)
 
@@ -229,4 +252,13 @@ def _check_compatible(old: RewardScorer, new: RewardScorer) -> None:
                 f"{name} of the new weights is {getattr(after, name)!s:.80}, and that of the model "
                 f"is {getattr(before, name)!s:.80}; a reload keeps all but the weights: start "
                 "another model with these"
+            )
+    # The caches have the sizes of the old weights.
+    sizes, new_sizes = old.loaded_model.model.config, new.loaded_model.model.config
+    for name in _SIZES:
+        before_size, after_size = getattr(sizes, name, None), getattr(new_sizes, name, None)
+        if before_size != after_size:
+            raise ModelLoadError(
+                f"{name} of the new weights is {after_size}, and that of the model is "
+                f"{before_size}; a reload keeps all but the weights: start another model with these"
             )

@@ -31,7 +31,7 @@ def test_every_error_has_a_status_that_is_documented(cls: type[RewardError]) -> 
     fields = {"replica": "one"} if cls is errors.ReplicaLostError else {}
     error = cls("what to do", **fields)
     problem = error_responses.error_spec_for(error)
-    assert problem.status in error_responses.build_error_docs()
+    assert problem.status in error_responses.build_error_docs(lifecycle=True)
     details = error_responses.ErrorDetails.from_error(error)
     _, body = error_responses.format_native_error(details)
     assert body == {

@@ -18,8 +18,7 @@ from serve.api.app import create_app
 from serve.config.settings import Settings
 from serve.scoring.service import ScoringService
 from serve.telemetry.logging import configure_logging
-from serve.worker.backends import load_scorer
-from serve.worker.worker import Worker
+from serve.worker.lifecycle import ManagedWorker
 
 MAX_FILES = 20
 PAGE = ROOT / "docs" / "contributing" / "architecture.md"
@@ -70,7 +69,7 @@ def test_request_runs_few_files_which_architecture_page_names() -> None:
     with recorder.installed():
         settings = Settings.load(models=["demo"])
         (model,) = settings.models
-        worker = Worker(load_scorer(model))
+        worker = ManagedWorker(model)
         app = create_app(ScoringService([(model, worker)], settings), settings)
         try:
             with live(app) as server, server.client() as client:

@@ -28,6 +28,8 @@ SHORT = {
     "attack_heads": ["--megabytes", "10", "--rounds", "3", "--posts", "1000"],
     "chaos": ["--seconds", "40", "--every", "8"],
     "rolling": [],
+    "sleep": ["--cycles", "60", "--deep", "4"],
+    "reload": ["--reloads", "20"],
     "overload": ["--seconds", "20", "--measure", "10"],
     "overhead": ["--seconds", "8", "--big", "3", "--lone", "50"],
     "fairness": ["--conversations", "1000"],

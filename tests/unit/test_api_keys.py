@@ -124,13 +124,13 @@ def test_responses_and_logs_do_not_show_keys(caplog: pytest.LogCaptureFixture) -
 def test_open_service_without_keys_gets_warning() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "lab.example.org"):
         settings = Settings.load(host=host)
-        (warning,) = build_key_warnings(settings, KeyRing.from_settings(settings))
+        (warning,) = build_key_warnings(settings, KeyRing.from_settings(settings), KeyRing())
         assert f"no API keys are configured, and the service listens on {host}" in warning
         assert "--api-keys" in warning
     for settings in (Settings.load(), Settings.load(host="::1"), Settings.load(host="localhost")):
-        assert build_key_warnings(settings, KeyRing.from_settings(settings)) == []
+        assert build_key_warnings(settings, KeyRing.from_settings(settings), KeyRing()) == []
     settings = Settings.load(host="0.0.0.0", api_keys=[KEY])
-    assert build_key_warnings(settings, KeyRing.from_settings(settings)) == []
+    assert build_key_warnings(settings, KeyRing.from_settings(settings), KeyRing()) == []
 
 
 def test_short_keys_are_accepted_with_warning(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_short_keys_are_accepted_with_warning(tmp_path: Path) -> None:
     settings = Settings.load(api_keys_file=str(file), api_keys=["fifteen-fifteen"])
     ring = KeyRing.from_settings(settings)
     assert len(ring) == 3
-    (warning,) = build_key_warnings(settings, ring)
+    (warning,) = build_key_warnings(settings, ring, KeyRing())
     assert f"key 1 of `api_keys`, line 1 of {file}: fewer than 16" in warning
     assert "eight-88" not in warning
 

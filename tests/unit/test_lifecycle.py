@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import SPECS, build_checkpoint, edit_config, edit_weights
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_core import ModelLoadError, RewardScorer
 from rm_core.packing import TokenIds
@@ -229,6 +230,26 @@ def test_bad_checkpoint_is_refused_and_the_old_one_serves(
 def test_another_architecture_is_refused(worker: ManagedWorker, settings: ModelSettings) -> None:
     with pytest.raises(ReloadRefusedError, match="of the new weights is"):
         asyncio.run(worker.control(build_stage_command(settings, "demo", None)))
+
+
+def test_weights_of_another_size_are_refused(
+    worker: ManagedWorker, settings: ModelSettings, folders: list[Path], tmp_path: Path
+) -> None:
+    config = AutoConfig.from_pretrained(folders[0])
+    config.num_key_value_heads *= 2
+    other = Path(shutil.copytree(folders[0], tmp_path / "other"))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(other)
+
+    async def run() -> None:
+        sequences = encode(worker)
+        before = await score(worker, sequences)
+        with pytest.raises(ReloadRefusedError, match="num_key_value_heads of the new weights is 4"):
+            await worker.control(stage(settings, other))
+        assert await score(worker, sequences) == pytest.approx(
+            before, abs=1e-5
+        )  # of the prefix cache
+
+    asyncio.run(run())
 
 
 def test_discarded_weights_never_serve(

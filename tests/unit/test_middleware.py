@@ -16,7 +16,12 @@ from starlette.websockets import WebSocketDisconnect
 from waiting import until
 
 from serve.api.app import create_app
-from serve.api.compat.errors import ERROR_FORMATS, format_sglang_error, format_vllm_error
+from serve.api.compat.errors import (
+    ERROR_FORMATS,
+    format_sglang_error,
+    format_sglang_native_error,
+    format_vllm_error,
+)
 from serve.api.middleware.access import OPEN_PATHS, KeyRing
 from serve.api.middleware.request_log import REQUEST_CONTEXT_KEY
 from serve.config.settings import Settings
@@ -53,7 +58,11 @@ def is_authentication_error(path: str, body: Any) -> bool:
         return set(body) == {"error", "error_type"} and "API key" in body["error"]
     if path == "/v1/score/evaluation":
         return bool(body == {"detail": "Invalid API key."})
-    if ERROR_FORMATS.get(path) in (format_vllm_error, format_sglang_error):
+    if ERROR_FORMATS.get(path) in (
+        format_vllm_error,
+        format_sglang_error,
+        format_sglang_native_error,
+    ):
         return bool(body == {"error": "Unauthorized"})
     error = body["error"]
     return (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")

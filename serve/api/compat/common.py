@@ -54,6 +54,7 @@ FORM_TAG_PREFIX = "form:"
 """Prefix of the tags of a union's members; error messages omit tags, which are not in the body."""
 
 MODEL_HEADER = "x-skyreward-model"
+VERSION_HEADER = "x-skyreward-version"
 INPUT_HEADER = "x-skyreward-input"
 ACTIVATION_HEADER = "x-skyreward-use-activation"
 
@@ -127,12 +128,14 @@ class CompatResult:
         model: alias of the model.
         results: rewards, in the order of the conversations.
         headers: response headers that describe the results.
+        version: name of the weights that a reload put in; None for those of the start.
         token_ids: where every token was read, the token ids of each conversation.
     """
 
     model: str
     results: list[Reward]
     headers: dict[str, str]
+    version: str | None
     token_ids: list[tuple[int, ...]]
 
     @property
@@ -180,7 +183,8 @@ async def compute_rewards(
             )
         results.append(result)
     token_ids = [item.input_ids for item in scores.encoded if isinstance(item, Encoded)]
-    return CompatResult(scores.model, results, _headers(scores, results), token_ids)
+    version = scores.fingerprint.version
+    return CompatResult(scores.model, results, _headers(scores, results), version, token_ids)
 
 
 def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:
@@ -380,6 +384,7 @@ def _headers(scores: ScoreResult, results: Sequence[Reward]) -> dict[str, str]:
     num_truncated = sum(result.truncated for result in results)
     headers: Mapping[str, str] = {
         MODEL_HEADER: scores.model,
+        VERSION_HEADER: scores.fingerprint.version or "",
         INPUT_HEADER: "; ".join(input_formats),
         "x-skyreward-warnings": ", ".join(warnings),
         "x-skyreward-truncated": str(num_truncated) if num_truncated else "",

@@ -21,6 +21,7 @@ from serve.api.error_responses import (
 )
 from serve.errors import (
     AuthenticationError,
+    ModelAsleepError,
     TimeExceededError,
     UnknownModelError,
     UnsupportedMediaTypeError,
@@ -49,7 +50,7 @@ def format_vllm_error(details: ErrorDetails) -> tuple[int, Any]:
         kind = "NotFoundError"
     elif status in (500, 503):
         kind = {500: "InternalServerError", 503: "Service Unavailable"}[status]
-    elif status < 500 and details.error is not None:
+    elif status < 500 and status != HTTPStatus.FORBIDDEN and details.error is not None:
         kind = "BadRequestError"
     else:
         kind = HTTPStatus(status).phrase
@@ -87,7 +88,7 @@ def format_sglang_native_error(details: ErrorDetails) -> tuple[int, Any]:
 def format_tei_error(details: ErrorDetails) -> tuple[int, Any]:
     """Return the error of text-embeddings-inference: a message and an error type."""
     error = details.error
-    if isinstance(error, NotReadyError):
+    if isinstance(error, NotReadyError | ModelAsleepError):
         status, kind = 503, "Unhealthy"
     elif isinstance(error, OverloadedError | TimeExceededError):
         status, kind = 429, "Overloaded"
@@ -144,5 +145,10 @@ ERROR_FORMATS: Mapping[str, ErrorFormat] = {
     "/get_reward": format_openai_error,
     "/remote_rm": format_openai_error,
     "/v1/chat/completions": format_openai_error,
+    "/sleep": format_vllm_error,
+    "/wake_up": format_vllm_error,
+    "/release_memory_occupation": format_sglang_native_error,
+    "/resume_memory_occupation": format_sglang_native_error,
+    "/update_weights_from_disk": format_sglang_native_error,
 }
 """Error formats by path, for requests with method POST; all others use the native format."""

@@ -95,7 +95,7 @@ async def classify(
                 "id": (rids[i] if i < len(rids) else None) or f"{current_request().id}-{i}",
                 "finish_reason": {"type": "length", "length": 0},
                 "prompt_tokens": result.num_tokens,
-                "weight_version": "default",
+                "weight_version": scored.version or "default",
                 "num_retractions": 0,
                 "e2e_latency": elapsed_s,
             },

@@ -16,9 +16,11 @@ import functools
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,7 +30,7 @@ from serve.api.error_responses import build_error_response, truncate_for_message
 from serve.api.middleware.reject import send_rejection
 from serve.api.playground.page import build_login_page, build_page_headers
 from serve.config.settings import Settings
-from serve.errors import AuthenticationError, MisdirectedRequestError
+from serve.errors import AuthenticationError, MisdirectedRequestError, PermissionDeniedError
 from serve.telemetry.logging import current_request
 
 MIN_KEY_LENGTH = 8
@@ -40,7 +42,26 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Paths that need no API key: load balancers and Prometheus, which read them, have none."""
 
 
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+COMPAT_LIFECYCLE_PATHS = frozenset(
+    {
+        "/sleep",
+        "/wake_up",
+        "/release_memory_occupation",
+        "/resume_memory_occupation",
+        "/update_weights_from_disk",
+    }
+)
+"""Routes of other services that put models to sleep, wake them and reload them."""
+
+LIFECYCLE_PATHS = {
+    action: f"/v1/models/{{alias}}/{action}" for action in ("sleep", "wake", "reload")
+}
+"""Templates of the native lifecycle routes, by action."""
+
+_LIFECYCLE_PATH = re.compile(rf"/v1/models/.+/({'|'.join(LIFECYCLE_PATHS)})")
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+"""Names of this machine in the header Host."""
 
 
 class TrustedHostMiddleware:
@@ -81,7 +102,7 @@ def check_host(
     if allowed is None:
         return
     for name, value in headers:
-        if name == b"host" and _strip_port(value.decode("latin-1")) not in allowed:
+        if name == b"host" and strip_port(value.decode("latin-1")) not in allowed:
             raise MisdirectedRequestError(
                 f"the request is for the host {truncate_for_message(value.decode('latin-1'))!r}, "
                 f"and this service accepts requests for {', '.join(sorted(allowed))}; use one of "
@@ -90,7 +111,7 @@ def check_host(
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on is a loopback address; names are not resolved."""
+    """Return whether an address is a loopback address; names are not resolved."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -103,10 +124,11 @@ def _get_allowed_hosts(host: str, more: tuple[str, ...], with_keys: bool) -> fro
     if "*" in more or (not more and (with_keys or not is_loopback(host))):
         return None
     own = f"[{host}]" if ":" in host else host
-    return frozenset(_normalize_name(name) for name in (*_LOCAL, own, *more))
+    return frozenset(_normalize_name(name) for name in (*LOCAL_NAMES, own, *more))
 
 
-def _strip_port(header: str) -> str:
+def strip_port(header: str) -> str:
+    """Return the host name of a Host header, in lower case."""
     host, colon, port = header.strip().rpartition(":")
     return _normalize_name(host if colon and "]" not in port else header.strip())
 
@@ -117,21 +139,46 @@ def _normalize_name(name: str) -> str:
 
 
 class ApiKeyMiddleware:
-    """Requires an API key when keys are configured; browsers get a login page."""
+    """Requires an API key when keys are configured; browsers get a login page.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: the application.
+        authorize: returns the name of the client of a lifecycle route, or raises an error.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        authorize: Callable[[Scope], str] = lambda _: "",
+    ) -> None:
         self._app = app
+        self._authorize = authorize
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection, unless its API key is missing or wrong."""
-        if scope["type"] == "http" and scope["app"].state.keys and not _is_open(scope):
+        if scope["type"] == "http":
+            state = scope["app"].state
             try:
-                current_request().client = _authenticate(scope, scope["app"].state.keys)
-            except AuthenticationError as error:
+                if find_lifecycle_route(scope) is not None:
+                    current_request().client = self._authorize(scope)
+                elif state.keys and not _is_open(scope):
+                    current_request().client = authenticate(scope, state.keys, state.admin_keys)
+            except (AuthenticationError, PermissionDeniedError) as error:
                 page = _build_login_response(error, scope) if _asks_for_page(scope) else None
                 await send_rejection(error, scope, receive, send, page=page)
                 return
         await self._app(scope, receive, send)
+
+
+def find_lifecycle_route(scope: Scope) -> str | None:
+    """Return the template of the lifecycle route that a request is for; None if it is for none."""
+    if scope["method"] != "POST":
+        return None
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    if path in COMPAT_LIFECYCLE_PATHS:
+        return path
+    match = _LIFECYCLE_PATH.fullmatch(path)
+    return LIFECYCLE_PATHS[match[1]] if match else None
 
 
 def _is_open(scope: Scope) -> bool:
@@ -154,17 +201,37 @@ def _build_login_response(error: RewardError, scope: Scope) -> Response:
     )
 
 
-def _authenticate(scope: Scope, keys: KeyRing) -> str:
+def authenticate(scope: Scope, *rings: KeyRing) -> str:
+    """Return the name of the key of a request.
+
+    Args:
+        scope: scope of the request.
+        rings: key rings, one of which has to know the key.
+
+    Raises:
+        AuthenticationError: the key is missing or unknown.
+    """
+    key = get_sent_key(scope)
+    names = [ring.find_name(key) for ring in rings]  # all of them: takes the same time for each key
+    name = next(filter(None, names), None)
+    if name is None:
+        raise AuthenticationError("the API key is wrong; ask the operator for one")
+    return name
+
+
+def get_sent_key(scope: Scope) -> bytes:
+    """Return the API key of a request.
+
+    Raises:
+        AuthenticationError: there is none, or the header is malformed.
+    """
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if not values:
         raise AuthenticationError("the API key is missing; send Authorization: Bearer KEY")
     scheme, _, key = values[0].partition(b" ")
     if len(values) > 1 or scheme.lower() != b"bearer":
         raise AuthenticationError("send the API key as one header Authorization: Bearer KEY")
-    name = keys.find_name(key.strip())
-    if name is None:
-        raise AuthenticationError("the API key is wrong; ask the operator for one")
-    return name
+    return bytes(key.strip())
 
 
 class KeyRing:
@@ -199,9 +266,21 @@ class KeyRing:
         Raises:
             ModelLoadError: the file cannot be read or has no key, or a key cannot be used.
         """
-        keys = _get_inline_keys(settings)
+        keys = _get_inline_keys("api_keys", settings.api_keys)
         if settings.api_keys_file is not None:
-            keys += _read_keys_file(Path(settings.api_keys_file))
+            keys += _read_keys_file("api_keys_file", Path(settings.api_keys_file))
+        return cls(keys)
+
+    @classmethod
+    def from_admin_settings(cls, settings: Settings) -> KeyRing:
+        """Create a key ring of the keys that may control models.
+
+        Raises:
+            ModelLoadError: see `from_settings`.
+        """
+        keys = _get_inline_keys("admin_api_keys", settings.admin_api_keys)
+        if settings.admin_api_keys_file is not None:
+            keys += _read_keys_file("admin_api_keys_file", Path(settings.admin_api_keys_file))
         return cls(keys)
 
     @classmethod
@@ -211,7 +290,16 @@ class KeyRing:
         Raises:
             ModelLoadError: a key cannot be used.
         """
-        return cls(_get_inline_keys(settings))
+        return cls(_get_inline_keys("api_keys", settings.api_keys))
+
+    @classmethod
+    def from_inline_admin_keys(cls, settings: Settings) -> KeyRing:
+        """Create a key ring of the admin keys in the settings, without the key file.
+
+        Raises:
+            ModelLoadError: a key cannot be used.
+        """
+        return cls(_get_inline_keys("admin_api_keys", settings.admin_api_keys))
 
     @classmethod
     def from_digests(cls, digests: Iterable[str]) -> KeyRing:
@@ -236,7 +324,7 @@ class KeyRing:
         return matching_name
 
 
-def build_key_warnings(settings: Settings, keys: KeyRing) -> list[str]:
+def build_key_warnings(settings: Settings, keys: KeyRing, admin_keys: KeyRing) -> list[str]:
     """Return warnings about missing and weak API keys, one line each, for the operator."""
     warnings = []
     if not keys and not is_loopback(settings.host):
@@ -245,9 +333,9 @@ def build_key_warnings(settings: Settings, keys: KeyRing) -> list[str]:
             "everyone who can reach this machine can use the service; configure keys "
             "(--api-keys FILE), or listen on --host 127.0.0.1"
         )
-    if keys.short_key_locations:
+    if locations := (*keys.short_key_locations, *admin_keys.short_key_locations):
         warnings.append(
-            f"WARNING: {', '.join(keys.short_key_locations)}: fewer than {SAFE_KEY_LENGTH} "
+            f"WARNING: {', '.join(locations)}: fewer than {SAFE_KEY_LENGTH} "
             "characters, which may be guessed; generate a key with: openssl rand -hex 32"
         )
     return warnings
@@ -276,14 +364,15 @@ def _check_key(key: str, location: str) -> str:
     return key
 
 
-def _get_inline_keys(settings: Settings) -> list[tuple[str, str]]:
+def _get_inline_keys(setting: str, keys: Sequence[SecretStr]) -> list[tuple[str, str]]:
     return [
-        (key.get_secret_value(), f"key {number} of `api_keys`")
-        for number, key in enumerate(settings.api_keys, 1)
+        (key.get_secret_value(), f"key {number} of `{setting}`")
+        for number, key in enumerate(keys, 1)
     ]
 
 
-def _read_keys_file(file: Path) -> list[tuple[str, str]]:
+def _read_keys_file(setting: str, file: Path) -> list[tuple[str, str]]:
+    option = "--" + setting.removesuffix("_file").replace("_", "-")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:  # its message would show content of the file
@@ -293,13 +382,13 @@ def _read_keys_file(file: Path) -> list[tuple[str, str]]:
     except OSError as error:
         raise ModelLoadError(
             f"the key file {file} cannot be read: {error.strerror}; name another file with "
-            "--api-keys (setting `api_keys_file`), or make it readable"
+            f"{option} (setting `{setting}`), or make it readable"
         ) from None
     keys = [(line, f"line {number} of {file}") for number, line in _lines(text)]
     if not keys:
         raise ModelLoadError(
-            f"the key file {file} has no key; write one key per line, or omit --api-keys (setting "
-            "`api_keys_file`) to serve without keys"
+            f"the key file {file} has no key; write one key per line, or omit {option} (setting "
+            f"`{setting}`)"
         )
     return keys
 

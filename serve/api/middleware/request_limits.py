@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rm_core import OverloadedError, RewardError
 from serve.api.error_responses import truncate_for_message
+from serve.api.middleware.access import find_lifecycle_route
 from serve.api.middleware.ray_proxy import HIDDEN_TIMEOUT_HEADER, TIMEOUT_HEADER
 from serve.api.middleware.reject import send_rejection
 from serve.config.settings import Settings
@@ -35,6 +36,8 @@ from serve.errors import (
 )
 from serve.telemetry.logging import ANONYMOUS, current_request
 
+# Bodies of lifecycle routes name a folder at most.
+_MAX_ADMIN_BODY_BYTES = 64 * 2**10
 _UTF8 = {"utf-8", "utf8"}
 # The minimum rate of a body applies only after this time: connections start slowly.
 _GRACE_S = 5.0
@@ -74,6 +77,9 @@ class RequestLimitsMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        if find_lifecycle_route(scope) is not None:
+            await self._run_without_deadline(scope, receive, send)
+            return
         headers, settings = Headers(scope=scope), scope["app"].state.settings
         client = current_request().client
         is_read = False
@@ -98,6 +104,24 @@ class RequestLimitsMiddleware:
                 elif isinstance(error, BodyTimeoutError):
                     close = True
                 await send_rejection(error, scope, receive, send, close=close)
+
+    async def _run_without_deadline(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a request of a lifecycle route, whose body is small; never cancel it."""
+        settings = scope["app"].state.settings
+        try:
+            _check_headers(Headers(scope=scope), _MAX_ADMIN_BODY_BYTES)
+            body = await _read_small_body(receive, settings.body_timeout_s)
+        except ClientDisconnectedError:
+            return
+        except RewardError as error:
+            await send_rejection(error, scope, receive, send)
+            return
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay_body() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, replay_body, send)
 
     async def _run(
         self,
@@ -231,6 +255,30 @@ def _check_headers(headers: Headers, max_bytes: int) -> None:
     # Python refuses to convert a number of several thousand digits.
     if len(length) > 18 or int(length) > max_bytes:
         raise _build_too_large_error(max_bytes)
+
+
+async def _read_small_body(receive: Receive, timeout_s: float) -> bytes:
+    """Read a body of at most `_MAX_ADMIN_BODY_BYTES`.
+
+    Raises:
+        BodyTooLargeError, BodyTimeoutError, ClientDisconnectedError: see `_read_body`.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnectedError
+                body += message.get("body", b"")
+                if len(body) > _MAX_ADMIN_BODY_BYTES:
+                    raise _build_too_large_error(_MAX_ADMIN_BODY_BYTES)
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise BodyTimeoutError(
+            f"the body did not arrive in {timeout_s:g} s; send it again"
+        ) from None
 
 
 async def _read_body(

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.middleware.access import OPEN_PATHS
+from serve.api.middleware.access import (
+    COMPAT_LIFECYCLE_PATHS,
+    LIFECYCLE_PATHS,
+    OPEN_PATHS,
+    find_lifecycle_route,
+)
 from serve.telemetry.logging import CURRENT_REQUEST, RequestContext, accept_request_id
 from serve.telemetry.metrics import Metrics
 
@@ -33,6 +38,7 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 CLIENT_CLOSED_REQUEST = 499
 UNMATCHED = "unmatched"
+_OTHER_ROUTES = frozenset({UNMATCHED, *COMPAT_LIFECYCLE_PATHS, *LIFECYCLE_PATHS.values()})
 
 # At most one line about requests with a missing or wrong key per interval.
 _AUTH_FAILURE_LOG_INTERVAL_S = 10.0
@@ -228,6 +234,8 @@ class RequestLogMiddleware:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in self._templates:
             return path
+        if (admin_route := find_lifecycle_route(scope)) in self._templates:
+            return str(admin_route)
         return next((f"{m}*" for m in self._mounts if path.startswith(m)), UNMATCHED)
 
     def _report(self, context: RequestContext, scope: Scope) -> None:
@@ -246,7 +254,7 @@ class RequestLogMiddleware:
 
 def _is_scoring_request(context: RequestContext) -> bool:
     """Return whether the request processes conversations."""
-    return context.method == "POST" and context.route != UNMATCHED
+    return context.method == "POST" and context.route not in _OTHER_ROUTES
 
 
 def _build_log_fields(context: RequestContext) -> dict[str, Any]:

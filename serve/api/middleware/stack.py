@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from serve.api.middleware import admin
 from serve.api.middleware.access import ApiKeyMiddleware, TrustedHostMiddleware
 from serve.api.middleware.connections import ResponseTimeoutMiddleware
 from serve.api.middleware.request_limits import Admission, RequestLimitsMiddleware
@@ -70,7 +71,10 @@ def install(
             Middleware(ResponseTimeoutMiddleware),
             Middleware(TrustedHostMiddleware),
             *([cors] if cors_origins else []),
-            Middleware(ApiKeyMiddleware),
+            Middleware(
+                ApiKeyMiddleware,
+                authorize=admin.authorize,
+            ),
             Middleware(
                 RequestLimitsMiddleware,
                 admission=state.admission,

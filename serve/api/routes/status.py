@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from rm_core import Fingerprint
 from serve import __version__
 from serve.api.error_responses import RETRY_AFTER_S
-from serve.api.routing import KeysDep, ServiceDep, SettingsDep
+from serve.api.routing import AdminKeysDep, KeysDep, ServiceDep, SettingsDep
 from serve.config.settings import Settings
 from serve.scoring.served_model import ServedModel
 from serve.scoring.service import ScoringService
@@ -48,9 +48,13 @@ async def health() -> dict[str, str]:
     responses={503: {"description": "a model is still loading, or failed to load"}},
 )
 async def ready(service: ServiceDep) -> JSONResponse:
-    """Return 200 if every model is loaded and warmed up, otherwise 503."""
+    """Return 200 if every model is loaded and warmed up, otherwise 503.
+
+    A model that sleeps counts as ready: it scores again once it is woken.
+    """
     models = {
-        alias: {"state": model.state} | ({"message": model.failure} if model.failure else {})
+        alias: {"state": model.state, "sleep_level": model.sleep_level}
+        | ({"message": model.failure} if model.failure else {})
         for alias, model in service.models.items()
     }
     body = {"ready": service.is_ready, "models": models}
@@ -69,13 +73,19 @@ async def models(service: ServiceDep) -> dict[str, Any]:
 
 
 @router.get("/info", summary="Effective settings")
-async def info(service: ServiceDep, settings: SettingsDep, keys: KeysDep) -> dict[str, Any]:
+async def info(
+    service: ServiceDep, settings: SettingsDep, keys: KeysDep, admin_keys: AdminKeysDep
+) -> dict[str, Any]:
     """Return the settings, the resolved `auto` values with reasons, and cache statistics."""
     return _build_tei_info(service, settings) | {
         "service": "skyreward",
         "version": __version__,
         "ready": service.is_ready,
-        "settings": _mask_settings(settings) | {"api_keys": ["**********"] * len(keys)},
+        "settings": _mask_settings(settings)
+        | {
+            "api_keys": ["**********"] * len(keys),
+            "admin_api_keys": ["**********"] * len(admin_keys),
+        },
         "models": {
             alias: _model(alias, model) | _info(model) | {"score_cache": _cache(model)}
             for alias, model in service.models.items()
@@ -110,7 +120,7 @@ async def metrics(request: Request, service: ServiceDep, settings: SettingsDep) 
 def _mask_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings without secrets: file names without folders, URLs without credentials."""
     masked = settings.model_dump(mode="json")
-    for name in ("api_keys_file", "tls_cert_file", "tls_key_file"):
+    for name in ("api_keys_file", "admin_api_keys_file", "tls_cert_file", "tls_key_file"):
         masked[name] = _hide_folder(masked[name])
     for model in masked["models"]:
         model["name"] = _hide_folder(model["name"])
@@ -163,6 +173,7 @@ def _model(alias: str, model: ServedModel) -> dict[str, Any]:
         "reads_images": model.image_processor is not None,
         **_image_limits(model),
         "state": model.state,
+        "sleep_level": model.sleep_level,
         "fingerprint": _UNKNOWN_FINGERPRINT
         if effective is None
         else effective.fingerprint.as_dict(),
