@@ -31,7 +31,7 @@ CHECKPOINT = re.compile(r"\bSkywork/[\w.-]+")
 SHELL = ("bash", "console", "sh", "shell")
 # Programs of a script that is run, and commands of `skyreward` that end by themselves.
 PROGRAMS = {"cat", "curl", "echo", "export", "head", "ls", "skyreward", "sort", "tail", "wc"}
-COMMANDS = {"models", "plan", "score", "render", "eval", "compare-runs", "leaderboard"}
+COMMANDS = {"models", "plan", "score", "calibrate", "render", "eval", "compare-runs", "leaderboard"}
 ROUTES = {
     "pairs": "compare",
     "responses": "rank",
@@ -115,7 +115,7 @@ class Page:
         if words[1] not in COMMANDS or "--ray" in words or "hf://" in text or "--measure" in words:
             return False
         is_local = "--url" not in words
-        if words[1] in ("score", "render", "eval") and is_local and model != "demo":
+        if words[1] in ("score", "calibrate", "render", "eval") and is_local and model != "demo":
             return False
         if words[1] == "eval" and "--data" not in words:
             return False

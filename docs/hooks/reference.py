@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from markdown_text import cell, code, table
 from mkdocs.exceptions import PluginError
@@ -98,6 +98,10 @@ def _type_name(annotation: Any) -> str:
     if origin in (Union, UnionType):
         names = (_type_name(option) for option in arguments if option is not type(None))
         return ", ".join(names)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is tuple and len(set(arguments)) == 2 and Ellipsis not in arguments:
+        return " and ".join(map(_type_name, arguments)) + " pair"
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}s"
     return _TYPES[annotation]

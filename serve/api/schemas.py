@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     JsonValue,
     WithJsonSchema,
     model_validator,
@@ -235,12 +236,49 @@ class _ConversationsBody(_Body):
 class ScoreRequest(_ConversationsBody):
     """Conversations to score."""
 
+    models: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="several served models, which score side by side, instead of `model`",
+    )
+    combine: dict[str, FiniteFloat] | None = Field(
+        default=None,
+        min_length=1,
+        description="with `models`: weight of each model whose reward is in the sum `reward`",
+        examples=[{"a": 0.7, "b": 0.3}],
+    )
+    calibrated: bool = Field(
+        default=False, description="whether `combine` takes the calibrated rewards"
+    )
+    clip: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        default=None,
+        description="least and greatest value that `combine` takes of a model, before the weight",
+        examples=[[-5, 5]],
+    )
     aggregation: AggregationMode = "last"
     turns: Literal["last", "all"] = Field(
         default="last",
         description="`all` adds `turn_rewards`, the reward of the conversation up to each "
         "assistant message; for classifiers",
     )
+
+    @model_validator(mode="after")
+    def _check_models(self) -> ScoreRequest:
+        names = self.models or []
+        if self.models is not None and self.model is not None:
+            raise ValueError("`model` and `models` exclude each other; give one of the two")
+        if len(set(names)) < len(names):
+            raise ValueError("`models` names a model twice; name each model once")
+        if self.combine is not None and (others := self.combine.keys() - set(names)):
+            raise ValueError(
+                f"`combine` has {sorted(others)[0]!r}, which is not one of `models`; add it there"
+            )
+        if self.combine is None and (self.calibrated or self.clip is not None):
+            raise ValueError("`calibrated` and `clip` need `combine`, the weights of the models")
+        if self.clip is not None and self.clip[0] > self.clip[1]:
+            raise ValueError("`clip` is [least, greatest], and the first is greater")
+        return self
 
 
 class CompareRequest(_Body):
@@ -440,6 +478,9 @@ class ConversationResult(BaseModel):
         description="raw float32 logit; of a step model, the aggregate of `step_rewards`; in the "
         "ranking of a judge, the mean margin against the other answers",
     )
+    calibrated_reward: float | None = Field(
+        default=None, description="(reward - mean) / deviation, of a model with a calibration"
+    )
     score: float | None = Field(
         default=None, description="the reward again, if the body has `messages`"
     )
@@ -463,12 +504,52 @@ class ScoreResponse(_Answer):
     results: list[ConversationResult]
 
 
+class ModelDetails(BaseModel):
+    """What one of several models gave besides the reward."""
+
+    num_tokens: int | None = None
+    step_rewards: list[float] | None = None
+    aggregation: Aggregation | None = None
+    turn_rewards: list[TurnReward] | None = None
+    truncated: bool | None = None
+    warnings: list[str] | None = None
+
+
+class ModelsResult(BaseModel):
+    """One conversation: of each model the reward or an error."""
+
+    index: int
+    rewards: dict[str, float] = Field(description="raw reward by model; without those that failed")
+    calibrated_rewards: dict[str, float] | None = Field(
+        default=None, description="calibrated reward by model, of those with a calibration"
+    )
+    reward: float | None = Field(
+        default=None, description="the weighted sum, if every model in `combine` has a reward"
+    )
+    errors: dict[str, ItemError] | None = None
+    details: dict[str, ModelDetails]
+
+
+class ModelsScoreResponse(BaseModel):
+    """Rewards of several models in the order of the conversations."""
+
+    id: str
+    object: Literal["list"] = "list"
+    models: list[str]
+    usage: dict[str, Usage] = Field(description="by model; without those that failed as a whole")
+    fingerprints: dict[str, FingerprintOut] = Field(description="as `usage`")
+    results: list[ModelsResult]
+
+
 class StepsResult(BaseModel):
     """One solution: the reward of each step, or `error`."""
 
     index: int
     step_rewards: list[float] | None = None
     reward: float | None = Field(default=None, description="the aggregate of `step_rewards`")
+    calibrated_reward: float | None = Field(
+        default=None, description="(reward - mean) / deviation, of a model with a calibration"
+    )
     aggregation: Aggregation | None = None
     num_steps: int | None = None
     num_tokens: int | None = None

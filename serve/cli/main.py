@@ -12,6 +12,7 @@ import click
 
 from serve import __version__
 from serve.cli import lifecycle
+from serve.cli.calibrate import calibrate
 from serve.cli.eval import compare_runs, evaluate, leaderboard
 from serve.cli.options import (
     LOADING_OPTIONS,
@@ -34,6 +35,7 @@ _EXAMPLES = """\b
 Examples:
   skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
   skyreward score pairs.jsonl -o scored.jsonl --model demo
+  skyreward calibrate pairs.jsonl --model demo -o demo-calibration.json
   skyreward eval rm-bench --data rm-bench/ --model demo -o results/
   skyreward models Skywork-Reward-V2-Qwen3-0.6B
   skyreward render --model demo conversations.jsonl
@@ -203,6 +205,7 @@ def serve(
 
 
 main.add_command(score)
+main.add_command(calibrate)
 main.add_command(evaluate)
 main.add_command(compare_runs)
 main.add_command(leaderboard)

@@ -8,12 +8,15 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from serve.escaping import EscapingFormatter, escape_line
+
+if TYPE_CHECKING:
+    from serve.jobs.command import ExecutorOptions
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -409,3 +412,81 @@ truncation_option = click.option(
     type=click.Choice(["error", "left", "right"]),
     help="How to handle conversations that exceed the maximum length.",
 )
+
+aggregation_option = click.option(
+    "--aggregation",
+    type=click.Choice(["last", "min", "mean", "product"]),
+    help="How a step model's rewards of steps become the reward.  [default: last]",
+)
+
+
+def executor_options(command: CommandT) -> CommandT:
+    """Add the options that name where to score a job; see `pop_executor_options`."""
+    options = (
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Score on a Ray cluster, with one copy of the model per GPU. `auto` finds a "
+            "running cluster, `local` starts one on this machine.",
+        ),
+        click.option(
+            "--ray-actors",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of actors on the Ray cluster, each with its own copy of the model. By "
+            "default as many as fit, and more when the cluster grows.",
+        ),
+    )
+    command = model_options(command)
+    for option in reversed(options):
+        command = option(command)
+    return service_options(command)
+
+
+def pop_executor_options(options: dict[str, Any]) -> ExecutorOptions:
+    """Remove the options of `executor_options` from a command's options, and return them.
+
+    Raises:
+        click.UsageError: options exclude each other.
+    """
+    from serve.jobs.command import ExecutorOptions
+
+    model = {name: options.pop(name) for name in ("model", *LOADING_OPTIONS)}
+    urls, ray, ray_actors = (options.pop(name) for name in ("urls", "ray", "ray_actors"))
+    if urls and ray:
+        raise click.UsageError("--url and --ray exclude each other; give one of the two")
+    if ray_actors and not ray:
+        raise click.UsageError("--ray-actors needs a Ray cluster; give --ray ADDRESS too")
+    given = get_given_options(model)
+    if urls:
+        refuse_with_url(option for option in given if option != "model")
+    return ExecutorOptions(
+        model=model,
+        urls=urls,
+        # A service has its own models: request one only if the user named it.
+        served_model=model["model"] if "model" in given else None,
+        api_key=options.pop("api_key"),
+        retry_s=options.pop("retry_s"),
+        timeout_s=options.pop("timeout_s"),
+        ray=ray,
+        ray_actors=ray_actors,
+    )
+
+
+def input_options(command: CommandT) -> CommandT:
+    """Add the options that select rows of the input of a job."""
+    options = (
+        click.option(
+            "--split",
+            help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
+        ),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Score only the first N rows.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -9,16 +9,15 @@ from typing import Any
 import click
 
 from serve.cli.options import (
-    LOADING_OPTIONS,
     SingleValueCommand,
+    aggregation_option,
     column_options,
     echo_status,
-    get_given_options,
+    executor_options,
     handle_errors,
-    model_options,
+    input_options,
     pop_columns,
-    refuse_with_url,
-    service_options,
+    pop_executor_options,
     truncation_option,
 )
 
@@ -26,27 +25,9 @@ from serve.cli.options import (
 @click.command(cls=SingleValueCommand)
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
-@service_options
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Score on a Ray cluster, with one copy of the model per GPU. `auto` finds a "
-    "running cluster, `local` starts one on this machine.",
-)
-@click.option(
-    "--ray-actors",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of actors on the Ray cluster, each with its own copy of the model. By "
-    "default as many as fit, and more when the cluster grows.",
-)
-@model_options
+@executor_options
 @truncation_option
-@click.option(
-    "--aggregation",
-    type=click.Choice(["last", "min", "mean", "product"]),
-    help="How a step model's rewards of steps become the reward.  [default: last]",
-)
+@aggregation_option
 @click.option(
     "--orders",
     type=click.Choice(["both", "given"]),
@@ -54,16 +35,7 @@ from serve.cli.options import (
     "both]",
 )
 @column_options
-@click.option(
-    "--split",
-    help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Score only the first N rows.",
-)
+@input_options
 @click.option("--fail-fast", is_flag=True, help="Stop at the first row with an error.")
 @click.option(
     "--overwrite",
@@ -96,29 +68,10 @@ def score(input: str, output: Path | None, **options: Any) -> None:
 
     Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
     """
-    from serve.jobs.command import ExecutorOptions, run
+    from serve.jobs.command import run
 
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
-    model = {name: options.pop(name) for name in ("model", *LOADING_OPTIONS)}
-    urls, ray, ray_actors = (options.pop(name) for name in ("urls", "ray", "ray_actors"))
-    if urls and ray:
-        raise click.UsageError("--url and --ray exclude each other; give one of the two")
-    if ray_actors and not ray:
-        raise click.UsageError("--ray-actors needs a Ray cluster; give --ray ADDRESS too")
-    given = get_given_options(model)
-    if urls:
-        refuse_with_url(option for option in given if option != "model")
-    executor_options = ExecutorOptions(
-        model=model,
-        urls=urls,
-        # A service has its own models: request one only if the user named it.
-        served_model=model["model"] if "model" in given else None,
-        api_key=options.pop("api_key"),
-        retry_s=options.pop("retry_s"),
-        timeout_s=options.pop("timeout_s"),
-        ray=ray,
-        ray_actors=ray_actors,
-    )
+    executor = pop_executor_options(options)
     columns = pop_columns(options)
-    sys.exit(run(input, output, executor_options, notify=echo_status, columns=columns, **options))
+    sys.exit(run(input, output, executor, notify=echo_status, columns=columns, **options))

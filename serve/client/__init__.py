@@ -2,12 +2,13 @@
 
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError, ServiceError
-from serve.client.responses import Comparison, Ranking, StepRewards, TurnRewards
+from serve.client.responses import Comparison, ModelRewards, Ranking, StepRewards, TurnRewards
 from serve.client.sync_client import ScoringClient
 
 __all__ = [
     "AsyncScoringClient",
     "Comparison",
+    "ModelRewards",
     "Ranking",
     "ScoringClient",
     "ScoringFailedError",

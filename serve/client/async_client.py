@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import httpx
 
@@ -15,10 +15,12 @@ from rm_core.types import Conversation
 from serve.client.base import BaseClient, build_options, show_progress
 from serve.client.responses import (
     Comparison,
+    ModelRewards,
     Ranking,
     ResultsWithUsage,
     StepRewards,
     TurnRewards,
+    fill_models,
 )
 from serve.client.sansio import (
     COMPARE_ROUTE,
@@ -58,16 +60,56 @@ class AsyncScoringClient(BaseClient):
         super().__init__(build_options(url, model, **options))
         self._reset_pool()
 
+    @overload
     async def score(
         self,
         conversations: Sequence[Conversation],
         truncation: Truncation = "error",
         *,
+        models: None = None,
         tools: Any = None,
         aggregation: Aggregation = "last",
         progress: bool = False,
-    ) -> list[float]:
+    ) -> list[float]: ...
+
+    @overload
+    async def score(
+        self,
+        conversations: Sequence[Conversation],
+        truncation: Truncation = "error",
+        *,
+        models: Sequence[str],
+        combine: Mapping[str, float] | None = None,
+        calibrated: bool = False,
+        clip: tuple[float, float] | None = None,
+        turns: Literal["last", "all"] = "last",
+        tools: Any = None,
+        aggregation: Aggregation = "last",
+        progress: bool = False,
+    ) -> list[ModelRewards]: ...
+
+    async def score(
+        self,
+        conversations: Sequence[Conversation],
+        truncation: Truncation = "error",
+        *,
+        models: Sequence[str] | None = None,
+        tools: Any = None,
+        aggregation: Aggregation = "last",
+        progress: bool = False,
+        **options: Any,
+    ) -> list[float] | list[ModelRewards]:
         """See `ScoringClient.score`."""
+        if models is not None:
+            return await self.score_models(
+                conversations,
+                models,
+                truncation,
+                tools=tools,
+                aggregation=aggregation,
+                progress=progress,
+                **options,
+            )
         call = self._build_call(
             SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
         )
@@ -75,6 +117,35 @@ class AsyncScoringClient(BaseClient):
             result.reward
             for result in (await self._execute(call, progress)).collect_results_or_raise()
         ]
+
+    async def score_models(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        models: Sequence[str],
+        truncation: Truncation = "error",
+        *,
+        combine: Mapping[str, float] | None = None,
+        calibrated: bool = False,
+        clip: tuple[float, float] | None = None,
+        turns: Literal["last", "all"] = "last",
+        tools: Any = None,
+        aggregation: Aggregation = "last",
+        progress: bool = False,
+    ) -> list[ModelRewards]:
+        """See `ScoringClient.score_models`."""
+        call = self._build_models_call(
+            conversations,
+            models,
+            truncation,
+            combine=combine,
+            calibrated=calibrated,
+            clip=clip,
+            turns=turns,
+            tools=tools,
+            aggregation=aggregation,
+        )
+        results = (await self._execute(call, progress)).collect_results()
+        return [fill_models(result, models) for result in results]
 
     async def results(
         self,

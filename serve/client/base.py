@@ -18,10 +18,11 @@ from rm_core import Aggregation, InputError, Truncation, drop_nulls
 from serve.client.endpoints import EndpointPool, is_loopback
 from serve.client.errors import ServiceError
 from serve.client.images import to_wire
-from serve.client.responses import MAX_ANSWER_BYTES, ResponseBody
+from serve.client.responses import MAX_ANSWER_BYTES, ModelRewards, ResponseBody
 from serve.client.sansio import (
     MAX_BYTES_PER_REQUEST,
     MAX_ITEMS_PER_REQUEST,
+    MODELS_ROUTE,
     BatchCall,
     RequestShard,
     ScoringRoute,
@@ -134,6 +135,7 @@ class BaseClient:
         num_retries: number of retried requests.
         fingerprint: expected fingerprint of the model, or that of the model that returned the
             first reward; None before that. Rewards with another fingerprint raise an error.
+        model_fingerprints: as `fingerprint`, by model, of calls that name several models.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -143,6 +145,7 @@ class BaseClient:
         self.options = options
         self.num_retries = 0
         self.fingerprint = options.fingerprint
+        self.model_fingerprints: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._sender = Sender(
             EndpointPool(options.urls), options.retry_timeout_s, self._count_retry
@@ -199,8 +202,27 @@ class BaseClient:
             self.fingerprint = answers[0].get("fingerprint")
         return answers
 
+    def _build_models_call(
+        self,
+        conversations: Sequence[object],
+        models: Sequence[str],
+        truncation: Truncation,
+        *,
+        combine: Mapping[str, float] | None,
+        calibrated: bool,
+        clip: tuple[float, float] | None,
+        **body: Any,
+    ) -> BatchCall[ModelRewards]:
+        fields = {"models": list(models), "combine": combine and dict(combine), "clip": clip}
+        given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        if calibrated:
+            given["calibrated"] = True
+        return self._build_call(MODELS_ROUTE, conversations, truncation, **given, **body)
+
     def _add_model(self, body: dict[str, Any]) -> dict[str, Any]:
-        return body if self.options.model is None else {"model": self.options.model, **body}
+        if self.options.model is None or "models" in body:
+            return body
+        return {"model": self.options.model, **body}
 
     def _iter_shards(self, call: BatchCall[R]) -> Iterator[RequestShard]:
         """Yield the shards of a call, so many that every address has work."""
@@ -221,9 +243,12 @@ class BaseClient:
         Raises:
             ServiceError: the fingerprints differ.
         """
-        for fingerprint in call.fingerprints:
+        for model, fingerprint in call.fingerprints:
             with self._lock:
-                self.fingerprint = first = self.fingerprint or fingerprint
+                if model is None:
+                    self.fingerprint = first = self.fingerprint or fingerprint
+                else:
+                    first = self.model_fingerprints.setdefault(model, fingerprint)
             if fingerprint != first:
                 raise ServiceError(
                     f"rewards of two models cannot be compared: the expected rewards are from "

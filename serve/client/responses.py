@@ -144,6 +144,33 @@ class TurnRewards:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRewards:
+    """The rewards of several models for one conversation.
+
+    Attributes:
+        results: a reward or an error by model.
+        calibrated_rewards: calibrated reward by model, of those with a calibration.
+        reward: the weighted sum of `combine`; None without it, or if a model in it has no reward.
+        turn_rewards: by model: the reward after each message of the assistant, if requested.
+    """
+
+    results: Mapping[str, Reward | ScoreError]
+    calibrated_rewards: Mapping[str, float] = field(default_factory=dict)
+    reward: float | None = None
+    turn_rewards: Mapping[str, tuple[TurnReward, ...]] = field(default_factory=dict)
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """Raw reward by model; without those that failed."""
+        return {n: r.reward for n, r in self.results.items() if isinstance(r, Reward)}
+
+    @property
+    def errors(self) -> dict[str, ScoreError]:
+        """Error by model, of those that failed."""
+        return {n: r for n, r in self.results.items() if isinstance(r, ScoreError)}
+
+
+@dataclass(frozen=True, slots=True)
 class RankedResponse:
     """One of several answers to a prompt.
 
@@ -204,16 +231,45 @@ def read_turn_rewards(item: Mapping[str, Any]) -> TurnRewards | ScoreError:
     """Parse a result of `/v1/score` with `"turns": "all"`."""
     if "turn_rewards" not in item and (error := read_error(item)):
         return error
+    turns = _read_turns(item["turn_rewards"])
+    if not turns:
+        raise ValueError("a result has no turns")
+    return TurnRewards(turns, bool(item.get("truncated")), _read_texts(item.get("warnings", [])))
+
+
+def _read_turns(items: Sequence[Mapping[str, Any]]) -> tuple[TurnReward, ...]:
     turns = []
-    for turn in item["turn_rewards"]:
+    for turn in items:
         error = read_error(turn)
         reward = None if error else _read_number(turn["reward"])
         turns.append(TurnReward(read_count(turn["message"]), reward, error))
-    if not turns:
-        raise ValueError("a result has no turns")
-    return TurnRewards(
-        tuple(turns), bool(item.get("truncated")), _read_texts(item.get("warnings", []))
+    return tuple(turns)
+
+
+def read_model_rewards(item: Mapping[str, Any]) -> ModelRewards:
+    """Parse a result of `/v1/score` with `models`."""
+    results: dict[str, Reward | ScoreError] = {
+        name: read_reward({**item["details"][name], "reward": reward})
+        for name, reward in item["rewards"].items()
+    }
+    for name, error in item.get("errors", {}).items():
+        results[name] = ScoreError(*_read_texts([error["code"], error["message"]]))
+    combined = item.get("reward")
+    return ModelRewards(
+        results,
+        {n: _read_number(value) for n, value in item.get("calibrated_rewards", {}).items()},
+        None if combined is None else _read_number(combined),
+        {
+            name: _read_turns(details["turn_rewards"])
+            for name, details in item["details"].items()
+            if "turn_rewards" in details
+        },
     )
+
+
+def fill_models(result: ModelRewards | ScoreError, models: Sequence[str]) -> ModelRewards:
+    """Return the result of a conversation; the error of one that was not sent is each model's."""
+    return ModelRewards(dict.fromkeys(models, result)) if isinstance(result, ScoreError) else result
 
 
 def read_step_rewards(item: Mapping[str, Any]) -> StepRewards | ScoreError:

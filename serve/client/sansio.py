@@ -29,6 +29,7 @@ from serve.client.responses import (
     parse_json_object,
     read_comparison,
     read_count,
+    read_model_rewards,
     read_num_tokens,
     read_ranked_response,
     read_reward,
@@ -195,6 +196,7 @@ class ScoringRoute(Generic[R]):
 
 
 SCORE_ROUTE = ScoringRoute("/v1/score", "conversations", read_reward, "conversation")
+MODELS_ROUTE = ScoringRoute("/v1/score", "conversations", read_model_rewards, "conversation")
 TURNS_ROUTE = ScoringRoute("/v1/score", "conversations", read_turn_rewards, "conversation")
 STEPS_ROUTE = ScoringRoute("/v1/steps", "items", read_step_rewards, "item")
 COMPARE_ROUTE = ScoringRoute("/v1/compare", "pairs", read_comparison, "pair")
@@ -234,7 +236,8 @@ class BatchCall(Generic[R]):
         results: the result of each item in the order of the items; None until it is known.
         num_computed_tokens: tokens that went through the model.
         num_cached_tokens: tokens of the conversations whose rewards came from the service's cache.
-        fingerprints: fingerprints of all responses with rewards.
+        fingerprints: fingerprints of all responses with rewards, each with the name of its model if
+            the request named several, else None.
         route: route that takes the items.
         num_responses: number of responses with results.
     """
@@ -245,7 +248,7 @@ class BatchCall(Generic[R]):
         self.results: list[R | ScoreError | None] = [None] * len(items)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
-        self.fingerprints: list[dict[str, Any]] = []
+        self.fingerprints: list[tuple[str | None, dict[str, Any]]] = []
         self.route = route
         self.num_responses = 0
         self._items = items
@@ -356,11 +359,15 @@ class BatchCall(Generic[R]):
         for index, result in zip(shard.indices, map(self.route.read, items), strict=True):
             self.results[index] = result
         self.num_responses += 1
-        usage = response.get("usage", {})
-        self.num_computed_tokens += read_count(usage.get("num_computed_tokens", 0))
-        self.num_cached_tokens += read_count(usage.get("num_cached_tokens", 0))
-        if self.route is not RENDER_ROUTE:
-            self.fingerprints.append(response.get("fingerprint", {}))
+        usages = [response.get("usage", {})]
+        if self.route is MODELS_ROUTE:
+            usages = list(response["usage"].values())
+            self.fingerprints += response["fingerprints"].items()
+        elif self.route is not RENDER_ROUTE:
+            self.fingerprints.append((None, response.get("fingerprint", {})))
+        for usage in usages:
+            self.num_computed_tokens += read_count(usage.get("num_computed_tokens", 0))
+            self.num_cached_tokens += read_count(usage.get("num_cached_tokens", 0))
 
     def _add_item_range(self, error: ServiceError, shard: RequestShard) -> ServiceError:
         first, last = min(shard.indices), max(shard.indices)

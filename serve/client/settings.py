@@ -7,9 +7,10 @@ take all options as arguments.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, FiniteFloat, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core import Aggregation, ChatFormatName, Truncation
@@ -17,6 +18,7 @@ from serve.client.errors import ServiceError
 from serve.client.responses import MAX_ANSWER_BYTES
 
 PolicyTemplate: TypeAlias = Literal["none"] | ChatFormatName
+OnError: TypeAlias = Literal["raise", "none", "nan", "group"] | FiniteFloat
 
 
 class ClientSettings(BaseSettings):
@@ -67,10 +69,30 @@ class ClientSettings(BaseSettings):
         default="none",
         description="Chat template of the policy that wrote prompts which are text.",
     )
-    failed_reward: float | None = Field(
+    on_error: OnError = Field(
+        default="raise",
+        description="What a conversation that cannot be scored gets: `raise` an error, a number, "
+        "`none` or `nan` for a trainer that leaves out such samples, or `group`: None for all "
+        "answers to its prompt.",
+    )
+    failed_reward: FiniteFloat | None = Field(
+        default=None, description="Old name of `on_error` with a number."
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Aliases of several models that score side by side, instead of `model`.",
+    )
+    combine: Annotated[tuple[tuple[str, FiniteFloat], ...], NoDecode] = Field(
+        default=(),
+        description="Weight of each of `models` in the reward, as `a=0.7,b=0.3` or a mapping. "
+        "Default: 1 each.",
+    )
+    calibrated: bool = Field(
+        default=False, description="Whether rewards of `models` are calibrated rewards."
+    )
+    clip: Annotated[tuple[FiniteFloat, FiniteFloat] | None, NoDecode] = Field(
         default=None,
-        allow_inf_nan=False,
-        description="Reward for a conversation that cannot be scored. Default: raise an error.",
+        description="Least and greatest value of a model in the sum of `combine`, as `-5,5`.",
     )
     aggregation: Aggregation = Field(
         default="last",
@@ -81,10 +103,20 @@ class ClientSettings(BaseSettings):
         default="question", description="Field of verl's `extra_info` that holds the prompt."
     )
 
-    @field_validator("urls", mode="before")
+    @field_validator("combine", mode="before")
+    @classmethod
+    def _split_weights(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [item.rsplit("=", 1) for item in value.replace(",", " ").split()]
+        return list(value.items()) if isinstance(value, Mapping) else value
+
+    @field_validator("urls", "models", "clip", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return value.replace(",", " ").split()
+        # Also the lists of OmegaConf.
+        return list(value) if isinstance(value, Sequence) else value
 
     @classmethod
     def load(cls, **overrides: Any) -> ClientSettings:

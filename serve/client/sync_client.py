@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import httpx
 
@@ -19,10 +19,12 @@ from serve.client.base import BaseClient, build_options, show_progress
 from serve.client.errors import ServiceError
 from serve.client.responses import (
     Comparison,
+    ModelRewards,
     Ranking,
     ResultsWithUsage,
     StepRewards,
     TurnRewards,
+    fill_models,
 )
 from serve.client.sansio import (
     COMPARE_ROUTE,
@@ -68,36 +70,125 @@ class ScoringClient(BaseClient):
         super().__init__(build_options(url, model, **options))
         self._reset_pool()
 
+    @overload
     def score(
         self,
         conversations: Sequence[Conversation],
         truncation: Truncation = "error",
         *,
+        models: None = None,
         tools: Any = None,
         aggregation: Aggregation = "last",
         progress: bool = False,
-    ) -> list[float]:
+    ) -> list[float]: ...
+
+    @overload
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        truncation: Truncation = "error",
+        *,
+        models: Sequence[str],
+        combine: Mapping[str, float] | None = None,
+        calibrated: bool = False,
+        clip: tuple[float, float] | None = None,
+        turns: Literal["last", "all"] = "last",
+        tools: Any = None,
+        aggregation: Aggregation = "last",
+        progress: bool = False,
+    ) -> list[ModelRewards]: ...
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        truncation: Truncation = "error",
+        *,
+        models: Sequence[str] | None = None,
+        tools: Any = None,
+        aggregation: Aggregation = "last",
+        progress: bool = False,
+        **options: Any,
+    ) -> list[float] | list[ModelRewards]:
         """Return the reward of each conversation, in order.
 
         Args:
             conversations: lists of messages, or mappings of `messages` and `tools`. Null keys are
                 not sent, so that rows of tables can be passed unchanged.
             truncation: what to do with conversations that are too long.
+            models: several models that score side by side; see `score_models`.
             tools: tools of conversations without `tools`: JSON schemas of functions, or JSON text.
             aggregation: how a step model's rewards of steps become the reward.
             progress: whether to show a progress bar.
+            **options: with `models`: the other options of `score_models`.
 
         Raises:
             ScoringFailedError: some conversations have no reward; the error names them and holds
-                the rewards of the others.
+                the rewards of the others. With `models`, a failure is in the result instead.
             ServiceError: a whole request failed.
         """
+        if models is not None:
+            return self.score_models(
+                conversations,
+                models,
+                truncation,
+                tools=tools,
+                aggregation=aggregation,
+                progress=progress,
+                **options,
+            )
         call = self._build_call(
             SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
         )
         return [
             result.reward for result in self._execute(call, progress).collect_results_or_raise()
         ]
+
+    def score_models(
+        self,
+        conversations: Sequence[Conversation | ScoreError],
+        models: Sequence[str],
+        truncation: Truncation = "error",
+        *,
+        combine: Mapping[str, float] | None = None,
+        calibrated: bool = False,
+        clip: tuple[float, float] | None = None,
+        turns: Literal["last", "all"] = "last",
+        tools: Any = None,
+        aggregation: Aggregation = "last",
+        progress: bool = False,
+    ) -> list[ModelRewards]:
+        """Return the rewards of several models for each conversation, in order.
+
+        One request has a conversation once, and a model may fail alone.
+
+        Args:
+            conversations: see `score`; a `ScoreError` among them becomes the error of each model.
+            models: aliases of the models; that of the client is not used.
+            truncation: what to do with conversations that are too long.
+            combine: weight by model, for the sum `ModelRewards.reward`.
+            calibrated: whether `combine` takes the calibrated rewards.
+            clip: least and greatest value that `combine` takes of a model, before the weight.
+            turns: `all`: also the reward after each message of the assistant, of classifiers.
+            tools: see `score`.
+            aggregation: see `score`.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ServiceError: a whole request failed.
+        """
+        call = self._build_models_call(
+            conversations,
+            models,
+            truncation,
+            combine=combine,
+            calibrated=calibrated,
+            clip=clip,
+            turns=turns,
+            tools=tools,
+            aggregation=aggregation,
+        )
+        results = self._execute(call, progress).collect_results()
+        return [fill_models(result, models) for result in results]
 
     def results(
         self,

@@ -218,6 +218,12 @@ class ModelSettings(BaseModel):
         description="Memory in bytes for rewards computed before, shared by all replicas; 0 turns "
         "the cache off.",
     )
+    calibration: str | None = Field(
+        default=None,
+        description="File that `skyreward calibrate` wrote for this model; answers then have "
+        "`calibrated_reward`. A file of another revision or template is refused, and after a "
+        "`reload` rewards are calibrated only while the revision is that of the file.",
+    )
     num_replicas: int = Field(
         default=1, ge=1, description="Number of copies of the model, one device each."
     )
@@ -271,7 +277,7 @@ class ModelSettings(BaseModel):
         short = [f.name if f else n for f, n in zip(folders, (base, adapter), strict=True)]
         return {**value, "alias": value.get("alias") or plus.join(short)}
 
-    @field_validator("chat_template", "judge_template")
+    @field_validator("chat_template", "judge_template", "calibration")
     @classmethod
     def _resolve_path(cls, path: str | None) -> str | None:
         return path and str(Path(path).expanduser().resolve())

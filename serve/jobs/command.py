@@ -30,7 +30,7 @@ from serve.jobs.writers import is_tabular
 from serve.shutdown import GracefulShutdown
 
 EXIT_PARTIAL = 3
-_NOTICE = "\nskyreward: stopping after the chunks in flight; a second signal ends the job at once\n"
+NOTICE = "\nskyreward: stopping after the chunks in flight; a second signal ends the job at once\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def run(
         require_report_path(report, spec)
     gc.freeze()  # half of a row's overhead was the collector's walk through imported modules
     with (
-        GracefulShutdown(_NOTICE) as shutdown,
+        GracefulShutdown(NOTICE) as shutdown,
         Progress(notify) as progress,
         contextlib.ExitStack() as stack,
     ):

@@ -116,7 +116,7 @@ class Job:
         return scan_input(
             source,
             limit=self.spec.limit,
-            tabular=is_tabular(self.spec.output),
+            tabular=self.spec.writes_rows and is_tabular(self.spec.output),
             columns=self.spec.columns,
             replace_results=self.spec.replace_results,
             kind=kind,
@@ -125,12 +125,15 @@ class Job:
         )
 
     def _finish(self, manifest: Manifest) -> Summary:
-        """Score what is left and write the output."""
-        for line in manifest.scan.names.format_notices():
+        """Score what is left and write the output, if it has the rows."""
+        for line in manifest.scan.names.format_notices() if self.spec.writes_rows else ():
             self.notify(line)
         try:
             self._score(manifest)
-            return self._write_output(manifest)
+            if self.spec.writes_rows:
+                return self._write_output(manifest)
+            self._require_same_input(manifest)
+            return self.store.summary
         except BaseException:
             if self.store.num_chunks:
                 self.notify(

@@ -38,6 +38,7 @@ class JobSpec:
             earlier run, to be replaced.
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
             job neither opens a model nor contacts a service.
+        writes_rows: whether the output has the rows; False for statistics of them.
         images: images of the prompts by SHA-256, for rows that refer to them; see
             `serve.jobs.inputs.image_references`.
     """
@@ -55,6 +56,7 @@ class JobSpec:
     overwrite: bool = False
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
+    writes_rows: bool = True
     images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -69,6 +71,7 @@ class JobSpec:
             **({} if self.inputs == "chats" else {"inputs": self.inputs}),
             **({} if self.aggregation in (None, "last") else {"aggregation": self.aggregation}),
             **({} if self.orders in (None, "both") else {"orders": self.orders}),
+            **({} if self.writes_rows else {"writes_rows": False}),
         }
 
     @property
@@ -79,6 +82,11 @@ class JobSpec:
 
 def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
     """Check that the options of a job fit the kind of its model."""
+    if kind == "judge" and not spec.writes_rows:
+        raise JobInputError(
+            "the model is a judge, which compares two answers and gives no rewards to calibrate; "
+            "name a classifier or a step model"
+        )
     for option, value, models, needed in (
         ("--aggregation", spec.aggregation, "step models", "step"),
         ("--orders", spec.orders, "judges", "judge"),

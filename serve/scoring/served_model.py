@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from rm_core import (
     NUM_OUTPUTS,
+    Aggregation,
     Encoded,
     Fingerprint,
     ModelInfo,
@@ -33,6 +34,7 @@ from rm_core import (
     load_encoder,
     merge_results,
 )
+from rm_core.calibration import Calibration, read_calibration
 from rm_core.config import Kind
 from rm_core.inputs.encoder import ChatEncoder
 from rm_core.inputs.image_processor import ImageProcessor
@@ -102,6 +104,8 @@ class ScoreResult:
         queue_duration_s: seconds until the first conversation went to the model.
         inference_s: seconds of the forward passes of the batches with the request's conversations.
         encoded: the encoded conversations, if they were asked for, without pixels.
+        calibration: calibration of these rewards; None if there is none for the model that computed
+            them, or for their aggregation.
     """
 
     model: str
@@ -114,6 +118,7 @@ class ScoreResult:
     queue_duration_s: float
     inference_s: float
     encoded: Sequence[Encoded | ScoreError] = ()
+    calibration: Calibration | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -185,6 +190,8 @@ class ServedModel:
         self._info: ModelInfo | None = None
         self._fingerprints: deque[Fingerprint] = deque(maxlen=_MAX_FINGERPRINTS)
         self._failure: str | None = None
+        path = settings.calibration
+        self._calibration = read_calibration(path) if path is not None else None
 
     @property
     def model_info(self) -> ModelInfo | None:
@@ -515,8 +522,21 @@ class ServedModel:
                 queue_duration_s=flow.queue_duration_s or 0.0,
                 inference_s=flow.inference_s,
                 encoded=[item for part in slices for item in part.encoded],
+                calibration=None
+                if options.every_token
+                else self._find_calibration(fingerprint, options.aggregation),
             )
         raise NotReadyError(f"model {self.settings.alias!r} is being replaced; try again")
+
+    def _find_calibration(
+        self, fingerprint: Fingerprint, aggregation: Aggregation
+    ) -> Calibration | None:
+        """Return the calibration of rewards with a fingerprint, if there is one."""
+        calibration = self._calibration
+        if calibration is None or calibration.find_difference(fingerprint) is not None:
+            return None
+        expected = aggregation if self.encoder.kind == "step" else None
+        return calibration if calibration.aggregation == expected else None
 
     async def _score_slices(
         self,
@@ -615,7 +635,9 @@ class ServedModel:
         while True:
             try:
                 if self.model_info is None:
-                    self.update_info(await self._fetch_info())
+                    info = await self._fetch_info()
+                    self._check_calibration(info)
+                    self.update_info(info)
                     self._failure = None
                 await self._backend.refresh()
                 if not self._control_lock.locked():  # another gateway may have given a command
@@ -650,6 +672,26 @@ class ServedModel:
     def get_token_share(self, client: str, max_queued_tokens: int) -> int:
         """Return how many tokens a client may have queued: an equal share of the limit."""
         return max(1, max_queued_tokens // self._count_clients(client))
+
+    def _check_calibration(self, info: ModelInfo) -> None:
+        """Return if the calibration, if there is one, belongs to the model of the settings.
+
+        Raises:
+            ModelLoadError: it is that of another model.
+        """
+        if self._calibration is None or info.version != self.settings.version:
+            return  # after a reload, `_find_calibration` leaves out what does not fit
+        if difference := self._calibration.find_difference(info.fingerprint):
+            raise ModelLoadError(
+                f"the calibration {self.settings.calibration} is of {difference}; write one for "
+                "this model with `skyreward calibrate`, or remove the setting `calibration`"
+            )
+        if (self._calibration.aggregation is not None) != (info.kind == "step"):
+            raise ModelLoadError(
+                f"the calibration {self.settings.calibration} is of "
+                f"{self._calibration.aggregation or 'no'} aggregation of steps, and the model is "
+                f"{KIND_NAMES[info.kind]}; write one for this model with `skyreward calibrate`"
+            )
 
     async def _fetch_info(self) -> ModelInfo:
         """Fetch the effective settings of a replica, and check that its tokenizer is this one.

@@ -101,6 +101,24 @@ class ScoringService:
             return matches[0]
         raise UnknownModelError(f"model {name!r} is not served here; served: {served}")
 
+    def resolve_models(self, names: Sequence[str]) -> list[ServedModel]:
+        """Return the models that a request names.
+
+        Raises:
+            UnknownModelError: some are not served here; the message names all of those.
+        """
+        models, unknown = [], []
+        for name in names:
+            try:
+                models.append(self.resolve_model(name))
+            except UnknownModelError:
+                unknown.append(repr(name))
+        if unknown:
+            raise UnknownModelError(
+                f"models not served here: {', '.join(unknown)}; served: {', '.join(self._models)}"
+            )
+        return models
+
     def check_health(self) -> None:
         """Return if no model's encoder is stuck; a stuck one needs a new process.
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, PathOf
 from document_runner import Page, free_names, matches, run_page
 from documents import name_of, pages, read_blocks
 from kinds import build_judge, build_step_model
 
+from rm_core import seeds_dir
 from serve.cli.demo import run_service
 from serve.client import ScoringClient
 
@@ -75,9 +76,13 @@ EXAMPLES: Mapping[str, Callable[[str, float], bool]] = {
 LIBRARY_PAGE = ROOT / "docs" / "guides" / "library.md"
 # The models of this page are a step model, a judge and a classifier.
 KINDS_PAGE = ROOT / "docs" / "guides" / "steps-and-judges.md"
+# The models of this page are two classifiers besides the demo.
+MODELS_PAGE = ROOT / "docs" / "guides" / "several-rewards.md"
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if page != KINDS_PAGE], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in pages() if page not in (KINDS_PAGE, MODELS_PAGE)], ids=name_of
+)
 def test_blocks_of_a_page_run(page: Path, demo_url: str, reward: float, tmp_path: Path) -> None:
     if page == LIBRARY_PAGE:
         build_step_model(tmp_path / "prm")
@@ -106,6 +111,18 @@ def test_blocks_about_step_models_and_judges_run(kinds_url: str, tmp_path: Path)
     ((_, printed),) = run_page(KINDS_PAGE, Page(tmp_path / "page", kinds_url))
     assert printed.splitlines()[0].startswith("2 (0.")
     assert printed.splitlines()[3].endswith("]")
+
+
+def test_blocks_about_several_models_run(checkpoint_of: PathOf, tmp_path: Path) -> None:
+    demo, safe = str(seeds_dir() / "demo"), str(checkpoint_of("llama-v0.2"))
+    models = [{"name": "demo"}, {"name": demo, "alias": "helpful"}, {"name": safe, "alias": "safe"}]
+    config = tmp_path / "models.yaml"
+    config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
+    with run_service("--local", "--config", str(config)) as url:
+        (tmp_path / "page").mkdir()
+        ((_, printed),) = run_page(MODELS_PAGE, Page(tmp_path / "page", url))
+    assert printed.startswith("{'demo': -0.72")
+    assert (tmp_path / "page" / "demo-calibration.json").exists()
 
 
 def test_every_example_is_on_a_page() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from waiting import PATIENCE_S
 
 from serve.client import AsyncScoringClient, ScoringClient, ScoringFailedError
-from serve.client.integrations.trl import AsyncTRLReward, TRLReward
+from serve.client.integrations.trl import AsyncTRLReward, TRLReward, build_reward_funcs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of TRL and torch about each other
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 QUESTIONS = ["What is the capital of France?", "2+2?"]
-DATA = {
+DATA: dict[str, list[dict[str, Any]]] = {
     "text": [{"prompt": question, "solution": "x"} for question in QUESTIONS],
     "conversational": [
         {"prompt": [{"role": "user", "content": question}], "solution": "x"}
@@ -70,7 +72,9 @@ def write_policy(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def train(algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Path) -> Any:
+def train(
+    algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Path, **chosen: Any
+) -> Any:
     options = {
         "output_dir": str(folder),
         "max_steps": 2,
@@ -83,7 +87,7 @@ def train(algorithm: str, function: Any, rows: list[dict[str, Any]], folder: Pat
         "report_to": [],
         "save_strategy": "no",
         "disable_tqdm": True,
-    }
+    } | chosen
     tokenizer = write_policy(folder / "policy")
     trainer = getattr(trl, f"{algorithm}Trainer")(
         model=str(folder / "policy"),
@@ -149,3 +153,67 @@ def test_unscorable_conversation_ends_training(served: Served, tmp_path: Path) -
         pytest.raises(ScoringFailedError, match="4 of 4 conv"),
     ):
         train("GRPO", TRLReward(client), rows, tmp_path)
+
+
+@pytest.mark.parametrize("aggregation", ["normalize_then_sum", "sum_then_normalize"])
+def test_components_of_two_models_are_kept_apart(
+    served: Served, aggregation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each model has its column in TRL, and one request a step scores for both."""
+    with ScoringClient(served.url) as client:
+        calls = []
+        score_models = client.score_models
+
+        def count(*args: Any, **options: Any) -> Any:
+            calls.append(args)
+            return score_models(*args, **options)
+
+        monkeypatch.setattr(client, "score_models", count)
+        functions = [RecordingReward(f) for f in build_reward_funcs(client, ["demo", "llama"])]
+        trainer = train(
+            "GRPO",
+            functions,
+            DATA["conversational"],
+            tmp_path,
+            multi_objective_aggregation=aggregation,
+            reward_weights=[1.0, 0.5],
+        )
+        assert len(calls) == 2
+    for function in functions:
+        model = function.__name__
+        logs = [log for log in trainer.state.log_history if f"rewards/{model}/mean" in log]
+        with ScoringClient(served.url, model) as client:
+            for (prompts, completions, rewards), log in zip(function.calls, logs, strict=True):
+                assert rewards == client.score(join_conversations(prompts, completions))
+                mean = log[f"rewards/{model}/mean"]
+                assert mean == pytest.approx(statistics.fmean(rewards), abs=1e-4)
+
+
+class SpoilingReward(RecordingReward):
+    """A reward function whose second completion in each batch cannot be scored."""
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        completions = [completions[0], [{"role": "user", "content": "?"}], *completions[2:]]
+        return super().__call__(prompts, completions, **columns)
+
+
+@pytest.mark.parametrize("on_error", ["none", "group", -3.0])
+def test_failures_are_left_out_as_chosen(
+    served: Served, on_error: str | float, tmp_path: Path
+) -> None:
+    with ScoringClient(served.url, "demo") as client:
+        function = SpoilingReward(TRLReward(client, on_error=on_error))
+        trainer = train("GRPO", function, DATA["conversational"], tmp_path, max_steps=1)
+    ((_, _, rewards),) = function.calls
+    advantages = list(trainer._logs["advantages"])
+    if on_error == "group":
+        assert rewards == [None] * 4
+        assert advantages == [0.0] * 4
+        return
+    assert rewards[1] == (None if on_error == "none" else -3.0)
+    counted = [reward for reward in rewards if reward is not None]
+    mean, deviation = statistics.fmean(counted), statistics.stdev(counted)
+    for reward, advantage in zip(rewards, advantages, strict=True):
+        expected = 0.0 if reward is None else (reward - mean) / (deviation + 1e-4)
+        assert advantage == pytest.approx(expected, abs=1e-3)
+        assert math.isfinite(advantage)

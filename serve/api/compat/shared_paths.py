@@ -20,7 +20,7 @@ from serve.api.compat.common import EXAMPLE_CHAT, FORM_TAG_PREFIX, ModelInQuery
 from serve.api.error_responses import ErrorFormat, build_compat_error_docs
 from serve.api.routes import scoring
 from serve.api.routing import JsonRoute, ServiceDep
-from serve.api.schemas import ErrorResponse, ScoreRequest, ScoreResponse
+from serve.api.schemas import ErrorResponse, ModelsScoreResponse, ScoreRequest, ScoreResponse
 
 _SGLANG, _NATIVE, _PAIRS, _DOCUMENTS, _TEI, _AT_TOKEN = (
     FORM_TAG_PREFIX + name for name in ("sglang", "native", "pairs", "documents", "tei", "at-token")
@@ -100,14 +100,18 @@ router = APIRouter(route_class=_SharedRoute)
 @router.post(
     "/v1/score",
     tags=["scoring"],
-    response_model=ScoreResponse | vllm.PairsResponse | sglang.SglangScoreResponse,
+    response_model=ScoreResponse
+    | ModelsScoreResponse
+    | vllm.PairsResponse
+    | sglang.SglangScoreResponse,
     responses=_build_score_error_docs(),
     summary="Score conversations",
 )
 async def score(body: Score, service: ServiceDep) -> JSONResponse:
     """Return rewards in the order of the conversations, or an `error` in place of a reward.
 
-    This path also accepts vLLM's body, see `/score`, and SGLang's with `score_extraction_token`.
+    With `models`, each result has the rewards of several models. This path also accepts vLLM's
+    body, see `/score`, and SGLang's with `score_extraction_token`.
     """
     if isinstance(body, sglang.SglangScoreBody):
         return await sglang.score_at_token(body, service)

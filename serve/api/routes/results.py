@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel
 
 from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
+from rm_core.calibration import Calibration
 from rm_core.config import Kind
 from serve.errors import BadRequestError
 from serve.scoring.served_model import KIND_NAMES, ScoreResult, ServedModel
@@ -29,15 +30,17 @@ _UNREAD: Mapping[Kind, Sequence[str]] = {
 }
 
 
-def check_options(body: BaseModel, model: ServedModel) -> None:
-    """Return if every option that the model does not read has its default.
+def check_options(body: BaseModel, *models: ServedModel) -> None:
+    """Return if every option that no model reads has its default.
 
     Raises:
         BadRequestError: an option has another value, which would be ignored.
     """
-    kind = model.encoder.kind
+    kind = models[0].encoder.kind
     fields = type(body).model_fields
     for name in _UNREAD[kind]:
+        if any(name not in _UNREAD[model.encoder.kind] for model in models):
+            continue
         if name in fields and getattr(body, name) != fields[name].default:
             reason = ", since nothing is cut off" if name == "truncation" else ""
             raise BadRequestError(
@@ -51,24 +54,32 @@ def build_envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
         "id": generate_id(kind),
         "object": "list",
         "model": scores.model,
-        "usage": {
-            "num_tokens": scores.num_tokens,
-            "num_computed_tokens": scores.num_computed_tokens,
-            "num_cached_tokens": scores.num_cached_tokens,
-        },
+        "usage": build_usage(scores),
         "fingerprint": scores.fingerprint.as_dict(),
     }
 
 
-def build_item(result: Reward | ScoreError, aggregation: Aggregation = "last") -> dict[str, Any]:
+def build_usage(scores: ScoreResult) -> dict[str, int]:
+    """Return the numbers of tokens of a response."""
+    return {
+        "num_tokens": scores.num_tokens,
+        "num_computed_tokens": scores.num_computed_tokens,
+        "num_cached_tokens": scores.num_cached_tokens,
+    }
+
+
+def build_item(
+    result: Reward | ScoreError,
+    aggregation: Aggregation = "last",
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
     """Return the fields of one conversation's result, and `aggregation` of a step model's."""
     if isinstance(result, ScoreError):
         return build_error(result)
-    item: dict[str, Any] = {
-        "reward": result.reward,
-        "num_tokens": result.num_tokens,
-        "truncated": result.truncated,
-    }
+    item: dict[str, Any] = {"reward": result.reward}
+    if calibration is not None:
+        item["calibrated_reward"] = calibration.apply(result.reward)
+    item |= {"num_tokens": result.num_tokens, "truncated": result.truncated}
     if result.step_rewards:
         item["step_rewards"] = list(result.step_rewards)
         item["aggregation"] = aggregation

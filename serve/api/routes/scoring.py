@@ -25,6 +25,7 @@ from rm_core.config import Kind
 from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
+from serve.api.routes.one_model import score_with_model
 from serve.api.routes.results import (
     build_envelope,
     build_error,
@@ -34,7 +35,7 @@ from serve.api.routes.results import (
     parse_each,
     try_parse,
 )
-from serve.api.routes.turns import score_turns
+from serve.api.routes.several_models import score_with_models
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import (
     CompareRequest,
@@ -56,23 +57,13 @@ router = APIRouter(
 
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
+    if body.models is not None:
+        return await score_with_models(body, service)
     model = service.resolve_model(body.model)
     model.require_kind("classifier", "step")
     check_options(body, model)
-    if body.turns == "all":
-        return await score_turns(body, service)
-    conversations = body.get_conversations()
-    scores = await service.score(
-        body.model,
-        conversations,
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        aggregation=body.aggregation,
-    )
-    results = [
-        {"index": i, **build_item(r, body.aggregation)} for i, r in enumerate(scores.results)
-    ]
+    scores, items = await score_with_model(body, service, body.model, current_request())
+    results = [{"index": index, **item} for index, item in enumerate(items)]
     if body.is_single and "reward" in results[0]:
         # A published client reads the reward from this field.
         results[0]["score"] = results[0]["reward"]
@@ -150,7 +141,7 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
     ranks = compute_ranks([item.reward for item in items if isinstance(item, Reward)])
     results = [
-        {"index": index, **build_item(item, body.aggregation)}
+        {"index": index, **build_item(item, body.aggregation, scores.calibration)}
         | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
         for index, item in enumerate(items)
     ]

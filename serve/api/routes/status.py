@@ -124,7 +124,8 @@ def _mask_settings(settings: Settings) -> dict[str, Any]:
         masked[name] = _hide_folder(masked[name])
     for model in masked["models"]:
         model["name"] = _hide_folder(model["name"])
-        model["chat_template"] = _hide_folder(model["chat_template"])
+        for name in ("chat_template", "calibration"):
+            model[name] = _hide_folder(model[name])
     if settings.otlp_endpoint is not None:
         masked["otlp_endpoint"] = _strip_credentials(settings.otlp_endpoint)
     return masked

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from rm_core import Aggregation, Reward, ScoreError, parse_step_item
+from rm_core.calibration import Calibration
 from serve.api import error_responses
 from serve.api.routes.results import build_envelope, build_error, check_options, parse_each
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
@@ -46,14 +47,16 @@ async def score_steps(
         {
             **build_envelope("steps", scores),
             "results": [
-                {"index": index, **_build_result(result, body.aggregation)}
+                {"index": index, **_build_result(result, body.aggregation, scores.calibration)}
                 for index, result in enumerate(results)
             ],
         }
     )
 
 
-def _build_result(result: Reward | ScoreError, aggregation: Aggregation) -> dict[str, Any]:
+def _build_result(
+    result: Reward | ScoreError, aggregation: Aggregation, calibration: Calibration | None
+) -> dict[str, Any]:
     if isinstance(result, ScoreError):
         return build_error(result)
     item: dict[str, Any] = {
@@ -63,6 +66,8 @@ def _build_result(result: Reward | ScoreError, aggregation: Aggregation) -> dict
         "num_steps": len(result.step_rewards),
         "num_tokens": result.num_tokens,
     }
+    if calibration is not None:
+        item["calibrated_reward"] = calibration.apply(result.reward)
     if result.warnings:
         item["warnings"] = list(result.warnings)
     return item

@@ -15,15 +15,21 @@ from serve.client.integrations.base import get_reward_client, logger
 def reward_func(
     queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any] | None = None, **_: Any
 ) -> dict[str, Any]:
-    """Return the raw rewards of queries (each a prompt and its answer), in order."""
+    """Return the rewards of queries (each a prompt and its answer), in order.
+
+    Those of several models are summed, and logged one by one.
+    """
     try:
         client = get_reward_client()
+        client.reader.require_on_error("OpenRLHF")
         pairs = zip(queries, prompts, strict=True)
-        rewards = client.score(
+        scores = client.score(
             [client.reader.parse_conversation(query, prompt) for query, prompt in pairs]
         )
     except Exception:
         # OpenRLHF logs the exception at level INFO and continues without a reward.
         logger.exception("no rewards for %d queries", len(queries))
         raise
-    return {"rewards": rewards, "scores": rewards, "extra_logs": {"skyreward": rewards}}
+    rewards = scores.get_numbers()
+    logs = {"skyreward": rewards, **scores.components}
+    return {"rewards": rewards, "scores": rewards, "extra_logs": logs}

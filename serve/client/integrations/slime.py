@@ -12,8 +12,9 @@ from serve.client.integrations.base import get_reward_client
 
 
 async def custom_rm(args: Any, sample: Any, **_: Any) -> float | list[float]:
-    """Return the raw reward of a sample, or of each sample of a list, in order."""
+    """Return the reward of a sample, or of each sample of a list, in order."""
     client = get_reward_client()
+    client.reader.require_on_error("slime")
     samples = sample if isinstance(sample, list) else [sample]
     items = [
         client.reader.parse_conversation(one.prompt + one.response, one.prompt)
@@ -21,7 +22,7 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> float | list[float]:
         else client.reader.build_conversation(one.prompt, one.response, _get_tools(one))
         for one in samples
     ]
-    rewards = await client.score_async(items)
+    rewards = (await client.score_async(items)).get_numbers()
     return rewards if isinstance(sample, list) else rewards[0]
 
 

@@ -1,6 +1,8 @@
 """TRL: `reward_funcs` of `GRPOTrainer` and `RLOOTrainer`, for conversational and text datasets.
 
-Images of a vision dataset are in the messages, where TRL puts them, or in a column.
+Images of a vision dataset are in the messages, where TRL puts them, or in a column. TRL masks a
+completion for which every reward function gives None: it counts neither in the baseline of its
+group nor in the loss.
 """
 
 from __future__ import annotations
@@ -13,15 +15,23 @@ from rm_core import Reward, ScoreError
 from serve.client.async_client import AsyncScoringClient
 from serve.client.errors import ScoringFailedError
 from serve.client.images import to_wire
-from serve.client.integrations.base import ConversationReader, Item, get_column
+from serve.client.integrations.base import (
+    ConversationReader,
+    Item,
+    Scores,
+    SharedScores,
+    get_column,
+)
 from serve.client.responses import RankedResponse
 from serve.client.sansio import encode_json
 from serve.client.sync_client import ScoringClient
 
+Rewards = list[float | None]
+
 
 class _TRLRewardBase:
-    def __init__(self, reading: dict[str, Any], name: str) -> None:
-        self.reader = ConversationReader(**reading)
+    def __init__(self, reader: ConversationReader, name: str) -> None:
+        self.reader = reader
         # TRL uses this name in its logs.
         self.__name__ = name
 
@@ -35,16 +45,21 @@ class _TRLRewardBase:
         rows = zip(prompts, completions, tools, images, strict=True)
         return [self.reader.build_conversation(*row) for row in rows]
 
-    def _extract_rewards(
-        self, results: Sequence[Reward | ScoreError], columns: Mapping[str, Any]
-    ) -> list[float]:
-        """Return the rewards; log the rewards of steps in TRL's table of completions."""
-        rewards = self.reader.extract_rewards(results)
-        steps = [list(r.step_rewards) if isinstance(r, Reward) else [] for r in results]
+    def _log_details(self, scores: Scores, columns: Mapping[str, Any], *models: str) -> None:
+        """Log the rewards of steps and turns in TRL's table of completions."""
         log_extra = columns.get("log_extra")
-        if log_extra is not None and any(steps):
-            log_extra(f"{self.__name__}_steps", steps)
-        return rewards
+        if log_extra is None:
+            return
+        for model in models or scores.results:
+            name = self.__name__ if len(models or scores.results) == 1 else model
+            steps = [
+                list(r.step_rewards) if isinstance(r, Reward) else [] for r in scores.results[model]
+            ]
+            if any(steps):
+                log_extra(f"{name}_steps", steps)
+            turns = [[turn.reward for turn in item] for item in scores.turns.get(model, ())]
+            if any(turns):
+                log_extra(f"{name}_turns", turns)
 
 
 class TRLReward(_TRLRewardBase):
@@ -53,27 +68,24 @@ class TRLReward(_TRLRewardBase):
     Args:
         client: client of the service.
         name: name of the reward function in TRL's logs.
-        reading: `truncation`, `policy_template`, `failed_reward`, `aggregation`; see
-            `ConversationReader`.
+        reading: fields of `ConversationReader`; with `models`, the reward is the weighted sum.
     """
 
     def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
-        super().__init__(reading, name)
+        super().__init__(ConversationReader(**reading), name)
         self.client = client
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
-        """Return the raw reward of each completion, in order.
+    ) -> Rewards:
+        """Return the reward of each completion, in order.
 
         The columns `tools`, and `images` or `image`, become parts of the conversations.
         """
-        results = self.client.results(
-            self._build_conversations(prompts, completions, columns),
-            self.reader.truncation,
-            aggregation=self.reader.aggregation,
-        )
-        return self._extract_rewards(results, columns)
+        items = self._build_conversations(prompts, completions, columns)
+        scores = self.reader.score(self.client, items, prompts)
+        self._log_details(scores, columns)
+        return scores.rewards
 
 
 class AsyncTRLReward(_TRLRewardBase):
@@ -88,22 +100,70 @@ class AsyncTRLReward(_TRLRewardBase):
     def __init__(
         self, client: AsyncScoringClient, *, name: str = "skyreward", **reading: Any
     ) -> None:
-        super().__init__(reading, name)
+        super().__init__(ConversationReader(**reading), name)
         self.client = client
 
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
-        """Return the raw reward of each completion, in order.
+    ) -> Rewards:
+        """Return the reward of each completion, in order.
 
         The columns `tools`, and `images` or `image`, become parts of the conversations.
         """
-        results = await self.client.results(
-            self._build_conversations(prompts, completions, columns),
-            self.reader.truncation,
-            aggregation=self.reader.aggregation,
-        )
-        return self._extract_rewards(results, columns)
+        items = self._build_conversations(prompts, completions, columns)
+        scores = await self.reader.score_async(self.client, items, prompts)
+        self._log_details(scores, columns)
+        return scores.rewards
+
+
+class TRLModelReward(_TRLRewardBase):
+    """A reward function for TRL with the rewards of one of several models; can be pickled.
+
+    Args:
+        client: client of the service.
+        shared: scores of the batch, for all functions of these models.
+        model: model of this function, and its name in TRL's logs.
+        reader: reader with the models.
+    """
+
+    def __init__(
+        self, client: ScoringClient, shared: SharedScores, model: str, reader: ConversationReader
+    ) -> None:
+        super().__init__(reader, model)
+        self.client = client
+        self._shared = shared
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> Rewards:
+        """Return the reward of the model for each completion, in order."""
+
+        def score() -> Scores:
+            items = self._build_conversations(prompts, completions, columns)
+            return self.reader.score(self.client, items, prompts)
+
+        model = self.__name__
+        scores = self._shared.get(model, (prompts, completions), score)
+        self._log_details(scores, columns, model)
+        return scores.components[model]
+
+
+def build_reward_funcs(
+    client: ScoringClient, models: Sequence[str], **reading: Any
+) -> list[TRLModelReward]:
+    """Return one reward function for each model; one request scores a batch for all of them.
+
+    TRL keeps their rewards apart: with `multi_objective_aggregation="normalize_then_sum"` (GDPO)
+    each is normalized in its group before the sum.
+
+    Args:
+        client: client of the service.
+        models: aliases of the models, which are the names in TRL's logs.
+        reading: other fields of `ConversationReader`; `combine` and `clip` are not used.
+    """
+    reader = ConversationReader(models=tuple(models), **reading)
+    shared = SharedScores(models)
+    return [TRLModelReward(client, shared, model, reader) for model in models]
 
 
 class TRLJudgeReward(_TRLRewardBase):
@@ -115,16 +175,16 @@ class TRLJudgeReward(_TRLRewardBase):
     Args:
         client: client of the service.
         name: name of the reward function in TRL's logs.
-        reading: `truncation`, `policy_template`, `failed_reward`; see `ConversationReader`.
+        reading: `truncation`, `policy_template`, `on_error`; see `ConversationReader`.
     """
 
     def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
-        super().__init__(reading, name)
+        super().__init__(ConversationReader(**reading), name)
         self.client = client
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
+    ) -> Rewards:
         """Return the mean margin of each completion, in order."""
         # Not the tools, which a judge does not read. It refuses images.
         images = {name: value for name, value in columns.items() if name in ("images", "image")}
@@ -137,7 +197,8 @@ class TRLJudgeReward(_TRLRewardBase):
             ranked = pool.map(self._rank, [[items[i] for i in group] for group in groups.values()])
             for group, responses in zip(groups.values(), ranked, strict=True):
                 results.update(zip(group, responses, strict=True))
-        return self.reader.extract_rewards([results[index] for index in range(len(items))])
+        ordered = [results[index] for index in range(len(items))]
+        return self.reader.extract({"": ordered}, prompts).rewards
 
     def _rank(self, items: Sequence[Item]) -> Sequence[RankedResponse | ScoreError]:
         try:

@@ -144,9 +144,9 @@ def test_text_is_split_after_its_prompt() -> None:
 def test_failed_reward_is_used_only_if_set(caplog: pytest.LogCaptureFixture) -> None:
     results = [ScoreError("conversation_too_long", "9 tokens")]
     with pytest.raises(ScoringFailedError, match="conversation 0: conversation_too_long: 9 tokens"):
-        ConversationReader().extract_rewards(results)
+        ConversationReader().extract({"": results})
     with caplog.at_level(logging.WARNING):
-        assert ConversationReader(failed_reward=-20.0).extract_rewards(results) == [-20.0]
+        assert ConversationReader(failed_reward=-20.0).extract({"": results}).rewards == [-20.0]
     assert "1 of 1 conversations cannot be scored and get -20: 0: conversation_too" in caplog.text
 
 
@@ -358,8 +358,8 @@ def test_warning_is_logged_once_per_kind(
         Reward(2.0, 5, warnings=("template_ignores_tools: of b",)),
     ]
     with caplog.at_level(logging.WARNING):
-        assert ConversationReader().extract_rewards(results) == [1, 2]
-        assert ConversationReader().extract_rewards(results) == [1, 2]
+        assert ConversationReader().extract({"": results}).rewards == [1, 2]
+        assert ConversationReader().extract({"": results}).rewards == [1, 2]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         "template_ignores_tools",
         "x",
