@@ -313,7 +313,9 @@ class AsyncScoringClient(BaseClient):
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return self._check_fingerprints(call)
+        if self._check_fingerprints(call):
+            return call
+        return await self._execute(call.restart(), progress)
 
     async def _run(self, steps: Steps[T]) -> T:
         pool = self._get_pool()

@@ -127,6 +127,10 @@ class ClientOptions:
         }
 
 
+# Weights that are replaced during a call make it start again, at most so many times.
+_MAX_RESTARTS = 3
+
+
 class BaseClient:
     """Base class of both clients. Pickling keeps the options and drops the connections.
 
@@ -237,26 +241,39 @@ class BaseClient:
     def _total_concurrency(self) -> int:
         return self.options.max_concurrency * len(self._sender.endpoints)
 
-    def _check_fingerprints(self, call: BatchCall[R]) -> BatchCall[R]:
-        """Return the call if its rewards and all earlier ones have the same fingerprint.
+    def _check_fingerprints(self, call: BatchCall[R]) -> bool:
+        """Return whether the call's rewards and all earlier ones have the same fingerprint.
+
+        A service may be given new weights between two calls. If that happens during a call, the
+        result is False, and the call has to be sent again.
 
         Raises:
-            ServiceError: the fingerprints differ.
+            ServiceError: the fingerprints differ otherwise.
         """
+        in_call: dict[str | None, dict[str, Any]] = {}
         for model, fingerprint in call.fingerprints:
-            with self._lock:
-                if model is None:
-                    self.fingerprint = first = self.fingerprint or fingerprint
-                else:
-                    first = self.model_fingerprints.setdefault(model, fingerprint)
+            first = in_call.setdefault(model, fingerprint)
             if fingerprint != first:
-                raise ServiceError(
-                    f"rewards of two models cannot be compared: the expected rewards are from "
-                    f"{first}, the new ones are from {fingerprint}; give addresses that serve the "
-                    "same model in the same way, or create a new client if the model was replaced "
-                    "on purpose"
-                )
-        return call
+                if _is_reloaded(first, fingerprint) or _is_reloaded(fingerprint, first):
+                    if call.num_restarts < _MAX_RESTARTS:
+                        return False
+                    raise ServiceError(
+                        f"the service replaced the model's weights during each of "
+                        f"{_MAX_RESTARTS + 1} attempts; send fewer conversations at a time"
+                    )
+                raise _build_fingerprint_error(first, fingerprint)
+        for model, fingerprint in in_call.items():
+            with self._lock:
+                expected = self.fingerprint if model is None else self.model_fingerprints.get(model)
+                is_fixed = model is None and self.options.fingerprint is not None
+                is_expected = not expected or fingerprint == expected
+                if not is_expected and (is_fixed or not _is_reloaded(expected, fingerprint)):
+                    raise _build_fingerprint_error(expected, fingerprint)
+                if model is None:
+                    self.fingerprint = fingerprint
+                else:
+                    self.model_fingerprints[model] = fingerprint
+        return True
 
     def _build_httpx_kwargs(
         self, transport_class: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport]
@@ -269,6 +286,24 @@ class BaseClient:
     def _count_retry(self) -> None:
         with self._lock:
             self.num_retries += 1
+
+
+def _is_reloaded(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return whether `after` is of the same model with weights that a reload put in."""
+    changing = ("revision", "version")
+    return after.get("version") is not None and all(
+        before.get(name) == after.get(name) for name in {*before, *after} - {*changing}
+    )
+
+
+def _build_fingerprint_error(
+    expected: Mapping[str, Any], fingerprint: Mapping[str, Any]
+) -> ServiceError:
+    return ServiceError(
+        f"rewards of two models cannot be compared: the expected rewards are from {expected}, the "
+        f"new ones are from {fingerprint}; give addresses that serve the same model in the same "
+        "way, or create a new client if the model was replaced on purpose"
+    )
 
 
 def build_options(url: str | Sequence[str], model: str | None, **fields: Any) -> ClientOptions:

@@ -240,6 +240,7 @@ class BatchCall(Generic[R]):
             the request named several, else None.
         route: route that takes the items.
         num_responses: number of responses with results.
+        num_restarts: number of times that the call was sent before.
     """
 
     def __init__(
@@ -251,9 +252,17 @@ class BatchCall(Generic[R]):
         self.fingerprints: list[tuple[str | None, dict[str, Any]]] = []
         self.route = route
         self.num_responses = 0
+        self.num_restarts = 0
         self._items = items
+        self._body = body
         # The JSON of the body up to the value of the field that holds the items.
         self._body_prefix = encode_json({**body, route.field: 0}).removesuffix("0}")
+
+    def restart(self) -> BatchCall[R]:
+        """Return the same call, to be sent again."""
+        call = BatchCall(self.route, self._items, self._body)
+        call.num_restarts = self.num_restarts + 1
+        return call
 
     def iter_shards(
         self, max_items: int, max_bytes: int, *, groups_prompts: bool = False

@@ -434,7 +434,9 @@ class ScoringClient(BaseClient):
                 send_shards()
             else:
                 _run_in_threads(send_shards, self._total_concurrency(), queue)
-        return self._check_fingerprints(call)
+        if self._check_fingerprints(call):
+            return call
+        return self._execute(call.restart(), progress)
 
     def _run(self, steps: Steps[T], wait: Callable[[float], object] | None = None) -> T:
         wait = wait or threading.Event().wait

@@ -642,7 +642,7 @@ class ServedModel:
                 await self._backend.refresh()
                 if not self._control_lock.locked():  # another gateway may have given a command
                     self._set_sleep_level(self._backend.sleep_level)
-                    if (info := self._backend.info) is not None and self._has_changed(info):
+                    if (seen := self._backend.info) is not None and self._has_changed(seen):
                         self.update_info(await self._fetch_info())
             except ModelLoadError as error:
                 self._failure = error.detail

@@ -191,6 +191,24 @@ def test_rewards_with_different_fingerprints_raise_error(
         make_client(stub.url, fingerprint=other.fingerprint).score([conversation(1)])
 
 
+def test_rewards_after_a_reload_are_accepted(
+    stub: StubService, other: StubService, make_client: Callable[..., Any]
+) -> None:
+    client = make_client(stub.url)
+    client.score([conversation(1)])
+    stub.fingerprint = {**stub.fingerprint, "revision": "new", "version": "step-2"}
+    assert client.score([conversation(2)]) == [2]
+    assert client.fingerprint == stub.fingerprint
+    stub.fingerprint = {**stub.fingerprint, "dtype": "float16", "version": "step-3"}
+    with pytest.raises(ServiceError, match="two models"):
+        client.score([conversation(3)])
+    # Two addresses that stay at two versions.
+    other.fingerprint = {**stub.fingerprint, "version": "step-4"}
+    client = make_client([stub.url, other.url])
+    with pytest.raises(ServiceError, match="replaced the model's weights during each of 4"):
+        client.score([conversation(n) for n in range(20)])
+
+
 @pytest.mark.parametrize("bad_reward", [None, True, "1", math.nan])
 def test_reward_that_is_not_a_number_raises_error(
     stub: StubService,
