@@ -14,8 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 # and `serve run` would join the cluster of another process, so all that start it are one group.
 GROUPS = {
     "service": (
-        "test_demo", "test_ingress", "test_lost_replica", "test_other_routes", "test_ray_executor",
-        "test_rm_bench", "test_score", "test_serve_run", "test_startup_on_ray",
+        "test_commands_on_ray", "test_demo", "test_ingress", "test_lost_replica",
+        "test_other_routes", "test_ray_executor", "test_rm_bench", "test_score",
+        "test_serve_run", "test_startup_on_ray",
     ),
     "served": (
         "test_cli", "test_docs_pages", "test_eval", "test_openapi", "test_peer_trainers",

@@ -156,9 +156,18 @@ def get_rewards(answer: ScoreResult) -> list[float]:
     return [result.reward for result in answer.results if isinstance(result, Reward)]
 
 
-def find_replicas() -> list[Process]:
-    mark = "ServeReplica:skyreward:Scorer-rm"
-    return [process for process in processes_of(os.getpid()) if mark in process.title]
+def find_replicas(deployment: str = "Scorer-rm") -> list[Process]:
+    """Replicas of this module's application, also those that start."""
+    ours = processes_of(os.getpid())
+    # The service of other tests has a process for its commands too.
+    others = {
+        process.pid
+        for service in ours
+        if "serve.cli.main" in service.title
+        for process in processes_of(service.pid)
+    }
+    mark = f"ServeReplica:skyreward:{deployment}"
+    return [process for process in ours if mark in process.title and process.pid not in others]
 
 
 class Clients:
@@ -320,8 +329,7 @@ def test_lost_control_process_keeps_the_version(application: Settings, folders: 
     async def test() -> None:
         async with gateways(application) as models:
             await models[0].reload(str(folders[1]))
-            mark = "ServeReplica:skyreward:Control"
-            (control,) = [p for p in processes_of(os.getpid()) if mark in p.title]
+            (control,) = find_replicas("Control")
             assert kill(control)
             assert (await models[1].reload(str(folders[0]))).version == "step-0"
             await models[0].reload(str(folders[1]))
