@@ -266,9 +266,9 @@ class BaseClient:
             with self._lock:
                 expected = self.fingerprint if model is None else self.model_fingerprints.get(model)
                 is_fixed = model is None and self.options.fingerprint is not None
-                is_expected = not expected or fingerprint == expected
-                if not is_expected and (is_fixed or not _is_reloaded(expected, fingerprint)):
-                    raise _build_fingerprint_error(expected, fingerprint)
+                is_new = bool(expected) and fingerprint != expected
+                if is_new and (is_fixed or not _is_reloaded(expected or {}, fingerprint)):
+                    raise _build_fingerprint_error(expected or {}, fingerprint)
                 if model is None:
                     self.fingerprint = fingerprint
                 else:
