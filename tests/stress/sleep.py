@@ -31,7 +31,10 @@ from serve.client import ScoringClient, ServiceError
 _MIB = 2**20
 _SETTLING_CYCLES = 10
 _GROWTH = 0.05
-_LONGEST_RETRY_S = 300.0
+_LONGEST_RETRY_S = 1800.0
+# Larger requests would not be answered between two sleeps.
+_MAX_CONVERSATIONS = 16
+_LONGEST_AWAKE_S = 60.0
 
 
 @dataclass
@@ -66,7 +69,8 @@ def score_until(
 ) -> None:
     """Send requests until the end; each is sent again while the model sleeps."""
     with ScoringClient(service.url, retry_timeout_s=_LONGEST_RETRY_S) as client:
-        for chosen in picks(random.Random(seed), len(pool)):
+        for picked in picks(random.Random(seed), len(pool)):
+            chosen = picked[:_MAX_CONVERSATIONS]
             if stop.is_set():
                 break
             try:
@@ -78,8 +82,13 @@ def score_until(
             answers.retries += client.num_retries
 
 
-def run_cycles(service: Service, cycles: list[int], awake_s: float) -> dict[str, Any]:
-    """Sleep and wake, at these levels; durations, what was freed, and the memory while awake."""
+def run_cycles(
+    service: Service, cycles: list[int], answers: Answers, num_between: int
+) -> dict[str, Any]:
+    """Sleep and wake, at these levels; durations, what was freed, and the memory while awake.
+
+    Between two cycles, so many requests are answered.
+    """
     freed: dict[int, list[int]] = {1: [], 2: []}
     seconds: dict[str, list[float]] = {"sleep": [], "wake": []}
     private = []
@@ -90,7 +99,9 @@ def run_cycles(service: Service, cycles: list[int], awake_s: float) -> dict[str,
             if asleep["freed_bytes"] is not None:
                 freed[level].append(asleep["freed_bytes"])
             seconds["wake"].append(control.wake()[0]["seconds"])
-            time.sleep(awake_s)
+            enough, deadline = answers.requests + num_between, time.monotonic() + _LONGEST_AWAKE_S
+            while answers.requests < enough and time.monotonic() < deadline:
+                time.sleep(0.01)
             found = [memory_of(process.pid) for process in service.scorers()]
             private.append(max(memory.private for memory in found if memory))
             if number % 50 == 0:
@@ -103,7 +114,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=500)
     parser.add_argument("--deep", type=int, default=20, help="cycles at level 2 among them")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--awake", type=float, default=0.2, help="seconds between two sleeps")
+    parser.add_argument("--between", type=int, default=2, help="requests between two cycles")
     parser.add_argument("--when-asleep", choices=["refuse", "wait"], default="refuse")
     parser.add_argument("--ray", action="store_true", help="with Ray; by default one process")
     options = parser.parse_args()
@@ -121,7 +132,7 @@ def main() -> int:
         for thread in threads:
             thread.start()
         try:
-            found = run_cycles(service, cycles, options.awake)
+            found = run_cycles(service, cycles, answers, options.between)
         finally:
             stop.set()
             for thread in threads:
