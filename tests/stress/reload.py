@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ from workload_mix import Conversation, Writer
 from serve.client import ScoringClient, ServiceError
 
 VERSIONS = ("one", "two", "three")
+# The other gateways answer from their caches until they hear of new weights.
+_OTHER_GATEWAYS_S = 3.0
 
 
 @dataclass
@@ -185,6 +188,8 @@ def main() -> int:
                 alone = {}
                 for version, path in good.items():
                     control.reload(str(path), version)
+                    if options.ray:
+                        time.sleep(_OTHER_GATEWAYS_S)
                     alone[version] = undisturbed(service, pool)
                 answers = Answers(alone)
                 with Load(service, pool, answers, options):
