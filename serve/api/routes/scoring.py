@@ -25,7 +25,6 @@ from rm_core.config import Kind
 from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
-from serve.api.routes.one_model import score_with_model
 from serve.api.routes.results import (
     build_envelope,
     build_error,
@@ -36,6 +35,7 @@ from serve.api.routes.results import (
     try_parse,
 )
 from serve.api.routes.several_models import score_with_models
+from serve.api.routes.turns import score_turns
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import (
     CompareRequest,
@@ -47,8 +47,10 @@ from serve.api.schemas import (
     ScoreRequest,
 )
 from serve.config.settings import Settings
+from serve.scoring.served_model import ScoreResult
+from serve.scoring.service import ScoringService
 from serve.scoring.tokenization import check_num_conversations, check_num_messages
-from serve.telemetry.logging import current_request, generate_id
+from serve.telemetry.logging import RequestContext, current_request, generate_id
 
 router = APIRouter(
     tags=["scoring"], responses=error_responses.build_error_docs(), route_class=JsonRoute
@@ -58,7 +60,7 @@ router = APIRouter(
 async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     """Handle `POST /v1/score`, which `serve.api.compat.shared_paths` routes here."""
     if body.models is not None:
-        return await score_with_models(body, service)
+        return await score_with_models(body, service, score_with_model)
     model = service.resolve_model(body.model)
     model.require_kind("classifier", "step")
     check_options(body, model)
@@ -68,6 +70,30 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
         # A published client reads the reward from this field.
         results[0]["score"] = results[0]["reward"]
     return JSONResponse({**build_envelope("score", scores), "results": results})
+
+
+async def score_with_model(
+    body: ScoreRequest, service: ScoringService, name: str | None, context: RequestContext
+) -> tuple[ScoreResult, list[dict[str, Any]]]:
+    """Return the scores, and the fields of each conversation's result.
+
+    Args:
+        body: the conversations and options.
+        service: scores them.
+        name: name of the model; see `ScoringService.resolve_model`.
+        context: see `ScoringService.score`.
+    """
+    if body.turns == "all":
+        return await score_turns(body, service, name, context)
+    scores = await service.score(
+        name,
+        body.get_conversations(),
+        body.truncation,
+        body.priority,
+        context=context,
+        aggregation=body.aggregation,
+    )
+    return scores, [build_item(r, body.aggregation, scores.calibration) for r in scores.results]
 
 
 @router.post("/v1/compare", response_model=CompareResponse, summary="Compare preference pairs")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi.responses import JSONResponse
 
 from rm_core import InputError, NotReadyError, OverloadedError, RewardError, ScoreError
-from serve.api.routes.one_model import score_with_model
 from serve.api.routes.results import build_error, build_usage, check_options
 from serve.api.schemas import ScoreRequest
 from serve.errors import BadRequestError, ModelAsleepError
@@ -36,7 +35,16 @@ class _Answer:
     failure: RewardError | None = None
 
 
-async def score_with_models(body: ScoreRequest, service: ScoringService) -> JSONResponse:
+ScoreOne: TypeAlias = Callable[
+    [ScoreRequest, ScoringService, str | None, RequestContext],
+    Awaitable[tuple[ScoreResult, list[dict[str, Any]]]],
+]
+"""Scores the conversations of a request with one model; see `score_with_model`."""
+
+
+async def score_with_models(
+    body: ScoreRequest, service: ScoringService, score_one: ScoreOne
+) -> JSONResponse:
     """Return the reward of each model for each conversation, and their weighted sum.
 
     A model that fails alone, as one that sleeps, leaves an error in the results. A full queue
@@ -65,7 +73,9 @@ async def score_with_models(body: ScoreRequest, service: ScoringService) -> JSON
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_score_alone(body, service, name, context, num_conversations))
+                group.create_task(
+                    _score_alone(score_one(body, service, name, context), num_conversations)
+                )
                 for name, context in named
             ]
     except BaseExceptionGroup as failures:
@@ -95,14 +105,10 @@ async def score_with_models(body: ScoreRequest, service: ScoringService) -> JSON
 
 
 async def _score_alone(
-    body: ScoreRequest,
-    service: ScoringService,
-    name: str,
-    context: RequestContext,
-    num_conversations: int,
+    scoring: Awaitable[tuple[ScoreResult, list[dict[str, Any]]]], num_conversations: int
 ) -> _Answer:
     try:
-        scores, results = await score_with_model(body, service, name, context)
+        scores, results = await scoring
     except RewardError as error:
         # A full queue has room soon: the request is refused whole, so that it is sent again.
         is_busy = isinstance(error, OverloadedError) and not isinstance(
