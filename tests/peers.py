@@ -10,6 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import json
+import os
+import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,8 +23,11 @@ from typing import Any
 
 import pytest
 
-# Filled by `make test`; what is on no package index may be put there too.
+# Filled by `make test`; what is on no package index may be put there too. `PEERS` names folders
+# that are searched before it, separated by colons.
 PEERS = Path(sys.prefix) / "peers"
+_FOLDERS = [*map(Path, filter(None, os.environ.get("PEERS", "").split(":"))), PEERS]
+_SCRIPTS = Path(__file__).parent / "trainer_scripts"
 
 VERL: dict[str, dict[str, Any]] = {
     "omegaconf": {"DictConfig": dict, "open_dict": None},
@@ -38,9 +45,10 @@ VERL: dict[str, dict[str, Any]] = {
 
 def peer_path(name: str) -> Path:
     """A file or folder of a peer; skips where there is none."""
-    if not (PEERS / name).exists():
-        pytest.skip(f"there is no {name} in {PEERS}")
-    return PEERS / name
+    for folder in _FOLDERS:
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"there is no {name} in {PEERS}")
 
 
 @contextlib.contextmanager
@@ -69,3 +77,26 @@ def peer_module(name: str, stand_ins: Mapping[str, Mapping[str, Any]]) -> Iterat
         for added in set(sys.modules) - before:
             if added in stand_ins or added.split(".")[0] == top:
                 del sys.modules[added]
+
+
+def run_trainer_script(name: str, *arguments: str, **environment: str) -> Any:
+    """Run `tests/trainer_scripts/NAME.py` with the packages of peers, and return what it prints.
+
+    Skips where a package is missing.
+
+    Args:
+        name: name of the script, whose last line is JSON.
+        arguments: of the script.
+        environment: variables on top of this process's.
+    """
+    paths = [*map(str, _FOLDERS), *sys.path]
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", str(_SCRIPTS / f"{name}.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": ":".join(filter(None, paths)), **environment},
+        capture_output=True,
+        text=True,
+    )
+    if missing := re.search(r"^ModuleNotFoundError: (.*)$", process.stderr, re.MULTILINE):
+        pytest.skip(f"{name}: {missing[1]}")
+    assert process.returncode == 0, process.stderr[-5000:]
+    return json.loads(process.stdout.splitlines()[-1])

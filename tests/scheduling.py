@@ -19,8 +19,9 @@ GROUPS = {
         "test_serve_run", "test_startup_on_ray",
     ),
     "served": (
-        "test_cli", "test_docs_pages", "test_eval", "test_openapi", "test_peer_trainers",
-        "test_peers", "test_playground", "test_playground_file", "test_score_jobs", "test_trl",
+        "test_cli", "test_docs_pages", "test_eval", "test_more_trainers", "test_openapi",
+        "test_peer_trainers", "test_peers", "test_playground", "test_playground_file",
+        "test_score_jobs", "test_trl",
     ),
     "demo_url": ("test_docs_blocks", "test_recorded_answers"),
 }  # fmt: skip

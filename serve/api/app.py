@@ -23,6 +23,7 @@ from serve.api.compat import (
 )
 from serve.api.compat import (
     llamafactory,
+    nemo_gym,
     openai_chat,
     openrlhf,
     sglang,
@@ -66,6 +67,7 @@ _ROUTERS = (
     tei.router,
     llamafactory.router,
     slime.router,
+    nemo_gym.router,
     openai_chat.router,
     pages.router,
 )

@@ -29,11 +29,13 @@ from packaging.version import Version
 from rm_core import find_entry, load_catalog
 from serve import __version__
 from serve.cli.main import main
+from serve.client.settings import ClientSettings
 from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
 from serve.launch.ingress import RAY_DEFAULTS
 
 DEPLOY = ROOT / "deploy"
+VERL = DEPLOY / "verl" / "skyreward.yaml"
 CONFIGS = sorted([DEPLOY / "serve.yaml", *DEPLOY.glob("models/*.yaml")])
 MANIFESTS = sorted(DEPLOY.glob("kubernetes/*.yaml"))
 DOCKERFILES = sorted(DEPLOY.glob("docker/*.Dockerfile"))
@@ -103,9 +105,26 @@ def test_the_settings_file_for_systemd() -> None:
     assert Settings.load(**yaml.safe_load((DEPLOY / "systemd" / "skyreward.yaml").read_text()))
 
 
+def test_the_configuration_for_verl() -> None:
+    """Its names are those of the engine, and its options those of `skyreward serve`."""
+    config = yaml.safe_load(VERL.read_text())
+    module = config["ray_kwargs"]["ray_init"]["runtime_env"]["env_vars"][
+        "VERL_USE_EXTERNAL_MODULES"
+    ]
+    code = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    function = config["reward"]["custom_reward_function"]
+    rollout = config["reward"]["reward_model"]["rollout"]
+    assert function["path"] == f"pkg://{module}"
+    assert f"async def {function['name']}(" in code
+    assert f'ENGINE = "{rollout["name"]}"' in code
+    options = {flag for param in main.commands["serve"].params for flag in param.opts}
+    assert {f"--{name}" for name in rollout["engine_kwargs"][rollout["name"]]} <= options
+    assert {*function["reward_kwargs"]} <= {*ClientSettings.model_fields}
+
+
 def test_every_configuration_is_looked_at() -> None:
     """A YAML file that no test here knows would be checked by nobody."""
-    known = {*CONFIGS, *MANIFESTS, DEPLOY / "systemd" / "skyreward.yaml"}
+    known = {*CONFIGS, *MANIFESTS, DEPLOY / "systemd" / "skyreward.yaml", VERL}
     assert set(DEPLOY.rglob("*.yaml")) == known
 
 

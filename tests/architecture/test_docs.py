@@ -59,7 +59,11 @@ LANGUAGES = {
     "diff", "dockerfile", "html", "ini", "jinja", "nginx", "promql", "text",
 }  # fmt: skip
 # YAML for other programs, told by a key at the top.
-FOREIGN_YAML = {"apiVersion", "scrape_configs", "services", "groups", "name", "jobs"}
+FOREIGN_YAML = {
+    "apiVersion", "scrape_configs", "services", "groups", "name", "jobs",
+    # AReaL, NeMo-Gym and ROLL
+    "workflow_kwargs", "reward_agent", "rewards",
+}  # fmt: skip
 # Columns that a job writes if the input has one with its first name.
 RESULTS = (
     "reward", "chosen_reward", "rejected_reward", "margin", "rewards", "error", "truncated",

@@ -65,6 +65,7 @@ EXAMPLES: Mapping[str, Callable[[str, float], bool]] = {
     "openrlhf.reward_func(": prints_the_reward,
     "ms_swift.SkyRewardORM()(": prints_the_reward,
     "slime.custom_rm(": prints_the_reward,
+    "areal.reward_fn(": prints_the_reward,
     'orms["skyreward"]': lambda printed, _: not printed,
     "GRPOTrainer(": lambda printed, _: "rewards/skyreward/mean" in printed,
     "combine_orders(given": prints_step_rewards_and_log_odds,

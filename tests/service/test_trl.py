@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import math
+import queue
 import statistics
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +158,75 @@ def test_unscorable_conversation_ends_training(served: Served, tmp_path: Path) -
         pytest.raises(ScoringFailedError, match="4 of 4 conv"),
     ):
         train("GRPO", TRLReward(client), rows, tmp_path)
+
+
+class _Policy(BaseHTTPRequestHandler):
+    """vLLM's completions, of two tokens each."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"token_ids": self.server.token_ids, "logprobs": {"token_logprobs": [-0.5] * 3}}  # type: ignore[attr-defined]
+        sent = json.dumps({"choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_async_grpo_scores_in_spawned_process(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL pickles the reward functions to the process that generates and scores."""
+    module = pytest.importorskip("trl.experimental.async_grpo.async_rollout_worker")
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.PartialState(cpu=True)  # as the trainer does before it starts the process
+    monkeypatch.setattr(module, "is_vllm_available", lambda: True)
+    tokenizer = build_tokenizer(SPECS["qwen3"])
+    # TRL parses answers only where it knows the policy's template.
+    templates = Path(trl.__path__[0], "chat_templates")
+    tokenizer.chat_template = (templates / "qwen3.jinja").read_text()
+    policy = ThreadingHTTPServer(("127.0.0.1", 0), _Policy)
+    policy.token_ids = tokenizer("42<|im_end|>", add_special_tokens=False)["input_ids"]  # type: ignore[attr-defined]
+    threading.Thread(target=policy.serve_forever, daemon=True).start()
+    with ScoringClient(served.url, "demo") as client:
+        expected = client.score(
+            [
+                [*row["prompt"], {"role": "assistant", "content": "42"}]
+                for row in DATA["conversational"]
+            ]
+        )  # its connections stay open while it is pickled
+        worker = module.AsyncRolloutWorker(
+            model_name="policy",
+            dataset=datasets.Dataset.from_list(DATA["conversational"]),
+            reward_funcs=[
+                TRLReward(client, name="first"),
+                AsyncTRLReward(AsyncScoringClient(served.url, "demo"), name="second"),
+            ],
+            processing_class=tokenizer,
+            eos_token_ids=[tokenizer.eos_token_id],
+            num_generations=2,
+            max_inflight_tasks=2,
+            vllm_server_url=f"http://127.0.0.1:{policy.server_port}",
+        )
+        worker.start()
+        try:
+            samples = []
+            while len(samples) < 4:
+                worker.check_health(PATIENCE_S)
+                with contextlib.suppress(queue.Empty):
+                    samples.append(worker.rollout_buffer.get(timeout=1))
+        finally:
+            worker.stop()
+            policy.shutdown()
+            policy.server_close()
+    for name in ("first", "second"):
+        rewards = [sample.metrics[f"rewards/{name}"] for sample in samples]
+        assert rewards == [reward for reward in expected for _ in range(2)]
 
 
 @pytest.mark.parametrize("aggregation", ["normalize_then_sum", "sum_then_normalize"])

@@ -145,6 +145,8 @@ ERROR_FORMATS: Mapping[str, ErrorFormat] = {
     "/get_reward": format_openai_error,
     "/remote_rm": format_openai_error,
     "/v1/chat/completions": format_openai_error,
+    "/verify": format_openai_error,
+    "/compare": format_openai_error,
     "/sleep": format_vllm_error,
     "/wake_up": format_vllm_error,
     "/release_memory_occupation": format_sglang_native_error,

@@ -22,6 +22,7 @@ from rm_core import (
     ScoreError,
     Truncation,
     add_tools,
+    parse_arguments,
     read_turns,
     strip_end,
 )
@@ -474,6 +475,15 @@ def with_tools(conversation: Any, tools: Any) -> Any:
     if isinstance(tools, str) and not tools.strip():
         return conversation
     return add_tools(conversation, tools)
+
+
+def build_chat(messages: Sequence[Any], tools: Any = None) -> Item:
+    """Return the conversation of messages whose calls have `arguments` as JSON text, with tools."""
+    try:
+        item: Item = with_tools(parse_arguments([*messages]), tools)
+    except InvalidConversationError as error:
+        return ScoreError.from_exception(error)
+    return item
 
 
 def get_column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:

@@ -37,6 +37,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/score/evaluation": {"messages": [TEXT]},
     "/remote_rm": {"prompt": "2+2?", "response": "4"},
     "/v1/chat/completions": {"messages": MESSAGES},
+    "/verify": {
+        "responses_create_params": {"input": MESSAGES[:1]},
+        "response": {"output": [MESSAGES[1]]},
+    },
+    "/compare": {
+        "conversation_history": MESSAGES[:1],
+        "response_objs": [{"output": [MESSAGES[1]]}] * 2,
+    },
     "/score": {"queries": "2+2?", "documents": ["4"]},
     "/rerank": {"query": "2+2?", "documents": ["4"]},
     "/v1/rerank": {"query": "2+2?", "documents": ["4"]},
@@ -137,6 +145,20 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, Any]]] = [
     ("/v1/chat/completions", {"messages": [MESSAGES]}, openai(400, *INVALID, "messages.0")),
     ("/v1/chat/completions", {"messages": MESSAGES, "model": "nope"},
      openai(404, "not_found_error", "model_not_found")),
+    # NeMo-Gym
+    ("/verify", {"response": {}}, openai(400, *INVALID, "responses_create_params")),
+    ("/verify", {**GOOD["/verify"], "skyreward": {"model": "a", "models": {"b": 1}}},
+     openai(400, *INVALID, "skyreward")),
+    ("/verify", {**GOOD["/verify"], "skyreward": {"model": "nope"}},
+     openai(404, "not_found_error", "model_not_found")),
+    ("/verify", {**GOOD["/verify"], "response": {"output": "4"}},
+     openai(400, "invalid_request_error", "invalid_conversation")),
+    ("/verify", {**GOOD["/verify"], "response": {"output": [{"type": "mcp_call"}]}},
+     openai(400, "invalid_request_error", "invalid_conversation")),
+    ("/verify", {**GOOD["/verify"], "response": {"output": [LONG_MESSAGES[1]]}},
+     openai(400, "invalid_request_error", "conversation_too_long")),
+    ("/compare", {**GOOD["/compare"], "response_objs": [{"output": [MESSAGES[1]]}, {}]},
+     openai(400, "invalid_request_error", "invalid_conversation")),
     # text-embeddings-inference
     ("/predict", {"inputs": []}, tei(400, "Empty")),
     ("/predict", {"inputs": ""}, tei(400, "Empty")),
@@ -178,12 +200,14 @@ def test_every_compat_path_has_error_format() -> None:
         if "POST" in getattr(route, "methods", ())
     }
     native = {"/v1/score", "/v1/steps", "/v1/compare", "/v1/rank", "/v1/render"}
+    unscored = {"/seed_session", "/aggregate_metrics"}
     lifecycle = {
         *COMPAT_LIFECYCLE_PATHS,
         *TRANSFER_PATHS,
         *(p for p in paths if p.startswith("/v1/models/")),
     }
-    assert paths - native - lifecycle == set(GOOD) == set(ERROR_FORMATS) - COMPAT_LIFECYCLE_PATHS
+    scored = paths - native - unscored - lifecycle
+    assert scored == set(GOOD) == set(ERROR_FORMATS) - COMPAT_LIFECYCLE_PATHS
 
 
 @pytest.mark.parametrize("path", GOOD)
