@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,12 +91,14 @@ def run_trainer_script(name: str, *arguments: str, **environment: str) -> Any:
         environment: variables on top of this process's.
     """
     paths = [*map(str, _FOLDERS), *sys.path]
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", str(_SCRIPTS / f"{name}.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": ":".join(filter(None, paths)), **environment},
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # some trainers write logs where they are
+        process = subprocess.run(
+            [sys.executable, "-W", "ignore", str(_SCRIPTS / f"{name}.py"), *arguments],
+            env={**os.environ, "PYTHONPATH": ":".join(filter(None, paths)), **environment},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
     if missing := re.search(r"^ModuleNotFoundError: (.*)$", process.stderr, re.MULTILINE):
         pytest.skip(f"{name}: {missing[1]}")
     assert process.returncode == 0, process.stderr[-5000:]
