@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Packages whose code the tests run: clients, axe-core, a benchmark. They are installed without their
 # dependencies, which conflict with those of this project.
-PEERS := axe-playwright-python llamafactory ms-swift openrlhf rewardbench verl
+PEERS := areal axe-playwright-python llamafactory ms-swift openrlhf rewardbench skyrl-gym verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Suppresses a message of Material for MkDocs about its successor.
