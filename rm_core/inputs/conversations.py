@@ -30,6 +30,8 @@ Content: TypeAlias = str | list[dict[str, Any]]
 `{"type": "text", "text": ...}`, `{"type": "image", "image": SOURCE}`."""
 
 _CHAT_KEYS = ("messages", "tools")
+# The last two are of OpenAI's responses.
+_TEXT_TYPES = (None, "text", "input_text", "output_text")
 # Types of image parts, each with its key.
 _IMAGE_KEYS = {"image": "image", "image_url": "image_url", "input_image": "image_url"}
 _IMAGE_HINT = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
@@ -247,7 +249,7 @@ def drop_nulls(value: Any) -> Any:
     Raises:
         RecursionError: the value is nested too deeply, or contains itself.
     """
-    if isinstance(value, str):
+    if isinstance(value, str | bytes | memoryview):  # a memoryview has `tolist`
         return value
     if isinstance(value, Mapping):
         return {key: drop_nulls(item) for key, item in value.items() if item is not None}
@@ -470,13 +472,13 @@ def _parse_part(part: object, where: str) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": validate_unicode(part, where)}
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(part, Mapping) and kind in (None, "text"):
+    if isinstance(part, Mapping) and kind in _TEXT_TYPES:
         text = part.get("text")
         if isinstance(text, str):
             return {"type": "text", "text": validate_unicode(text, where)}
     if isinstance(part, Mapping) and isinstance(kind, str) and kind in _IMAGE_KEYS:
         return {"type": "image", "image": _parse_image(part, kind, where)}
-    received = f"of type {quote(kind, 40)}" if kind not in (None, "text") else "not a text part"
+    received = "not a text part" if kind in _TEXT_TYPES else f"of type {quote(kind, 40)}"
     raise InvalidConversationError(
         f'{where} is {received}; allowed: {{"type": "text", "text": "..."}}, and for models that '
         f"read images {_IMAGE_HINT}"
@@ -509,7 +511,8 @@ def _parse_image(part: Mapping[Any, Any], kind: str, where: str) -> Any:
         )
     if hasattr(value, "getbands"):  # an image of Pillow, which need not be installed
         return value
+    found = "no image" if value is None else describe_type(value)
     raise InvalidConversationError(
-        f"{where} is of type {quote(kind, 40)} and its image is {describe_type(value)}; allowed: "
+        f"{where} is of type {quote(kind, 40)} and has {found} in `{_IMAGE_KEYS[kind]}`; allowed: "
         f"{_IMAGE_HINT}"
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core import InvalidImageError
+from rm_core.inputs.conversations import get_image_source
 
 MAX_FILE_BYTES = 24 * 2**20
 """Maximum size of an image's file: as base64, a service's default limit of a body, 32 MiB."""
@@ -28,27 +29,26 @@ _SIGNATURES: Mapping[str, re.Pattern[bytes]] = {
     "image/tiff": re.compile(rb"II\*\x00|MM\x00\*"),
 }
 _UNKNOWN_TYPE = "application/octet-stream"
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def to_wire(value: Any) -> Any:
     """Return messages, or JSON data that contains messages, with images as data URIs.
 
-    A part `{"type": "image", "image": SOURCE}` becomes `{"type": "image_url", "image_url":
-    {"url": "data:image/png;base64,..."}}` if SOURCE is bytes (an encoded file), a `Path`, a PIL
-    image (sent as PNG), or an object of `datasets` with `bytes`. So does such a SOURCE that is
-    itself an item of a list, as in `"content": [image, "What is this?"]`. All other values, such
-    as text, are returned unchanged.
+    A content part whose image is bytes (an encoded file), a `Path`, a PIL image (sent as PNG), or
+    an object of `datasets` with `bytes`, becomes `{"type": "image_url", "image_url": {"url":
+    "data:image/png;base64,..."}}`. So does such an image that is itself an item of a list, as in
+    `"content": [image, "What is this?"]`. All other values, such as text, are returned unchanged.
 
     Raises:
         InvalidImageError: a file cannot be read, or a PIL image cannot be encoded.
     """
     if isinstance(value, Mapping):
-        if value.get("type") == "image" and (image := _get_bytes(value.get("image"))) is not None:
+        if (image := _get_bytes(get_image_source(value))) is not None:
             return _build_part(image)
         return {key: to_wire(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        images = [None if isinstance(item, Mapping) else _get_bytes(item) for item in value]
+        images = map(_get_bytes, value)
         return [
             to_wire(item) if image is None else _build_part(image)
             for item, image in zip(value, images, strict=True)
@@ -65,8 +65,6 @@ def find_media_type(image: bytes) -> str | None:
 
 
 def _get_bytes(source: object) -> bytes | None:
-    if isinstance(source, Mapping):
-        source = source.get("bytes")
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Path):
@@ -94,10 +92,16 @@ def _read_file(path: Path) -> bytes:
 
 
 def _encode_png(image: Any) -> bytes:
+    if image.mode in ("I", "F"):
+        raise InvalidImageError(
+            f"a PIL image has numbers without a fixed range as colours (mode {image.mode}); "
+            'convert it to "RGB"'
+        )
     try:
         # The service applies the orientation of EXIF, as it does to files.
         exif = image.getexif()
-        image = image if image.mode in _PNG_MODES else image.convert("RGB")
+        if image.mode not in _PNG_MODES:
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         file = io.BytesIO()
         image.save(file, "PNG", **({"exif": exif} if exif else {}))
     # A PIL image decodes its file only here.

@@ -84,12 +84,12 @@ REFUSED = {
     ),
     "image without its source": (
         one_message([{"type": "image"}]),
-        "is of type 'image' and its image is null",
+        "is of type 'image' and has no image in `image`",
         "base64",
     ),
     "image that is a number": (
         one_message([{"type": "image_url", "image_url": {"url": 4}}]),
-        "its image is a number",
+        "has a number in `image_url`",
         "base64",
     ),
     "part is a number": (one_message([4]), "part 0 of message 0 is not a text part", TEXT_ONLY),
@@ -165,7 +165,9 @@ def test_any_value_is_parsed_or_refused(value: Any) -> None:
 
 
 PARTS = st.lists(
-    st.tuples(st.text(), st.sampled_from(["string", "typed", "untyped"])), min_size=1, max_size=4
+    st.tuples(st.text(), st.sampled_from(["string", "typed", "untyped", "responses"])),
+    min_size=1,
+    max_size=4,
 )
 
 
@@ -175,6 +177,7 @@ def test_text_parts_are_joined_unchanged(parts: list[tuple[str, str]]) -> None:
         "string": lambda text: text,
         "typed": lambda text: {"type": "text", "text": text},
         "untyped": lambda text: {"text": text},
+        "responses": lambda text: {"type": "input_text", "text": text},
     }
     (message,) = parse_conversation(one_message([shape[kind](text) for text, kind in parts]))
     assert message["content"] == "".join(text for text, _ in parts)

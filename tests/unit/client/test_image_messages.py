@@ -58,10 +58,12 @@ def test_bytes_paths_and_objects_of_datasets_are_sent_as_data_uris(
         ask(image({"bytes": WIDE, "path": None}), image({"bytes": HIGH, "path": "x"})),
         ask(WIDE, "Q", tmp_path / "a.jpg"),
         ask(image(b"unknown")),
+        ask(image(memoryview(WIDE)), {"type": "input_image", "image_url": tmp_path / "a.jpg"}),
+        ask({"type": "image_url", "image_url": {"url": WIDE}}),
         [{"role": "user", "content": np.array([image(WIDE), text("Q")])}, *ask()[1:]],
     ]
     before = repr(conversations)
-    assert make_client(stub.url).score(conversations) == [1.0] * 7
+    assert make_client(stub.url).score(conversations) == [1.0] * 9
     jpeg = sent(b"\xff\xd8\xff rest", "image/jpeg")
     assert get_sent(stub) == [
         [text("Q"), sent(WIDE)],
@@ -70,6 +72,8 @@ def test_bytes_paths_and_objects_of_datasets_are_sent_as_data_uris(
         [sent(WIDE), sent(HIGH)],
         [sent(WIDE), "Q", jpeg],
         [sent(b"unknown", "application/octet-stream")],
+        [sent(WIDE), jpeg],
+        [sent(WIDE)],
         [sent(WIDE), text("Q")],
     ]
     assert repr(conversations) == before

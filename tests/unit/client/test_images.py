@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from stub_service import StubService, conversation
 
+from rm_core import InvalidImageError
 from serve.client.images import find_media_type, to_wire
 
 
@@ -51,6 +52,22 @@ def test_image_of_pillow_is_sent_as_png(mode: str) -> None:
         assert sent.convert("RGBA").tobytes() == image.convert("RGB").convert("RGBA").tobytes() or (
             mode in ("LA", "RGBA") and sent.tobytes() == image.tobytes()
         )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "PA", "RGBa"])
+def test_transparency_of_pillow_image_is_sent(mode: str) -> None:
+    image = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 2, 2))
+    image = image.quantize(4).convert("PA") if mode == "PA" else image.convert(mode)
+    _, png = decode(to_wire({"type": "image", "image": image}))
+    with Image.open(io.BytesIO(png)) as sent:
+        assert sent.getchannel("A").getextrema() == (0, 255)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pillow_image_without_range_of_colours_is_refused(mode: str) -> None:
+    with pytest.raises(InvalidImageError, match=f"mode {mode}"):
+        to_wire({"type": "image", "image": Image.new(mode, (4, 2), 1)})
 
 
 def test_orientation_of_pillow_image_is_sent() -> None:
