@@ -9,7 +9,7 @@ template should render the functions that the assistant could call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -424,6 +424,21 @@ def get_images(messages: Messages) -> list[tuple[Any, str]]:
         if not isinstance(message["content"], str)
         for index, part in enumerate(message["content"])
         if part["type"] == "image"
+    ]
+
+
+def map_images(messages: Messages, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> Messages:
+    """Return validated messages with each image part replaced by what `convert` returns for it."""
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {
+            **message,
+            "content": [
+                convert(part) if part["type"] == "image" else part for part in message["content"]
+            ],
+        }
+        for message in messages
     ]
 
 

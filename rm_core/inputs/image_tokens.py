@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rm_core.errors import ConversationTooLongError, InvalidConversationError, TemplateError
-from rm_core.inputs.conversations import Chat, Messages, get_images, get_text
+from rm_core.inputs.conversations import Chat, get_images, get_text, map_images
 from rm_core.inputs.image_processor import ImageProcessor
 from rm_core.types import PlacedImage
 
@@ -80,13 +79,15 @@ class ImageTokens:
             if limit is not None:
                 limit -= encoded[-1].num_tokens
         read = iter(encoded)
-        return replace(chat, messages=_replace_images(chat.messages, lambda: {"image": next(read)}))
+        return replace(
+            chat, messages=map_images(chat.messages, lambda part: {**part, "image": next(read)})
+        )
 
     def hide(self, chat: Chat) -> Chat:
         """Return the conversation as chat templates get it: parts of type `image` alone."""
         if not get_images(chat.messages):
             return chat
-        return replace(chat, messages=_replace_images(chat.messages, dict))
+        return replace(chat, messages=map_images(chat.messages, lambda part: {"type": "image"}))
 
     def count_hidden(self, chat: Chat) -> int:
         """Count the tokens of the images that a placeholder does not show."""
@@ -185,19 +186,3 @@ class ImageTokens:
                 f"{where} contains {found}, which this model reads as a part of an image or a "
                 "video; remove it, and send images as content parts of messages"
             )
-
-
-def _replace_images(messages: Messages, build: Any) -> Messages:
-    """Return messages with other keys in their image parts."""
-    return [
-        message
-        if isinstance(message["content"], str)
-        else {
-            **message,
-            "content": [
-                {"type": "image", **build()} if part["type"] == "image" else part
-                for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]

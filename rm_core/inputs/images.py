@@ -100,10 +100,14 @@ def open_image(source: ImageSource, limits: ImageLimits, where: str) -> Image:
             f"{where} is {describe_type(source)}; send a data URI, base64, the bytes of a "
             "file or a PIL image"
         )
-    data = source if isinstance(source, bytes) else _decode_base64(source, limits, where)
+    data = (
+        source
+        if isinstance(source, bytes)
+        else decode_base64(source, limits.max_image_bytes, where)
+    )
     if not data:
         raise InvalidImageError(f"{where} is empty; send an encoded image. {_SUPPORTED}")
-    _check_num_bytes(len(data), limits, where)
+    _check_num_bytes(len(data), limits.max_image_bytes, where)
     if data[:64].lstrip().startswith(b"<") and b"<svg" in data[:4096]:
         raise _svg_error(where)
     try:
@@ -178,7 +182,12 @@ def _check_header(image: Image, limits: ImageLimits, where: str) -> Image:
     return image
 
 
-def _decode_base64(text: str, limits: ImageLimits, where: str) -> bytes:
+def decode_base64(text: str, max_bytes: int, where: str) -> bytes:
+    """Return the file in a data URI or base64, see `decode_image`.
+
+    Raises:
+        InvalidImageError: the text is neither, or the file is empty or has more than `max_bytes`.
+    """
     if header := _DATA_URI.match(text):
         media_type, *parameters = header[1].lower().split(";")
         if media_type.strip() == "image/svg+xml":
@@ -196,7 +205,7 @@ def _decode_base64(text: str, limits: ImageLimits, where: str) -> bytes:
             "itself, as `data:image/png;base64,...` or base64"
         )
     text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
-    _check_num_bytes(len(text) * 3 // 4, limits, where)
+    _check_num_bytes(len(text) * 3 // 4, max_bytes, where)
     if unknown := _NOT_BASE64.search(text):
         raise InvalidImageError(
             f"{where} is neither a data URI nor base64, which has no {unknown[0]!r} (character "
@@ -207,11 +216,13 @@ def _decode_base64(text: str, limits: ImageLimits, where: str) -> bytes:
     return binascii.a2b_base64(text + "=" * (-len(text) % 4))
 
 
-def _check_num_bytes(num_bytes: int, limits: ImageLimits, where: str) -> None:
-    if num_bytes > limits.max_image_bytes:
+def _check_num_bytes(num_bytes: int, max_bytes: int, where: str) -> None:
+    if not num_bytes:
+        raise InvalidImageError(f"{where} is empty; send an encoded image. {_SUPPORTED}")
+    if num_bytes > max_bytes:
         raise InvalidImageError(
-            f"{where} has {num_bytes:,} bytes; at most {limits.max_image_bytes:,} are allowed: "
-            "resize it, or compress it more"
+            f"{where} has {num_bytes:,} bytes; at most {max_bytes:,} are allowed: resize it, or "
+            "compress it more"
         )
 
 

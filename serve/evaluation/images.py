@@ -7,17 +7,15 @@ here.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from rm_core import BenchmarkDataError, InvalidImageError
 from rm_core.benchmarks.base import Item
-from rm_core.text import quote
-from serve.client.images import find_media_type
-from serve.jobs.inputs.image_files import ImageFiles
+from rm_core.inputs.conversations import map_images
+from rm_core.inputs.images import decode_base64
+from serve.jobs.inputs.image_files import ImageFiles, is_encoded_image
 from serve.jobs.inputs.image_references import refer_to_images
 
 _MAX_BYTES = 64 << 20
@@ -33,21 +31,11 @@ def load_images(item: Item, file: str) -> Item:
     Raises:
         BenchmarkDataError: an image cannot be read.
     """
-    if all(isinstance(message["content"], str) for message in item.prompt):
-        return item
-    prompt = [
-        {
-            **message,
-            "content": [
-                {**part, "image": _load_image(part["image"], file, item.label)}
-                if part["type"] == "image"
-                else part
-                for part in message["content"]
-            ],
-        }
-        for message in item.prompt
-    ]
-    return replace(item, prompt=prompt)
+
+    def load(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "image": _load_image(part["image"], file, item.label)}
+
+    return replace(item, prompt=map_images(item.prompt, load))
 
 
 def describe_content(message: Mapping[str, Any]) -> str:
@@ -66,26 +54,9 @@ def describe_content(message: Mapping[str, Any]) -> str:
 def _load_image(source: bytes | str, file: str, label: str) -> bytes:
     if isinstance(source, bytes):
         return source
-    if source[:5].lower() == "data:":
-        header, _, payload = source.partition(",")
-        image = _decode_base64(payload) if header.lower().endswith(";base64") else None
-        if image is None:
-            raise BenchmarkDataError(
-                f"{label}: the image is {quote(source)}, which is not a valid data URI; it must be "
-                "data:image/png;base64,... with base64 after the comma"
-            )
-        return image
-    image = _decode_base64(source)
-    if image is not None and find_media_type(image) is not None:
-        return image
     try:
+        if is_encoded_image(source):
+            return decode_base64(source, _MAX_BYTES, "the image")
         return ImageFiles(file, _MAX_BYTES).read(source)
     except InvalidImageError as error:
         raise BenchmarkDataError(f"{label}: {error.detail}") from error
-
-
-def _decode_base64(text: str) -> bytes | None:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True) or None
-    except (binascii.Error, ValueError):
-        return None

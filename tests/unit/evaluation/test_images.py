@@ -85,9 +85,9 @@ def test_form_of_images_does_not_change_items(tmp_path: Path) -> None:
         ("x" * 5000, "cannot be read .File name too long"),
         ("http://example.com/a.png", "is at an address, and no address is fetched"),
         ("file:///etc/hostname", "is at an address, and no address is fetched"),
-        ("data:image/png;base64,@@", "is not a valid data URI"),
-        ("data:image/png,abc", "is not a valid data URI"),
-        ("data:image/png;base64,", "is not a valid data URI"),
+        ("data:image/png;base64,@@", "which has no '@'"),
+        ("data:image/png,abc", "is a data URI without base64"),
+        ("data:image/png;base64,", "is empty"),
     ],
 )
 def test_unreadable_image_is_an_error_of_its_row(image: str, message: str, tmp_path: Path) -> None:
