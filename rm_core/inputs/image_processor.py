@@ -151,8 +151,8 @@ class ImageProcessor:
     def _check_tokens(self, num_tokens: int, where: str, max_tokens: int | None) -> None:
         if max_tokens is not None and num_tokens > max_tokens:
             raise ConversationTooLongError(
-                f"{where} has {num_tokens:,} tokens; at most {max_tokens:,} are allowed: send a "
-                "smaller image, or lower `max_pixels`"
+                f"{where} has {num_tokens:,} tokens, and {max_tokens:,} are left of the "
+                "conversation's limit; send fewer or smaller images, or lower `max_pixels`"
             )
 
     def _encode(self, image: Image, where: str) -> EncodedImage:

@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_core import InvalidConversationError, InvalidImageError
-from rm_core.inputs.conversations import Messages
+from rm_core.inputs.conversations import Messages, get_text
 from rm_core.text import describe_type, format_keys
-from serve.client.image_places import SOURCE_KEYS, fill_places, is_image, is_place
+from serve.client.image_places import (
+    MARKER,
+    SOURCE_KEYS,
+    fill_places,
+    has_images,
+    is_image,
+    is_place,
+)
 from serve.jobs.columns import IMAGE_COLUMNS
 from serve.jobs.inputs.image_files import ImageFiles, is_encoded_image
 
@@ -90,6 +97,11 @@ class RecordImages:
             raise InvalidConversationError(
                 f"{error.detail} (--ignore-column ignores the column)"
             ) from error
+
+    def misses_images(self, prompt: Messages) -> bool:
+        """Return whether a prompt has the text `<image>`, and neither it nor the row an image."""
+        has_mark = any(MARKER in get_text(message["content"]) for message in prompt)
+        return has_mark and self._files is not None and not has_images(prompt)
 
     def _load_part(self, part: Any) -> Any:
         if not is_image(part):

@@ -89,6 +89,10 @@ _TRANSCRIPT_READ = f"transcript_read: a text that is a transcript was read as tu
 _JSON_READ = (
     f"json_messages_read: a text that is a list of messages (JSON) was read as messages; {_CONFIRM}"
 )
+_MARK_WITHOUT_IMAGE = (
+    "mark_without_image: the prompt has the text `<image>` and the row has no image, so the text "
+    "was scored; give the image in a column `images` if there is one"
+)
 _CALL_AS_TEXT = (
     "function_call_as_text: a function_call turn was scored as text of the assistant; give "
     "`messages` with `tool_calls` to have the chat template render the call"
@@ -294,6 +298,8 @@ class _RecordReader:
             self._read_columns.add(HISTORY)
         if good:
             self._warnings += find_unread_warnings(self._record, self._read_columns, good)
+            if self._images.misses_images(good[0][:-1]):
+                self._warnings.append(_MARK_WITHOUT_IMAGE)
         completed: tuple[ScoringInput | ScoreError, ...] = tuple(
             c if tools is None or isinstance(c, ScoreError) else {"messages": c, "tools": tools}
             for c in extended

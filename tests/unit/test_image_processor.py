@@ -237,7 +237,7 @@ def test_tokens_are_limited_before_pixels_are_decoded(
     monkeypatch.setattr(image_processor, "to_rgb", None)
     with pytest.raises(ConversationTooLongError) as caught:
         processor.process(data, "image 1", max_tokens=199)
-    assert caught.value.detail.startswith("image 1 has 200 tokens; at most 199 are allowed")
+    assert caught.value.detail.startswith("image 1 has 200 tokens, and 199 are left")
     monkeypatch.undo()
     assert processor.process(data, "image 1", max_tokens=200).num_tokens == 200
     with pytest.raises(ConversationTooLongError):  # from the cache

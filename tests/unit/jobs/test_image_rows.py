@@ -397,3 +397,17 @@ def test_judge_refuses_images(files: ImageFiles) -> None:
         assert errors
         assert not any(isinstance(one, JudgePair) for one in found)
         assert "reads only text" in errors[0].message
+
+
+def test_mark_without_image_is_text_with_warning(files: ImageFiles) -> None:
+    row = {"prompt": "<image>Q", "response": "<image>"}
+    question = {"role": "user", "content": "<image>Q"}
+    without: list[dict[str, Any]] = [{}, {"images": []}, {"image": None}]
+    for images in without:
+        parsed = try_parse_record({**row, **images}, image_files=files)
+        assert parsed.conversations == ([question, answer("<image>")],)
+        assert [warning.partition(":")[0] for warning in parsed.warnings] == ["mark_without_image"]
+    prompt = ask(image("wide.png"), text("<image>"))
+    for record in ({**row, "images": ["wide.png"]}, {**row, "prompt": prompt}):
+        assert not try_parse_record(record, image_files=files).warnings
+    assert not try_parse_record(row).warnings  # of a model that reads only text
