@@ -25,7 +25,10 @@ from rm_core import Aggregation, InvalidConversationError, add_tools, parse_tool
 _TEXT_PART = {
     "type": "object",
     "required": ["text"],
-    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
+    "properties": {
+        "type": {"type": "string", "enum": ["text", "input_text", "output_text"]},
+        "text": {"type": "string"},
+    },
 }
 _IMAGE_DATA = {
     "type": "string",
