@@ -123,17 +123,25 @@ class ConversationReader:
                 Unused for a prompt that the policy's template rendered, since the template wrote
                 the tools into the prompt.
             images: the row's image, or list of images, which `fill_places` puts into the prompt.
-                Unused if the prompt's messages have images, and for a prompt that the policy's
-                template rendered.
+                Unused if the prompt's messages have images, and refused for a prompt that the
+                policy's template rendered.
         """
         prompt, answer = _to_list(prompt), _to_list(answer)
+        images = [] if images is None else _to_list(images)
         if isinstance(prompt, str) and isinstance(answer, str):
+            if images and (self.policy_template != "none" or _find_template_error(prompt)):
+                return ScoreError(
+                    "invalid_conversation",
+                    "the row has images, and its prompt was rendered by the policy's chat "
+                    "template, which has no place for them; give the prompt as messages",
+                )
             if self.policy_template != "none":
                 return self.parse_conversation(prompt + answer, prompt)
             if template_error := _find_template_error(prompt):
                 return template_error
         messages = _to_messages(prompt, "user")
-        images = [] if images is None or has_images(messages) else _to_list(images)
+        if has_images(messages):
+            images = []
         try:
             filled = fill_places(messages, images if isinstance(images, list | tuple) else [images])
         except InvalidConversationError as error:

@@ -131,6 +131,15 @@ def test_rendered_prompt_needs_policy_template() -> None:
         ConversationReader(policy_template="alpaca")
 
 
+def test_images_of_a_rendered_prompt_are_refused() -> None:
+    for reader in (ConversationReader(), ConversationReader(policy_template="chatml")):
+        error = reader.build_conversation(CHATML, "4", images=[b"a file"])
+        assert isinstance(error, ScoreError)
+        assert "no place for them" in error.message
+    kept = ConversationReader().build_conversation("2+2?", "4", images=[b"a file"])
+    assert not isinstance(kept, ScoreError)
+
+
 def test_text_is_split_after_its_prompt() -> None:
     assert ConversationReader().parse_conversation("2+2? = 4</s>", "2+2?") == [
         user("2+2?"),
