@@ -29,6 +29,7 @@ class Service:
     Attributes:
         state: state of the model.
         kind: kind of the model.
+        reads_images: whether the model reads images.
         num_asked: number of requests to `/info`.
         ready_at: number of the request to `/info` at which the model becomes ready.
         status: status of refused requests.
@@ -44,6 +45,7 @@ class Service:
         self.state = "ready"
         self.kind = "classifier"
         self.step_format: str | None = None
+        self.reads_images = False
         self.num_asked = 0
         self.ready_at: int | None = None
         self.status = 503
@@ -92,6 +94,8 @@ class Service:
         self.info_gate()
         model: dict[str, Any] = {"state": self.state, "fingerprint": self.fingerprint}
         model |= {"max_model_len": 9, "kind": self.kind, "step_format": self.step_format}
+        if self.reads_images:
+            model |= {"reads_images": True, "image_limits": {"max_image_bytes": 10 * 2**20}}
         return {"models": {"demo": model | {"encoding_sha256": "e"}}}
 
     def score(self, conversations: list[Messages]) -> list[Any]:

@@ -94,7 +94,7 @@ def test_repeated_options_with_several_values_and_flags_are_kept() -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Settings with which `skyreward serve --local` would have started."""
     started: list[Settings] = []
-    monkeypatch.setattr("serve.launch.ray.run_locally", lambda s, _: started.append(s))
+    monkeypatch.setattr("serve.launch.ray.run_locally", lambda s, *_: started.append(s))
     return started
 
 

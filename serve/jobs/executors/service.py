@@ -18,10 +18,8 @@ from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.step_items import StepItem
-from rm_core.kinds import VISION_LANGUAGE
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
-from serve.client.images import MAX_FILE_BYTES
 from serve.client.responses import Comparison, ResultsWithUsage, StepRewards, read_count
 from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.items import ScoringInput
@@ -182,8 +180,9 @@ class ServiceExecutor(Executor):
                             "encoding_sha256": model["encoding_sha256"],
                             "max_length": max_length,
                         }
-                        if model.get("family") in VISION_LANGUAGE:
-                            identity["max_image_bytes"] = MAX_FILE_BYTES
+                        if model.get("reads_images"):
+                            limits = model["image_limits"]
+                            identity["max_image_bytes"] = read_count(limits["max_image_bytes"])
                         is_classifier = model["kind"] == "classifier"
                         return identity | ({} if is_classifier else {"kind": model["kind"]})
                 if time.monotonic() > deadline:

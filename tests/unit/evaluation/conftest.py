@@ -23,7 +23,7 @@ def executors(monkeypatch: pytest.MonkeyPatch) -> list[FakeExecutor]:
     prepared: list[FakeExecutor] = []
 
     def build(self: ExecutorOptions, folder: object, *, overwrite: bool = False) -> FakeExecutor:
-        return prepared.pop(0) if prepared else FakeExecutor()
+        return prepared.pop(0) if prepared else FakeExecutor(max_image_bytes=10 * 2**20)
 
     monkeypatch.setattr(ExecutorOptions, "build_executor", build)
     return prepared

@@ -93,6 +93,7 @@ def test_images_are_sent_as_data_uris(service: Service, tmp_path: Path) -> None:
         return False
 
     service.refuse_body = keep
+    service.reads_images = True
     assert evaluate("vl-rewardbench", service, tmp_path / "out")["num_items"] == 8
     rows = benchmark_files.vl_rewardbench()
     by_answer = {text: row for row in rows for text in row["response"]}
