@@ -243,11 +243,13 @@ class ScoreRequest(_ConversationsBody):
         default=None,
         min_length=1,
         max_length=16,
+        fail_fast=True,
         description="several served models, which score side by side, instead of `model`",
     )
     combine: dict[str, FiniteFloat] | None = Field(
         default=None,
         min_length=1,
+        max_length=16,
         description="with `models`: weight of each model whose reward is in the sum `reward`",
         examples=[{"a": 0.7, "b": 0.3}],
     )

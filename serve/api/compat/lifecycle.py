@@ -33,7 +33,9 @@ TRANSFER_PATHS = (
 )
 """Routes of vLLM and SGLang that take weights from another process; refused with the reason."""
 
-Tags = list[Literal["weights", "kv_cache", "cuda_graph", "scheduling"]]
+Tags = Annotated[
+    list[Literal["weights", "kv_cache", "cuda_graph", "scheduling"]], Field(fail_fast=True)
+]
 
 router = APIRouter(responses=build_compat_error_docs(), route_class=OptionalBodyRoute)
 
