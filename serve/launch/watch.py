@@ -89,12 +89,13 @@ class CheckpointFolder:
             now: time in seconds since the epoch.
         """
         before, self._last_look = self._last_look, self._read_states()
-        for path in sorted(self._last_look, key=self._get_age, reverse=True):
+        ages = {path: _get_age(path, states) for path, states in self._last_look.items()}
+        for path in sorted(ages, key=ages.__getitem__, reverse=True):
             states = self._last_look[path]
             if self._taken is not None and not self._is_newer(path, states):
-                return None
-            newest = max((modified for _, _, modified in states), default=0) / 1e9
-            if states != before.get(path) or now - newest < _SETTLED_AFTER_S:
+                continue
+            age_s = now - _get_modified(states) / 1e9
+            if states != before.get(path) or age_s < _SETTLED_AFTER_S:
                 continue  # it may still be written
             if self._rejected.get(path) == states:
                 continue
@@ -123,17 +124,15 @@ class CheckpointFolder:
             return {}
         return found
 
-    def _get_age(self, path: Path) -> tuple[int, int]:
-        numbers = re.findall(r"\d+", path.name)
-        modified = max((time_ns for _, _, time_ns in self._last_look[path]), default=0)
-        return (int(numbers[-1][:18]) if numbers else -1, modified)
-
     def _is_newer(self, path: Path, states: FileStates) -> bool:
         assert self._taken is not None
         taken, taken_states = self._taken
         if path == taken:
             return states != taken_states
-        return taken not in self._last_look or self._get_age(path) > self._get_age(taken)
+        if taken in self._last_look:
+            return _get_age(path, states) > _get_age(taken, taken_states)
+        # Its trainer removed it, to keep a few checkpoints or to begin again at step 0.
+        return _get_modified(states) > _get_modified(taken_states)
 
     def _find_fault(self, path: Path) -> str | None:
         names = [name for name, _, _ in self._last_look[path]]
@@ -145,6 +144,16 @@ class CheckpointFolder:
         except ModelLoadError as error:
             return error.detail
         return None
+
+
+def _get_age(path: Path, states: FileStates) -> tuple[int, int]:
+    """Return the step and the time in nanoseconds by which checkpoints are ordered."""
+    numbers = re.findall(r"\d+", path.name)
+    return (int(numbers[-1][:18]) if numbers else -1, _get_modified(states))
+
+
+def _get_modified(states: FileStates) -> int:
+    return max((time_ns for _, _, time_ns in states), default=0)
 
 
 def _read_file_states(path: Path) -> FileStates:

@@ -132,6 +132,21 @@ def test_highest_step_wins_and_no_older_one_follows(folder: Path, write: Callabl
     assert look_twice(found) == later
 
 
+def test_no_older_one_follows_when_the_one_taken_is_removed(folder: Path, write: Callable) -> None:
+    best = write("checkpoint-100", WRITTEN_AT)
+    latest = write("checkpoint-200", WRITTEN_AT + 1)
+    found = watch(folder)
+    assert look_twice(found) == latest
+    found.take(latest)
+    shutil.rmtree(latest)
+    next_one = write("checkpoint-300", LATER)  # not settled yet
+    assert look_twice(found, LATER) is None
+    shutil.rmtree(next_one)
+    of_new_run = write("checkpoint-10", WRITTEN_AT + 2)
+    assert look_twice(found) == of_new_run
+    assert best.exists()
+
+
 def test_without_numbers_the_latest_wins(folder: Path, write: Callable) -> None:
     write("last", WRITTEN_AT)
     best = write("best", WRITTEN_AT + 1)
