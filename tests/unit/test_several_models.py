@@ -123,6 +123,16 @@ def test_single_conversation_in_messages(client: TestClient) -> None:
         ({"models": ["a"], "clip": [0, 1]}, 400, "need `combine`"),
         ({"models": ["a"], "combine": {"a": 1}, "clip": [1, 0]}, 400, "the first is greater"),
         ({"models": ["a"], "combine": {"a": "1e400"}}, 400, "finite number"),
+        (
+            {"models": ["a", "b"], "combine": {"a": 1e308, "b": 1e308}, "clip": [9, 10]},
+            400,
+            "too large for a double",
+        ),
+        (
+            {"models": ["a", "b"], "combine": {"a": 1e308, "b": -1e308}, "clip": [9, 10]},
+            400,
+            "too large for a double",
+        ),
         ({"models": ["a", "b"], "aggregation": "min"}, 400, "does not read `aggregation`"),
         (
             {"models": ["a"], "combine": {"a": 1}, "calibrated": True},

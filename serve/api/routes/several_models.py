@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -53,7 +53,8 @@ async def score_with_models(
     Raises:
         UnknownModelError: some models are not served.
         WrongKindError: a model is a judge.
-        BadRequestError: no model reads an option, or a model has no calibration.
+        BadRequestError: no model reads an option, a model has no calibration, or the sum is too
+            large.
         RewardError: all models failed; this is the first one's error.
     """
     assert body.models is not None
@@ -156,7 +157,7 @@ def _merge_results(body: ScoreRequest, results: Mapping[str, Mapping[str, Any]])
     parts = calibrated if body.calibrated else merged["rewards"]
     if body.combine is not None and body.combine.keys() <= parts.keys():
         low, high = body.clip or (-math.inf, math.inf)
-        merged["reward"] = math.fsum(
+        merged["reward"] = _add(
             weight * min(max(parts[name], low), high) for name, weight in body.combine.items()
         )
     if errors := {name: r["error"] for name, r in results.items() if "error" in r}:
@@ -167,6 +168,24 @@ def _merge_results(body: ScoreRequest, results: Mapping[str, Mapping[str, Any]])
         if result.keys() - _MERGED
     }
     return merged
+
+
+def _add(terms: Iterable[float]) -> float:
+    """Return the exact sum, rounded once.
+
+    Raises:
+        BadRequestError: a term or the sum is too large for a double.
+    """
+    try:
+        total = math.fsum(terms)
+    except (OverflowError, ValueError):  # ValueError: terms are infinite with both signs
+        total = math.inf
+    if not math.isfinite(total):
+        raise BadRequestError(
+            "the sum of `combine` is too large for a double; give smaller weights, or a smaller "
+            "`clip`"
+        )
+    return total
 
 
 _MERGED = frozenset(("reward", "calibrated_reward", "error"))
