@@ -291,7 +291,7 @@ def build_stage_command(settings: ModelSettings, source: str, version: str | Non
         version: name of the weights; None: the folder's name or the commit.
 
     Raises:
-        ReloadRefusedError: the checkpoint cannot be found.
+        ReloadRefusedError: the checkpoint cannot be found, or the version cannot be printed.
     """
     folder = find_local_folder(source)
     name, _, revision = (str(folder), "", "") if folder else source.partition("@")
@@ -301,8 +301,13 @@ def build_stage_command(settings: ModelSettings, source: str, version: str | Non
         )
     except ModelLoadError as error:
         raise ReloadRefusedError(error.detail) from error
-    default = folder.name if folder else checked.revision
-    return ModelCommand("stage", source=name, revision=checked.revision, version=version or default)
+    version = version or (folder.name if folder else checked.revision)
+    if version is not None and not version.isprintable():
+        raise ReloadRefusedError(
+            f"the version {version!r} cannot be printed, and is written to headers and "
+            "logs; give another `version`"
+        )
+    return ModelCommand("stage", source=name, revision=checked.revision, version=version)
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:

@@ -180,6 +180,17 @@ def test_checkpoint_that_does_not_exist_is_refused(client: TestClient, tmp_path:
     assert code(answer) == (409, "reload_refused")
 
 
+@pytest.mark.parametrize("version", [None, "a\r\nset-cookie: b"])
+def test_version_that_would_break_headers_is_refused(
+    client: TestClient, tmp_path: Path, version: str | None
+) -> None:
+    folder = tmp_path / ("checkpoint" if version else "check\npoint")
+    folder.mkdir()
+    answer = client.post(RELOAD, json={"source": str(folder), "version": version})
+    assert code(answer) == (409, "reload_refused")
+    assert "give another `version`" in answer.json()["error"]["message"]
+
+
 def test_routes_do_not_count_as_scoring_requests(backend: FakeBackend) -> None:
     with service_of(backend, max_requests=1, max_queued_tokens=1) as client:
         client.post(SLEEP)

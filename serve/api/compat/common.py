@@ -370,10 +370,10 @@ def encode_base64(values: Sequence[float], order: Literal["<", ">"] = "<") -> st
 
 
 def to_header_value(text: str) -> str:
-    """Make a text safe for a header: short, and ASCII."""
-    return (
-        truncate_for_message(text, _MAX_HEADER_LENGTH).encode("ascii", "backslashreplace").decode()
-    )
+    """Make a text safe for a header: short, ASCII, and without control characters."""
+    text = truncate_for_message(text, _MAX_HEADER_LENGTH)
+    ascii_text = text.encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in ascii_text)
 
 
 def _headers(scores: ScoreResult, results: Sequence[Reward]) -> dict[str, str]:

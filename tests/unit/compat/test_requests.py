@@ -65,13 +65,16 @@ def test_plain_text_is_scored_and_reported_in_header(client: TestClient) -> None
     assert answer.headers["x-skyreward-input"] == "text:no-template; text"
 
 
-def test_non_ascii_alias_is_escaped_in_header() -> None:
-    with serving(FakeBackend(), alias="奖励") as client:
+@pytest.mark.parametrize(
+    ("alias", "escaped"), [("奖励", "\\u5956\\u52b1"), ("a\r\nb\x7f", "a\\x0d\\x0ab\\x7f")]
+)
+def test_alias_is_escaped_in_header(alias: str, escaped: str) -> None:
+    with serving(FakeBackend(), alias=alias) as client:
         until(lambda: ready(client))
         answer = client.post("/classify", json={"input": TEXT})
         assert answer.status_code == 200
-        assert answer.json()["model"] == "奖励"
-        assert answer.headers["x-skyreward-model"] == "\\u5956\\u52b1"
+        assert answer.json()["model"] == alias
+        assert answer.headers["x-skyreward-model"] == escaped
 
 
 def test_vllm_accepts_any_integer_priority(client: TestClient) -> None:
