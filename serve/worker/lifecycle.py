@@ -39,6 +39,10 @@ _SIZES = (
 )
 # Share of the weights' size that loading takes besides them.
 _ROOM = 1.1
+_WAY_OUT = (
+    "the model sleeps on, since it was put to sleep at level 2: put the files of its weights back "
+    "and wake it again, or start the service again with other weights"
+)
 
 
 class ManagedWorker(Worker):
@@ -155,11 +159,14 @@ class ModelLifecycle:
             scorer = self._worker.scorer
             if scorer is None:
                 expected = self._worker.info.fingerprint
-                scorer = await asyncio.to_thread(self._load, self._settings)
+                try:
+                    scorer = await asyncio.to_thread(self._load, self._settings)
+                except ModelLoadError as error:
+                    raise ModelLoadError(f"{error.detail}; {_WAY_OUT}") from error
                 if scorer.fingerprint != expected:
                     raise ModelLoadError(
                         f"the checkpoint of {self._settings.alias} has changed while the model was "
-                        "asleep; put the old files back, or use `reload` with the new ones"
+                        f"asleep; {_WAY_OUT}"
                     )
                 await self._worker.replace_scorer(scorer)
             else:

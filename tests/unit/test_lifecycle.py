@@ -107,8 +107,11 @@ def test_checkpoint_that_changed_during_sleep_is_refused(
         edit_weights(folder, lambda weights: weights["score.weight"].mul_(2))
         with pytest.raises(ModelLoadError, match="has changed while the model was asleep"):
             await worker.control(ModelCommand("wake"))
+        shutil.rmtree(folder)
+        with pytest.raises(ModelLoadError, match=r"does not exist.*put the files.*back"):
+            await worker.control(ModelCommand("wake"))
         assert worker.sleep_level == 2
-        shutil.copytree(folders[0], folder, dirs_exist_ok=True)
+        shutil.copytree(folders[0], folder)
         await worker.control(ModelCommand("wake"))
 
     asyncio.run(run())
