@@ -12,7 +12,7 @@ import httpx
 
 from rm_core import Aggregation, Reward, ScoreError, Truncation
 from rm_core.types import Conversation
-from serve.client.base import BaseClient, build_options, show_progress
+from serve.client.base import BaseClient, build_options, refuse_options, show_progress
 from serve.client.responses import (
     Comparison,
     ModelRewards,
@@ -110,6 +110,7 @@ class AsyncScoringClient(BaseClient):
                 progress=progress,
                 **options,
             )
+        refuse_options(options)
         call = self._build_call(
             SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
         )

@@ -217,6 +217,8 @@ class BaseClient:
         clip: tuple[float, float] | None,
         **body: Any,
     ) -> BatchCall[ModelRewards]:
+        if isinstance(models, str):
+            raise TypeError(f"`models` is {models!r}; give a list of names")
         fields = {"models": list(models), "combine": combine and dict(combine), "clip": clip}
         given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
         if calibrated:
@@ -304,6 +306,19 @@ def _build_fingerprint_error(
         f"new ones are from {fingerprint}; give addresses that serve the same model in the same "
         "way, or create a new client if the model was replaced on purpose"
     )
+
+
+def refuse_options(options: Mapping[str, object]) -> None:
+    """Return if `score` was called without options that it has only with `models`.
+
+    Raises:
+        TypeError: there are some, or unknown ones.
+    """
+    if options:
+        raise TypeError(
+            f"score() has no option {', '.join(map(repr, options))} without `models`; name the "
+            "models, or leave it out"
+        )
 
 
 def build_options(url: str | Sequence[str], model: str | None, **fields: Any) -> ClientOptions:

@@ -15,7 +15,7 @@ import httpx
 
 from rm_core import Aggregation, Reward, ScoreError, Truncation
 from rm_core.types import Conversation
-from serve.client.base import BaseClient, build_options, show_progress
+from serve.client.base import BaseClient, build_options, refuse_options, show_progress
 from serve.client.errors import ServiceError
 from serve.client.responses import (
     Comparison,
@@ -125,6 +125,7 @@ class ScoringClient(BaseClient):
             ScoringFailedError: some conversations have no reward; the error names them and holds
                 the rewards of the others. With `models`, a failure is in the result instead.
             ServiceError: a whole request failed.
+            TypeError: an option is unknown, or needs `models`.
         """
         if models is not None:
             return self.score_models(
@@ -136,6 +137,7 @@ class ScoringClient(BaseClient):
                 progress=progress,
                 **options,
             )
+        refuse_options(options)
         call = self._build_call(
             SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
         )

@@ -38,6 +38,22 @@ def test_score_with_models(service: StubService, make_client: Callable[..., Any]
     assert [result.reward for result in clipped] == [0.0] * 3
 
 
+@pytest.mark.parametrize("option", [{"combine": {"rm": 1}}, {"clip": (0, 1)}, {"truncate": "left"}])
+def test_options_without_models_are_refused(
+    service: StubService, make_client: Callable[..., Any], option: dict[str, Any]
+) -> None:
+    with pytest.raises(TypeError, match=f"no option '{next(iter(option))}' without `models`"):
+        make_client(service.url, "rm").score(CHATS, **option)
+    assert not service.bodies
+
+
+def test_text_is_not_a_list_of_models(
+    service: StubService, make_client: Callable[..., Any]
+) -> None:
+    with pytest.raises(TypeError, match="`models` is 'rm'; give a list of names"):
+        make_client(service.url).score(CHATS, models="rm")
+
+
 def test_conversations_fail_alone(service: StubService, make_client: Callable[..., Any]) -> None:
     client = make_client(service.url)
     lost = ScoreError("invalid_conversation", "no prompt")
