@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from rm_core import (
 )
 from serve.api.compat.common import (
     MODEL_HEADER,
+    VERSION_HEADER,
     CompatBody,
     MessageList,
     ModelInQuery,
@@ -43,6 +43,7 @@ from serve.api.compat.common import (
 from serve.api.compat.responses_api import read_input, read_output, read_tools
 from serve.api.error_responses import build_exception
 from serve.api.routes import scoring
+from serve.api.routes.several_models import sum_rewards
 from serve.api.routing import ServiceDep, SettingsDep
 from serve.api.schemas import RankRequest
 
@@ -156,11 +157,14 @@ async def verify(body: VerifyBody, service: ServiceDep) -> JSONResponse:
     content: dict[str, Any] = {"reward": rewards[0]}
     if row.models:
         components = dict(zip(row.models, rewards, strict=True))
-        total = math.fsum(row.models[name] * value for name, value in components.items())
+        total = sum_rewards(row.models[name] * value for name, value in components.items())
         named = {f"reward_{name}": value for name, value in components.items()}
         content = {"reward": total, "reward_components": components, **named}
     headers = {**scored[0].headers}
     headers[MODEL_HEADER] = to_header_value(", ".join(result.model for result in scored))
+    versions = [result.headers.get(VERSION_HEADER, "") for result in scored]
+    if any(versions):
+        headers[VERSION_HEADER] = ", ".join(versions)
     return JSONResponse({**sent, **content}, headers=headers)
 
 
@@ -186,7 +190,10 @@ async def compare(
             where = f"input {index} of {len(answers)}"
             raise build_exception(ScoreError(error["code"], error["message"]), where)
     answer["rewards"] = [result["reward"] for result in ranked["results"]]
-    return JSONResponse(answer, headers={MODEL_HEADER: to_header_value(ranked["model"])})
+    headers = {MODEL_HEADER: to_header_value(ranked["model"])}
+    if version := ranked["fingerprint"].get("version"):
+        headers[VERSION_HEADER] = to_header_value(version)
+    return JSONResponse(answer, headers=headers)
 
 
 @router.post("/seed_session", summary="Begin a rollout of NeMo-Gym")

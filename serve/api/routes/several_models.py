@@ -157,7 +157,7 @@ def _merge_results(body: ScoreRequest, results: Mapping[str, Mapping[str, Any]])
     parts = calibrated if body.calibrated else merged["rewards"]
     if body.combine is not None and body.combine.keys() <= parts.keys():
         low, high = body.clip or (-math.inf, math.inf)
-        merged["reward"] = _add(
+        merged["reward"] = sum_rewards(
             weight * min(max(parts[name], low), high) for name, weight in body.combine.items()
         )
     if errors := {name: r["error"] for name, r in results.items() if "error" in r}:
@@ -170,8 +170,8 @@ def _merge_results(body: ScoreRequest, results: Mapping[str, Mapping[str, Any]])
     return merged
 
 
-def _add(terms: Iterable[float]) -> float:
-    """Return the exact sum, rounded once.
+def sum_rewards(terms: Iterable[float]) -> float:
+    """Return the exact sum of weighted rewards, rounded once.
 
     Raises:
         BadRequestError: a term or the sum is too large for a double.
@@ -182,8 +182,7 @@ def _add(terms: Iterable[float]) -> float:
         total = math.inf
     if not math.isfinite(total):
         raise BadRequestError(
-            "the sum of `combine` is too large for a double; give smaller weights, or a smaller "
-            "`clip`"
+            "the weighted sum of the rewards is too large for a double; give smaller weights"
         )
     return total
 

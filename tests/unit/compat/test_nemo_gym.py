@@ -68,6 +68,31 @@ def test_verify_keeps_components_of_several_models(models: TestClient) -> None:
     assert answer.json()["reward"] == pytest.approx(0.25 * first - 2 * second, abs=1e-12)
 
 
+def test_verify_refuses_a_sum_that_is_too_large(models: TestClient) -> None:
+    answer = verify(models, output("4"), models={"a": 1e308, "b": 1e308})
+    assert answer.status_code == 400
+    assert "too large for a double" in answer.text
+
+
+def test_versions_are_those_of_all_models(tmp_path: Path) -> None:
+    folders = {
+        "a": str(build_checkpoint(tmp_path / "a", SPECS["qwen3"])),
+        "judge": str(build_judge(tmp_path / "judge")),
+    }
+    named = {
+        "a": {"name": folders["a"], "version": "step-1"},
+        "b": {"name": folders["a"]},
+        "judge": {"name": folders["judge"], "kind": "judge", "version": "step-2"},
+    }
+    header = "x-skyreward-version"
+    with serving_models({}, **named) as client:
+        assert verify(client, output("4"), model="a").headers[header] == "step-1"
+        assert verify(client, output("4"), models={"b": 1, "a": 1}).headers[header] == ", step-1"
+        assert header not in verify(client, output("4"), model="b").headers
+        body = {"conversation_history": [QUESTION], "response_objs": [output("4"), output("5")]}
+        assert client.post("/compare?model=judge", json=body).headers[header] == "step-2"
+
+
 def test_verify_reports_failures_as_chosen(models: TestClient) -> None:
     empty: dict[str, Any] = {"output": []}
     assert verify(models, empty, model="a").status_code == 400
