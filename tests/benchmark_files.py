@@ -248,6 +248,30 @@ def vl_rewardbench(num_rows: int = 8, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def rewardmath(num_problems: int = 2, seed: int = 0) -> list[dict[str, Any]]:
+    """Ten rows a problem, one solution each; the right one at another place in each problem."""
+    rng = random.Random(seed)
+    rows = []
+    for problem in range(num_problems):
+        question = text(rng)
+        for place in range(10):
+            is_right = place == problem
+            rows.append(
+                {
+                    "id": 10 * problem + place,
+                    "problem_id": 7 * problem,
+                    "problem": question,
+                    "answer": "1",
+                    "eval_solution": [text(rng), text(rng)],
+                    "solution_reference": "human_to_GPT-4" if is_right else f"model-{place}",
+                    "solution_type": "chosen" if is_right else "rejected",
+                    "subject": ("Algebra", "Geometry")[problem % 2],
+                    "level": 1,
+                }
+            )
+    return rows
+
+
 EVERY: dict[str, RowsOf] = {
     "rewardbench": {"filtered-00000-of-00001.jsonl": rewardbench()},
     "rewardbench2": {"test-00000-of-00001.jsonl": rewardbench2()},
@@ -260,6 +284,7 @@ EVERY: dict[str, RowsOf] = {
     "prmbench": prmbench(),
     "best-of-n": {"sets.jsonl": best_of_n()},
     "vl-rewardbench": {"test-00000-of-00001.jsonl": vl_rewardbench()},
+    "rewardmath": {"RewardMATH_direct.json": rewardmath()},
 }
 
 

@@ -15,11 +15,12 @@ from rm_core.benchmarks import (
     processbench,
     rewardbench,
     rewardbench2,
+    rewardmath,
     rm_bench,
     rmb,
     vl_rewardbench,
 )
-from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, Item, ItemKey, JoinedBenchmark, ScoredItem
 
 Row = dict[str, Any]
 Rewards = Sequence[float]
@@ -31,7 +32,14 @@ NUM_PAIRED_TIES = 51
 
 
 def read(benchmark: Benchmark, rows: Iterable[tuple[Row, str]]) -> list[Item]:
-    return [benchmark.read(row, origin) for row, origin in rows]
+    items: dict[ItemKey, Item] = {}
+    for row, origin in rows:
+        item = benchmark.read(row, origin)
+        if isinstance(benchmark, JoinedBenchmark) and item.key in items:
+            item = benchmark.join(items[item.key], item)
+        assert isinstance(benchmark, JoinedBenchmark) or item.key not in items
+        items[item.key] = item
+    return list(items.values())
 
 
 def scored(items: Iterable[Item], rewards: Callable[[Item], Rewards]) -> list[ScoredItem]:
@@ -209,6 +217,20 @@ def image_row(row_id: str, ranking: Sequence[int] = (0, 1)) -> Row:
     }
 
 
+def solution_row(problem: int, place: int, *, right: bool = False) -> Row:
+    return {
+        "id": 10 * problem + place,
+        "problem_id": problem,
+        "problem": f"How much is {problem}?",
+        "answer": "1",
+        "eval_solution": [f"First {place}.", f"Then {place}."],
+        "solution_reference": rewardmath.RIGHT_SOURCE if right else f"model-{place}",
+        "solution_type": "chosen" if right else "rejected",
+        "subject": ("Algebra", "Geometry")[problem % 2],
+        "level": 1,
+    }
+
+
 def _rm_bench() -> Iterator[tuple[Row, str]]:
     for subset, count in rm_bench.SUBSETS.items():
         for number in range(count):
@@ -282,6 +304,12 @@ def _images() -> Iterator[tuple[Row, str]]:
                 yield image_row(row_id, [number % 2, 1 - number % 2]), "test.parquet"
 
 
+def _solutions() -> Iterator[tuple[Row, str]]:
+    for problem in range(rewardmath.NUM_PROBLEMS):
+        for place in range(1 + rewardmath.NUM_WRONG):
+            yield solution_row(problem, place, right=place == problem % 10), "direct.json"
+
+
 _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "rewardbench": _rewardbench,
     "rewardbench2": _rewardbench2,
@@ -294,4 +322,5 @@ _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "prmbench": _prm,
     "best-of-n": _response_sets,
     "vl-rewardbench": _images,
+    "rewardmath": _solutions,
 }

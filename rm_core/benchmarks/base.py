@@ -175,7 +175,8 @@ class BenchmarkResult:
         sections: scores of the available sections by name.
         subsets: scores of the available subsets by name.
         extra: further results by name, as JSON data, such as `difficulty`, `means`,
-            `mean_of_sections`, `matrices`, `best_of_n`.
+            `metrics` (further metrics of the benchmark, 0 to 1), `mean_of_sections`, `matrices`,
+            `best_of_n`.
         missing: phrases that say which items of the complete benchmark are missing; empty if the
             result is complete.
     """
@@ -271,6 +272,39 @@ class JointlyGradedBenchmark(Benchmark, Protocol):
 
     def grade_items(self, scored: Sequence[ScoredItem]) -> list[ItemScore]:
         """Return the grade of each item, in order."""
+        ...
+
+
+@runtime_checkable
+class JoinedBenchmark(Benchmark, Protocol):
+    """A benchmark several of whose rows are one item."""
+
+    def join(self, item: Item, other: Item) -> Item:
+        """Return an item with the responses of another row of equal key.
+
+        Raises:
+            BenchmarkDataError: the rows contradict each other, or are the same.
+        """
+        ...
+
+
+@runtime_checkable
+class BenchmarkWithPublishedRewards(Benchmark, Protocol):
+    """A benchmark whose authors publish rewards in files that describe the items."""
+
+    def read_published_rewards(
+        self, row: Mapping[str, Any], number: int, origin: str
+    ) -> ScoredItem | None:
+        """Read an item with its rewards from a row of such a file; None for another row.
+
+        Args:
+            row: row of the file.
+            number: number of the row, the id of an item without one.
+            origin: path of the file, for error messages.
+
+        Raises:
+            BenchmarkDataError: a column is missing or has the wrong type.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ from rm_core.benchmarks.processbench import ProcessBench
 from rm_core.benchmarks.response_sets import BestOfN
 from rm_core.benchmarks.rewardbench import RewardBench
 from rm_core.benchmarks.rewardbench2 import RewardBench2
+from rm_core.benchmarks.rewardmath import RewardMATH
 from rm_core.benchmarks.rm_bench import RMBench
 from rm_core.benchmarks.rmb import RMB
 from rm_core.benchmarks.variants import Option
@@ -33,6 +34,7 @@ _OFFICIAL: tuple[Any, ...] = (
     PRMBench(),
     BestOfN(),
     VLRewardBench(),
+    RewardMATH(),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _OFFICIAL})
 """Every benchmark in its official variant."""

@@ -41,6 +41,7 @@ BenchmarkName: TypeAlias = Literal[
     "best-of-8",
     "best-of-64",
     "vl-rewardbench",
+    "rewardmath",
 ]
 _FULL_SCALE = {"percent": 100.0, "fraction": 1.0}
 _CACHE_PREFIX = "models--"

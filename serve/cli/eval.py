@@ -38,6 +38,7 @@ BENCHMARK_NAMES = (
     "prmbench",
     "best-of-n",
     "vl-rewardbench",
+    "rewardmath",
 )
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
@@ -75,7 +76,8 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
     "--scores",
     type=_FILE,
     metavar="FILE",
-    help="File of existing rewards: JSON lines with `id`, `subset` and `rewards`.",
+    help="File of existing rewards: JSON lines with `id`, `subset` and `rewards`; for rewardmath, "
+    "without --data, also a result file of its authors.",
 )
 @click.option("--name", help="Name of the model that produced the rewards of --scores.")
 @click.option("-o", "--output", type=_FOLDER, metavar="DIR", help="Folder to write to.")

@@ -12,7 +12,7 @@ from rm_core import Truncation
 from rm_core.benchmarks.base import Benchmark
 from serve.errors import EvaluationError, JobStoppedError
 from serve.evaluation.console import print_evaluations
-from serve.evaluation.data import BenchmarkData, load_data
+from serve.evaluation.data import BenchmarkData, load_data, load_published_rewards
 from serve.evaluation.files import (
     REPORT,
     SUMMARY,
@@ -130,7 +130,8 @@ def evaluate_scores(
 
     Args:
         request: data and output of the evaluation.
-        scores: a `scores.jsonl`.
+        scores: a `scores.jsonl`; without data, also a result file of the benchmark's authors,
+            which gives the items too.
         name: name of the model that produced the rewards, such as its name in the catalogue. The
             default is the model in the `summary.json` next to the file, or the file's name.
         overwrite: whether to replace an evaluation of other items.
@@ -138,10 +139,18 @@ def evaluate_scores(
     Raises:
         RewardError: the data or the file cannot be read, or they do not match.
     """
-    data = request.load()
+    published = load_published_rewards(request.benchmark, scores) if not request.data else []
+    data = (
+        BenchmarkData(str(scores), tuple(one.item for one in published))
+        if published
+        else request.load()
+    )
     earlier = _read_earlier_summary(scores, request.benchmark.name)
     name = name or earlier.get("model") or scores.name.removesuffix(".gz").removesuffix(".jsonl")
-    rewards = ItemRewards(by_key=read_scores(scores, data.items, request.benchmark))
+    rewards = ItemRewards(
+        by_key={one.item.key: one for one in published}
+        or read_scores(scores, data.items, request.benchmark)
+    )
     _make_folder(request.output)
     write_items(data.items, request.output, overwrite=overwrite)
     evaluation = _build_evaluation(request, data, rewards, [name], inherit_provenance(earlier))

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rm_core import BenchmarkDataError, RewardError, ScoreError
-from rm_core.benchmarks.base import Benchmark, Item, ItemKey
+from rm_core.benchmarks.base import (
+    Benchmark,
+    BenchmarkWithPublishedRewards,
+    Item,
+    ItemKey,
+    JoinedBenchmark,
+    ScoredItem,
+)
 from rm_core.text import format_names
 from serve.errors import JobInputError
 from serve.evaluation.images import load_images
@@ -25,6 +32,7 @@ from serve.jobs.inputs.source import FileSource, open_source
 
 _TOTAL = "total_dataset"
 _RMB_FOLDERS = ("BoN_set", "Pairwise_set")
+_PAIRWISE = "pairwise"
 _SNAPSHOTS = "snapshots"
 
 
@@ -87,6 +95,12 @@ def load_data(
         for row_location, item in _iter_items(benchmark, source, origins):
             if item.key in items and benchmark.official_protocol.keeps_first:
                 continue
+            if item.key in items and isinstance(benchmark, JoinedBenchmark):
+                try:
+                    items[item.key] = benchmark.join(items[item.key], item)
+                except BenchmarkDataError as error:
+                    raise BenchmarkDataError(f"{row_location}: {error.detail}") from None
+                continue
             if benchmark.official_protocol.numbers_repeats:
                 item = _number_repeat(item, items)
             if item.key in items:
@@ -101,6 +115,33 @@ def load_data(
             f"{', '.join(names)} has no rows; give a file or a folder with rows"
         )
     return BenchmarkData(", ".join(names), tuple(items.values()))
+
+
+def load_published_rewards(benchmark: Benchmark, path: Path) -> list[ScoredItem]:
+    """Load the items and the rewards of a result file of the benchmark's authors.
+
+    Returns:
+        The items in the order of the rows; none for a benchmark without such files, and for a
+        file whose first row is something else, such as a `scores.jsonl`.
+
+    Raises:
+        BenchmarkDataError: a row has the wrong schema.
+        JobInputError: the file cannot be read.
+    """
+    scored: list[ScoredItem] = []
+    if not isinstance(benchmark, BenchmarkWithPublishedRewards):
+        return scored
+    for row in open_source(str(path)).iter_rows():
+        location = f"row {row.number} of {path.name}"
+        if isinstance(row.record, ScoreError):
+            raise BenchmarkDataError(f"{location}: {row.record.message}")
+        one = benchmark.read_published_rewards(row.record, row.number, path.name)
+        if one is None and not scored:
+            break
+        if one is None:
+            raise BenchmarkDataError(f"{location}: the row has other columns than the first one")
+        scored.append(one)
+    return scored
 
 
 def _number_repeat(item: Item, items: Mapping[ItemKey, Item]) -> Item:
@@ -154,6 +195,9 @@ def _select_files(
     if benchmark == "rm-bench" and any(_is_total(name) for name in kept):
         # `total_dataset` repeats the rows of the other files.
         kept = [name for name in kept if not _is_total(name)] or kept
+    if benchmark == "rewardmath":
+        # The file of pairs repeats the solutions.
+        kept = [name for name in kept if _PAIRWISE not in os.path.basename(name)] or kept
     if benchmark == "rmb":
         in_folders = [name for name in kept if set(_RMB_FOLDERS) & set(Path(name).parts)]
         kept = in_folders or kept

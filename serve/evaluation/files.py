@@ -17,6 +17,7 @@ from serve.errors import EvaluationError
 from serve.evaluation.result import (
     DIFFICULTY,
     MEAN_OF_SECTIONS,
+    METRICS,
     OVERALL,
     Evaluation,
     collect_metrics,
@@ -52,7 +53,7 @@ def build_summary(evaluation: Evaluation) -> dict[str, Any]:
         "overall": result.overall,
         **{name: result.extra[name] for name in (MEAN_OF_SECTIONS,) if name in result.extra},
         "sections": {name: section.score for name, section in result.sections.items()},
-        **{name: result.extra[name] for name in (DIFFICULTY,) if name in result.extra},
+        **{name: result.extra[name] for name in (DIFFICULTY, METRICS) if name in result.extra},
         "subsets": {name: subset.score for name, subset in result.subsets.items()},
         "partial": is_partial(evaluation),
         "missing": list(result.missing),
@@ -68,7 +69,7 @@ def build_summary(evaluation: Evaluation) -> dict[str, Any]:
         **{
             name: value
             for name, value in result.extra.items()
-            if name not in (MEAN_OF_SECTIONS, DIFFICULTY)
+            if name not in (MEAN_OF_SECTIONS, DIFFICULTY, METRICS)
         },
     }
 

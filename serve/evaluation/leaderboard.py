@@ -10,7 +10,7 @@ from rm_core.catalog.entries import load_sources
 from serve.errors import EvaluationError
 from serve.evaluation.files import read_summary
 from serve.evaluation.published_results import iter_published_rows
-from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL
+from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, METRICS, OVERALL
 
 LOCAL = "here"
 _SORT_METRICS = {"judgebench": MEAN_OF_SECTIONS}
@@ -93,6 +93,7 @@ def _read_local_row(benchmark: str, folder: Path) -> LeaderboardRow:
         MEAN_OF_SECTIONS: summary.get(MEAN_OF_SECTIONS),
         **summary["sections"],
         **summary.get(DIFFICULTY, {}),
+        **summary.get(METRICS, {}),
     }
     num_failed = len(summary.get("failed", []))
     missing = summary.get("missing", [])

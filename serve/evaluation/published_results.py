@@ -12,7 +12,13 @@ from typing import NamedTuple
 from rm_core import find_entry, load_catalog
 from rm_core.benchmarks.base import Benchmark, BenchmarkResult, SubsetScore
 from rm_core.catalog.entries import CatalogEntry, PublishedResult, load_compared, load_sources
-from serve.evaluation.result import DIFFICULTY, MEAN_OF_SECTIONS, OVERALL, MetricComparison
+from serve.evaluation.result import (
+    DIFFICULTY,
+    MEAN_OF_SECTIONS,
+    METRICS,
+    OVERALL,
+    MetricComparison,
+)
 
 _BEST_OF_N = "best-of-n"
 _SCALE = {"percent": 100.0, "fraction": 1.0}
@@ -98,7 +104,7 @@ def get_complete_metric(result: BenchmarkResult, name: str) -> float | None:
 
     Args:
         result: local result.
-        name: `overall`, or the name of a section, subset, difficulty or metric of `extra`.
+        name: `overall`, or the name of a section, subset, difficulty, or other metric of `extra`.
     """
     scores = {**result.subsets, **result.sections}
     if name in scores:
@@ -115,7 +121,8 @@ def get_complete_metric(result: BenchmarkResult, name: str) -> float | None:
         return None
     if name == OVERALL:
         return result.overall
-    value = {**result.extra, **result.extra.get(DIFFICULTY, {})}.get(name)
+    groups = (result.extra.get(key, {}) for key in (DIFFICULTY, METRICS))
+    value = {**result.extra, **{k: v for group in groups for k, v in group.items()}}.get(name)
     return value if isinstance(value, float) else None
 
 

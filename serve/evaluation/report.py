@@ -400,7 +400,7 @@ def _format_metric(metrics: Mapping[str, float], name: str) -> str:
     value = metrics.get(name)
     if isinstance(value, int):
         return f"{value:,}"
-    if value is None or name.startswith(("difficulty", "mean", "accuracy")):
+    if value is None or name.startswith(("difficulty", "metrics", "mean", "accuracy")):
         return format_percent(value)
     return format_number(value, ".4f")
 

@@ -16,6 +16,7 @@ from serve.jobs.summary import Summary
 OVERALL = "overall"
 MEAN_OF_SECTIONS = "mean_of_sections"
 DIFFICULTY = "difficulty"
+METRICS = "metrics"
 _TIES = {
     "rewardbench2": "a shared best place counts in part; wrong in Ties",
     "judgebench": "read as B>A",
@@ -80,7 +81,7 @@ class Evaluation:
 
 
 def collect_metrics(result: BenchmarkResult) -> dict[str, float | None]:
-    """Return the metrics of a table: overall first, then sections, then difficulties.
+    """Return the metrics of a table: overall first, then sections, difficulties and other metrics.
 
     Without an overall score, the scores of subsets follow.
     """
@@ -89,6 +90,7 @@ def collect_metrics(result: BenchmarkResult) -> dict[str, float | None]:
         metrics[MEAN_OF_SECTIONS] = result.extra[MEAN_OF_SECTIONS]
     metrics |= {name: section.score for name, section in result.sections.items()}
     metrics |= result.extra.get(DIFFICULTY, {})
+    metrics |= result.extra.get(METRICS, {})
     if result.overall is None:
         metrics |= {name: subset.score for name, subset in result.subsets.items()}
     return metrics

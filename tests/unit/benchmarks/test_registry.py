@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from published_rows import scored, whole
+from published_rows import read, scored, whole
 
 from rm_core.benchmarks.base import DecomposableBenchmark
 from rm_core.benchmarks.registry import BENCHMARKS, build_benchmark, list_options
@@ -23,6 +23,7 @@ NAMES = [
     "prmbench",
     "best-of-n",
     "vl-rewardbench",
+    "rewardmath",
 ]
 JOINTLY_GRADED = ("rewardbench2", "processbench", "prmbench")
 
@@ -68,7 +69,7 @@ def test_unknown_benchmark_error_lists_known_names() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_item_keys_are_unique(name: str) -> None:
     benchmark = BENCHMARKS[name]
-    items = [benchmark.read(row, origin) for row, origin in whole(name)]
+    items = read(benchmark, whole(name))
     assert len({item.key for item in items}) == len(items)
     for item in items[:: max(1, len(items) // 50)]:
         indices = range(len(item.responses))
@@ -79,7 +80,7 @@ def test_item_keys_are_unique(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_extra_results_are_json(name: str) -> None:
     benchmark = BENCHMARKS[name]
-    items = [benchmark.read(row, origin) for row, origin in whole(name)[::7]]
+    items = read(benchmark, whole(name)[::7])
     result = benchmark.compute_result(scored(items, lambda item: [0.0] * len(item.responses)))
     again = json.loads(json.dumps(result.extra, allow_nan=False))
     assert again == result.extra

@@ -33,7 +33,8 @@ def load(name: str, location: Path | str | None, **options: Any) -> tuple[Benchm
 def test_each_benchmark_is_read_from_its_files(name: str, tmp_path: Path) -> None:
     rows_by_file = benchmark_files.EVERY[name]
     data, lines = load(name, benchmark_files.write(tmp_path / "data", rows_by_file))
-    assert len(data.items) == sum(len(rows) for rows in rows_by_file.values())
+    num_rows = sum(len(rows) for rows in rows_by_file.values())
+    assert len(data.items) == num_rows // (10 if name == "rewardmath" else 1)
     assert data.name == str(tmp_path / "data")
     assert not lines
 

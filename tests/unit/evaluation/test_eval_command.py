@@ -18,6 +18,7 @@ from serve.cli.main import main
 from serve.evaluation.result import Evaluation
 
 JUDGEBENCH = BENCHMARK_DATA / "judgebench"
+REWARDMATH = BENCHMARK_DATA / "rewardmath"
 GEMMA, LLAMA = "Skywork-Reward-Gemma-2-27B", "Skywork-Reward-Llama-3.1-8B"
 
 
@@ -143,6 +144,36 @@ def test_variant_help_lists_variants() -> None:
     assert "xstest=fixed|swapped" in result.stdout
 
 
+@pytest.mark.skipif(
+    not REWARDMATH.is_dir(), reason="the published rewards of RewardMATH are missing"
+)
+def test_published_rewards_of_rewardmath_give_published_results(tmp_path: Path) -> None:
+    """The items come from the file of rewards; the pairs of math-prm are a part of them."""
+    scores = REWARDMATH / "skywork_llama3_reward.json"
+    arguments = ("eval", "rewardmath", "--name", LLAMA, "-o", tmp_path / "out", "--scores")
+    result = invoke(*arguments, scores)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["num_items"], summary["partial"]) == (483, False)
+    assert summary["overall"] == 107 / 483
+    assert {name: round(v, 3) for name, v in summary["metrics"].items()} == {
+        "pairs": 0.715,
+        "mrr": 0.447,
+    }
+    assert "comparison with published results" in result.stdout
+    again = invoke("leaderboard", "rewardmath", tmp_path / "out", "--json")
+    rows = [row for row in json.loads(again.stdout) if row["model"].endswith(LLAMA)]
+    published, local = sorted(rows, key=lambda row: row["folder"] is not None)
+    assert local["figures"] == pytest.approx(published["figures"], abs=1e-4)
+    result = invoke(
+        *arguments, REWARDMATH / "rewardbench_math_prm_skywork_llama3.json", "--overwrite"
+    )
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["overall"] == 433 / 447
+    assert summary["missing"][0] == "has 447 of 483 problems"
+
+
 def test_missing_data_is_a_one_line_error(tmp_path: Path) -> None:
     result = invoke(
         "eval", "rmb", "--model", "demo", "-o", tmp_path / "out", "--data", tmp_path / "no"
@@ -159,6 +190,7 @@ def test_leaderboard_prints_every_benchmark() -> None:
         "prmbench": step_model,
         "best-of-n": "",
         "vl-rewardbench": "Skywork/Skywork-VL-Reward-7B",
+        "rewardmath": LLAMA,
     }
     for name in BENCHMARK_NAMES:
         result = invoke("leaderboard", name)

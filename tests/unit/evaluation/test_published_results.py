@@ -22,7 +22,7 @@ from serve.evaluation.published_results import (
     iter_published_rows,
 )
 
-_NUM_ROWS = {"processbench": 4, "prmbench": 4, "best-of-n": 0, "vl-rewardbench": 6}
+_NUM_ROWS = {"processbench": 4, "prmbench": 4, "best-of-n": 0, "vl-rewardbench": 6, "rewardmath": 9}
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
 
@@ -128,6 +128,7 @@ def test_every_published_metric_has_a_local_name() -> None:
         "prmbench": {"overall", *prmbench.CATEGORIES, *prmbench.CLASSES},
         "best-of-n": set(),
         "vl-rewardbench": {"overall", "mean_of_sections", *GROUPS},
+        "rewardmath": {"overall", "pairs", "mrr"},
     }  # fmt: skip
     assert set(known) == set(BENCHMARKS)
     for name, allowed in known.items():
