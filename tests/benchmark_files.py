@@ -272,6 +272,38 @@ def rewardmath(num_problems: int = 2, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def plan_rewardbench(num_rows: int = 2, seed: int = 0) -> RowsOf:
+    """Two splits; the pairs of a split share their `uuid`."""
+    rng = random.Random(seed)
+
+    def trajectory(query: str) -> dict[str, Any]:
+        call = {"name": "look_up", "arguments": '{"key": "' + text(rng) + '"}'}
+        return {
+            "messages": [
+                {"role": "user", "content": query},
+                {"role": "tool_call", "content": str(call)},
+                {"role": "tool_response", "content": text(rng), "name": "look_up"},
+                {"role": "assistant", "content": text(rng)},
+            ]
+        }
+
+    def rows() -> list[dict[str, Any]]:
+        query = text(rng)
+        tools = [{"type": "function", "function": {"name": "look_up", "description": "Ü"}}]
+        return [
+            {
+                "query": query,
+                "tools": tools,
+                "uuid": "one",
+                "chosen": trajectory(query),
+                "reject": trajectory(query),
+            }
+            for _ in range(num_rows)
+        ]
+
+    return {f"{name}.jsonl": rows() for name in ("planning_multi_easy", "tool_irrelevance")}
+
+
 EVERY: dict[str, RowsOf] = {
     "rewardbench": {"filtered-00000-of-00001.jsonl": rewardbench()},
     "rewardbench2": {"test-00000-of-00001.jsonl": rewardbench2()},
@@ -285,6 +317,7 @@ EVERY: dict[str, RowsOf] = {
     "best-of-n": {"sets.jsonl": best_of_n()},
     "vl-rewardbench": {"test-00000-of-00001.jsonl": vl_rewardbench()},
     "rewardmath": {"RewardMATH_direct.json": rewardmath()},
+    "plan-rewardbench": plan_rewardbench(),
 }
 
 

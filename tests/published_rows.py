@@ -10,6 +10,7 @@ from typing import Any
 
 from rm_core.benchmarks import (
     judgebench,
+    plan_rewardbench,
     ppe,
     prmbench,
     processbench,
@@ -231,6 +232,19 @@ def solution_row(problem: int, place: int, *, right: bool = False) -> Row:
     }
 
 
+def trajectory_row(number: int) -> Row:
+    user = {"role": "user", "content": f"What is {number}?"}
+    call = {"role": "tool_call", "content": "{'name': 'look_up', 'arguments': '{}'}"}
+    answer = {"role": "tool_response", "content": "A number.", "name": "look_up"}
+    return {
+        "query": f"What is {number}?",
+        "tools": [{"type": "function", "function": {"name": "look_up"}}],
+        "uuid": f"pair-{number}",
+        "chosen": {"messages": [user, call, answer, {"role": "assistant", "content": "This."}]},
+        "reject": {"messages": [user, {"role": "assistant", "content": "I do not know."}]},
+    }
+
+
 def _rm_bench() -> Iterator[tuple[Row, str]]:
     for subset, count in rm_bench.SUBSETS.items():
         for number in range(count):
@@ -310,6 +324,12 @@ def _solutions() -> Iterator[tuple[Row, str]]:
             yield solution_row(problem, place, right=place == problem % 10), "direct.json"
 
 
+def _trajectories() -> Iterator[tuple[Row, str]]:
+    for split, count in plan_rewardbench.SPLITS.items():
+        for number in range(count):
+            yield trajectory_row(number), f"benchmark/{split}.jsonl"
+
+
 _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "rewardbench": _rewardbench,
     "rewardbench2": _rewardbench2,
@@ -323,4 +343,5 @@ _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "best-of-n": _response_sets,
     "vl-rewardbench": _images,
     "rewardmath": _solutions,
+    "plan-rewardbench": _trajectories,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from rm_core.benchmarks.base import Benchmark
 from rm_core.benchmarks.judgebench import JudgeBench
+from rm_core.benchmarks.plan_rewardbench import PlanRewardBench
 from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
 from rm_core.benchmarks.prmbench import PRMBench
 from rm_core.benchmarks.processbench import ProcessBench
@@ -35,6 +36,7 @@ _OFFICIAL: tuple[Any, ...] = (
     BestOfN(),
     VLRewardBench(),
     RewardMATH(),
+    PlanRewardBench(),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _OFFICIAL})
 """Every benchmark in its official variant."""

@@ -64,7 +64,7 @@ class StrictRow:
         value = self.get(name)
         if not isinstance(value, str):
             self._refuse_value(name, value, "text")
-        return self._validate_text(value, name)
+        return self.validate_text(value, name)
 
     def get_texts(self, name: str) -> tuple[str, ...]:
         """Return a column that is a list of at least one text.
@@ -76,7 +76,7 @@ class StrictRow:
         for item in value:
             if not isinstance(item, str):
                 self._refuse_value(name, item, "text", "an item of ")
-        return tuple(self._validate_text(item, name) for item in value)
+        return tuple(self.validate_text(item, name) for item in value)
 
     def get_nested_texts(self, name: str, inner: str) -> tuple[str, ...]:
         """Return the text `inner` of each object in a column that is a list of objects.
@@ -89,7 +89,7 @@ class StrictRow:
             value = item.get(inner) if isinstance(item, Mapping) else item
             if not isinstance(value, str):
                 self._refuse_value(f"{name}.{inner}", value, "text", "an item of ")
-            texts.append(self._validate_text(value, name))
+            texts.append(self.validate_text(value, name))
         return tuple(texts)
 
     def get_list(self, name: str, *, may_be_empty: bool = False) -> Sequence[Any]:
@@ -166,7 +166,7 @@ class StrictRow:
         if isinstance(source, bytes) and source:
             return source
         if isinstance(source, str) and source:
-            return self._validate_text(source, name)
+            return self.validate_text(source, name)
         allowed = (
             "the bytes of an image, an object with `bytes` or `path`, or text: a path, a data URI "
             "or base64"
@@ -185,7 +185,7 @@ class StrictRow:
             role = turn.get("role") if isinstance(turn, Mapping) else None
             if not isinstance(content, str) or role not in ("system", "user", "assistant"):
                 self._refuse_value(name, turn, "a message with `role` and `content`", "an item of ")
-            turns.append({"role": role, "content": self._validate_text(content, name)})
+            turns.append({"role": role, "content": self.validate_text(content, name)})
         if turns[-1]["role"] != "user":
             self.refuse(
                 f"the last message of `{name}` has the role {turns[-1]['role']!r}; the responses "
@@ -201,7 +201,12 @@ class StrictRow:
         """
         raise BenchmarkDataError(f"{self._where}: {reason}")
 
-    def _validate_text(self, text: str, name: str) -> str:
+    def validate_text(self, text: str, name: str) -> str:
+        """Return a text of the column `name`.
+
+        Raises:
+            BenchmarkDataError: the text is not valid Unicode.
+        """
         try:
             return validate_unicode(text, f"`{name}`")
         except InvalidConversationError as error:

@@ -42,6 +42,7 @@ BenchmarkName: TypeAlias = Literal[
     "best-of-64",
     "vl-rewardbench",
     "rewardmath",
+    "plan-rewardbench",
 ]
 _FULL_SCALE = {"percent": 100.0, "fraction": 1.0}
 _CACHE_PREFIX = "models--"

@@ -39,6 +39,7 @@ BENCHMARK_NAMES = (
     "best-of-n",
     "vl-rewardbench",
     "rewardmath",
+    "plan-rewardbench",
 )
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 

@@ -20,6 +20,7 @@ METRICS = "metrics"
 _TIES = {
     "rewardbench2": "a shared best place counts in part; wrong in Ties",
     "judgebench": "read as B>A",
+    "plan-rewardbench": "half right, up to a difference of 0.0001",
 }
 _SCORING_KEYS = (
     "step_format",

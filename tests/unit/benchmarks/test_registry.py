@@ -24,6 +24,7 @@ NAMES = [
     "best-of-n",
     "vl-rewardbench",
     "rewardmath",
+    "plan-rewardbench",
 ]
 JOINTLY_GRADED = ("rewardbench2", "processbench", "prmbench")
 

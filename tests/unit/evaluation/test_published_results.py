@@ -10,6 +10,7 @@ import pytest
 
 from rm_core.benchmarks import prmbench, processbench
 from rm_core.benchmarks.base import BenchmarkResult, SubsetScore
+from rm_core.benchmarks.plan_rewardbench import SPLITS
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.rewardbench import SECTIONS
 from rm_core.benchmarks.vl_rewardbench import GROUPS
@@ -22,7 +23,14 @@ from serve.evaluation.published_results import (
     iter_published_rows,
 )
 
-_NUM_ROWS = {"processbench": 4, "prmbench": 4, "best-of-n": 0, "vl-rewardbench": 6, "rewardmath": 9}
+_NUM_ROWS = {
+    "processbench": 4,
+    "prmbench": 4,
+    "best-of-n": 0,
+    "vl-rewardbench": 6,
+    "rewardmath": 9,
+    "plan-rewardbench": 7,
+}
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
 
@@ -129,6 +137,7 @@ def test_every_published_metric_has_a_local_name() -> None:
         "best-of-n": set(),
         "vl-rewardbench": {"overall", "mean_of_sections", *GROUPS},
         "rewardmath": {"overall", "pairs", "mrr"},
+        "plan-rewardbench": {"overall", *SPLITS},
     }  # fmt: skip
     assert set(known) == set(BENCHMARKS)
     for name, allowed in known.items():
