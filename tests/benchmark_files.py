@@ -304,6 +304,17 @@ def plan_rewardbench(num_rows: int = 2, seed: int = 0) -> RowsOf:
     return {f"{name}.jsonl": rows() for name in ("planning_multi_easy", "tool_irrelevance")}
 
 
+def m_rewardbench(num_rows: int = 12, seed: int = 0) -> RowsOf:
+    """A file for each of two languages, of RewardBench's rows."""
+    return {
+        f"{language}/test-00000-of-00001.jsonl": [
+            row | {"language": language, "source": row["subset"], "subset": "translated"}
+            for row in rewardbench(num_rows, seed + place)
+        ]
+        for place, language in enumerate(("deu_Latn", "zho_Hans"))
+    }
+
+
 EVERY: dict[str, RowsOf] = {
     "rewardbench": {"filtered-00000-of-00001.jsonl": rewardbench()},
     "rewardbench2": {"test-00000-of-00001.jsonl": rewardbench2()},
@@ -318,6 +329,7 @@ EVERY: dict[str, RowsOf] = {
     "vl-rewardbench": {"test-00000-of-00001.jsonl": vl_rewardbench()},
     "rewardmath": {"RewardMATH_direct.json": rewardmath()},
     "plan-rewardbench": plan_rewardbench(),
+    "m-rewardbench": m_rewardbench(),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rm_core.benchmarks import (
     judgebench,
+    m_rewardbench,
     plan_rewardbench,
     ppe,
     prmbench,
@@ -245,6 +246,10 @@ def trajectory_row(number: int) -> Row:
     }
 
 
+def translated_row(number: int, language: str, source: str) -> Row:
+    return rewardbench_row(number, "unused") | {"language": language, "source": source}
+
+
 def _rm_bench() -> Iterator[tuple[Row, str]]:
     for subset, count in rm_bench.SUBSETS.items():
         for number in range(count):
@@ -330,6 +335,18 @@ def _trajectories() -> Iterator[tuple[Row, str]]:
             yield trajectory_row(number), f"benchmark/{split}.jsonl"
 
 
+def _languages() -> Iterator[tuple[Row, str]]:
+    sources = {"Chat": "mt-bench-easy", "Chat Hard": "llmbar-natural", "Safety": "donotanswer"}
+    sources |= {"math-prm": "math-prm", "code": "hep-rust"}
+    for language in m_rewardbench.LANGUAGES:
+        number = 0
+        for parts in m_rewardbench.PARTS.values():
+            for part, count in parts.items():
+                for _ in range(count):
+                    number += 1
+                    yield translated_row(number, language, sources[part]), "test.parquet"
+
+
 _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "rewardbench": _rewardbench,
     "rewardbench2": _rewardbench2,
@@ -344,4 +361,5 @@ _WHOLE: Mapping[str, Callable[[], Iterator[tuple[Row, str]]]] = {
     "vl-rewardbench": _images,
     "rewardmath": _solutions,
     "plan-rewardbench": _trajectories,
+    "m-rewardbench": _languages,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from rm_core.benchmarks.base import Benchmark
 from rm_core.benchmarks.judgebench import JudgeBench
+from rm_core.benchmarks.m_rewardbench import MRewardBench
 from rm_core.benchmarks.plan_rewardbench import PlanRewardBench
 from rm_core.benchmarks.ppe import PPECorrectness, PPEPreference
 from rm_core.benchmarks.prmbench import PRMBench
@@ -37,6 +38,7 @@ _OFFICIAL: tuple[Any, ...] = (
     VLRewardBench(),
     RewardMATH(),
     PlanRewardBench(),
+    MRewardBench(),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _OFFICIAL})
 """Every benchmark in its official variant."""

@@ -43,6 +43,7 @@ BenchmarkName: TypeAlias = Literal[
     "vl-rewardbench",
     "rewardmath",
     "plan-rewardbench",
+    "m-rewardbench",
 ]
 _FULL_SCALE = {"percent": 100.0, "fraction": 1.0}
 _CACHE_PREFIX = "models--"

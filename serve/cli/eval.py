@@ -40,6 +40,7 @@ BENCHMARK_NAMES = (
     "vl-rewardbench",
     "rewardmath",
     "plan-rewardbench",
+    "m-rewardbench",
 )
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 

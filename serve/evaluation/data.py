@@ -34,6 +34,7 @@ _TOTAL = "total_dataset"
 _RMB_FOLDERS = ("BoN_set", "Pairwise_set")
 _PAIRWISE = "pairwise"
 _SNAPSHOTS = "snapshots"
+_TRANSLATION = "translation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,9 @@ def _select_files(
     if benchmark == "rewardmath":
         # The file of pairs repeats the solutions.
         kept = [name for name in kept if _PAIRWISE not in os.path.basename(name)] or kept
+    if benchmark == "m-rewardbench":
+        # The pairs of translations are another task.
+        kept = [name for name in kept if _TRANSLATION not in Path(name).parts] or kept
     if benchmark == "rmb":
         in_folders = [name for name in kept if set(_RMB_FOLDERS) & set(Path(name).parts)]
         kept = in_folders or kept

@@ -25,6 +25,7 @@ NAMES = [
     "vl-rewardbench",
     "rewardmath",
     "plan-rewardbench",
+    "m-rewardbench",
 ]
 JOINTLY_GRADED = ("rewardbench2", "processbench", "prmbench")
 

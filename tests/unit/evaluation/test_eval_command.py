@@ -191,6 +191,7 @@ def test_leaderboard_prints_every_benchmark() -> None:
         "best-of-n": "",
         "vl-rewardbench": "Skywork/Skywork-VL-Reward-7B",
         "rewardmath": LLAMA,
+        "m-rewardbench": "",
         "plan-rewardbench": "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
     }
     for name in BENCHMARK_NAMES:

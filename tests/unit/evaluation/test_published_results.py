@@ -30,6 +30,7 @@ _NUM_ROWS = {
     "vl-rewardbench": 6,
     "rewardmath": 9,
     "plan-rewardbench": 7,
+    "m-rewardbench": 0,
 }
 GEMMA = "Skywork/Skywork-Reward-Gemma-2-27B"
 
@@ -138,6 +139,7 @@ def test_every_published_metric_has_a_local_name() -> None:
         "vl-rewardbench": {"overall", "mean_of_sections", *GROUPS},
         "rewardmath": {"overall", "pairs", "mrr"},
         "plan-rewardbench": {"overall", *SPLITS},
+        "m-rewardbench": set(),
     }  # fmt: skip
     assert set(known) == set(BENCHMARKS)
     for name, allowed in known.items():
