@@ -102,9 +102,11 @@ def test_invalid_row_is_refused(changes: dict[str, Any], message: str) -> None:
 
 
 def test_pairs_of_translations_are_not_read(tmp_path: Path) -> None:
-    rows = benchmark_files.m_rewardbench()
-    more = {"translation/test-00000-of-00001.jsonl": [{"id": 1, "subset": "de-en"}]}
-    folder = benchmark_files.write(tmp_path / "data", rows | more)
+    rows = {
+        **benchmark_files.m_rewardbench(),
+        "translation/test-00000-of-00001.jsonl": [{"id": 1, "subset": "de-en"}],
+    }
+    folder = benchmark_files.write(tmp_path / "data", rows)
     lines: list[str] = []
     data = load_data(
         BENCHMARK, str(folder), split=None, exclude=tmp_path / "out", notify=lines.append
