@@ -29,12 +29,14 @@ from serve.cli.options import (
 )
 from serve.cli.plan import plan
 from serve.cli.score import score
+from serve.cli.select import select
 from serve.escaping import escape_line
 
 _EXAMPLES = """\b
 Examples:
   skyreward serve --model Skywork/Skywork-Reward-V2-Qwen3-0.6B --port 8000
   skyreward score pairs.jsonl -o scored.jsonl --model demo
+  skyreward select scored.jsonl -o best.jsonl --best-of-n
   skyreward calibrate pairs.jsonl --model demo -o demo-calibration.json
   skyreward eval rm-bench --data rm-bench/ --model demo -o results/
   skyreward models Skywork-Reward-V2-Qwen3-0.6B
@@ -205,6 +207,7 @@ def serve(
 
 
 main.add_command(score)
+main.add_command(select)
 main.add_command(calibrate)
 main.add_command(evaluate)
 main.add_command(compare_runs)

@@ -94,6 +94,20 @@ def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> Writer:
     return JsonlWriter(file, scan.names, compress=is_compressed)
 
 
+def open_plain_writer(output: Path, file: IO[bytes], schema: pa.Schema | None) -> Writer:
+    """Open a writer of rows that have no result columns.
+
+    Args:
+        output: path of OUTPUT.
+        file: file to write, from its beginning.
+        schema: columns of the rows; needed if OUTPUT is a table.
+    """
+    if is_tabular(output):
+        assert schema is not None, "a table has a schema"
+        return ParquetWriter(file, ResultNames(), schema, None)
+    return JsonlWriter(file, ResultNames(), compress=output.suffix.lower() == _GZIP_SUFFIX)
+
+
 class AbortableFile(io.RawIOBase):
     """Forwards bytes to a file until `abort`, and discards them afterwards; the file stays open.
 
@@ -234,22 +248,24 @@ _encode_as_ascii = json.JSONEncoder(allow_nan=False, default=_plain).encode
 
 
 class ParquetWriter(Writer):
-    """Writes one Parquet file; `kinds` are those of the input's rows."""
+    """Writes one Parquet file; `kinds` are those of the input's rows, None without results."""
 
     def __init__(
         self,
         file: IO[bytes],
         names: ResultNames,
         schema: pa.Schema,
-        kinds: Iterable[RecordKind],
+        kinds: Iterable[RecordKind] | None,
     ) -> None:
         super().__init__(file, names)
         self._input_schema = pa.schema(
             [field for field in schema if field.name not in names.replaced_columns]
         )
-        self._result_schema = _build_result_schema(kinds, names)
-        result_metadata = {RESULTS_METADATA_KEY: json.dumps(self._result_schema.names).encode()}
-        metadata = {**(schema.metadata or {}), **result_metadata}
+        self._result_schema = pa.schema([])
+        metadata = dict(schema.metadata or {})
+        if kinds is not None:
+            self._result_schema = _build_result_schema(kinds, names)
+            metadata[RESULTS_METADATA_KEY] = json.dumps(self._result_schema.names).encode()
         self._schema = pa.schema([*self._input_schema, *self._result_schema], metadata)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._rows: list[Row] = []

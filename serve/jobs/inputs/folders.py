@@ -27,6 +27,8 @@ from serve.jobs.inputs.storage import (
 FileFormat: TypeAlias = Literal["jsonl", "parquet", "arrow"]
 
 HUB_PREFIX = "hf://"
+SELECTION_SUFFIX = ".selection.json"
+"""End of the name of the report that `skyreward select` writes next to its output."""
 SUFFIXES: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -119,8 +121,9 @@ def is_data_file(name: str) -> bool:
 
 
 def is_job_state(name: str) -> bool:
-    """Return whether a path is in a folder with the state of a job."""
-    return any(folder.endswith(".job") for folder in name.split("/")[:-1])
+    """Return whether a path is in a folder with the state of a job, or a report of a selection."""
+    *folders, file = name.split("/")
+    return file.endswith(SELECTION_SUFFIX) or any(folder.endswith(".job") for folder in folders)
 
 
 def select_split(names: Sequence[str], split: str) -> list[str]:

@@ -43,21 +43,26 @@ class Running:
     """A job that runs.
 
     Args:
-        arguments: of `skyreward score`.
+        arguments: of the command.
         log: where its standard error goes.
         chunk_rows: rows in a chunk.
+        command: command of `skyreward`.
     """
 
     def __init__(
-        self, arguments: Iterable[str | Path], log: Path, chunk_rows: int = CHUNK_ROWS
+        self,
+        arguments: Iterable[str | Path],
+        log: Path,
+        chunk_rows: int = CHUNK_ROWS,
+        command: str = "score",
     ) -> None:
         program = ROOT / "tests" / "small_chunks.py"
-        command = [sys.executable, program, str(chunk_rows), "score", *map(str, arguments)]
+        words = [sys.executable, program, str(chunk_rows), command, *map(str, arguments)]
         self._log = log
         self._started = time.perf_counter()
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         with log.open("wb") as said:
-            self._process = subprocess.Popen(command, stderr=said, env=environment, cwd=ROOT)
+            self._process = subprocess.Popen(words, stderr=said, env=environment, cwd=ROOT)
 
     @property
     def is_alive(self) -> bool:
@@ -97,9 +102,14 @@ class Running:
         )
 
 
-def run(arguments: Iterable[str | Path], log: Path, chunk_rows: int = CHUNK_ROWS) -> Ended:
+def run(
+    arguments: Iterable[str | Path],
+    log: Path,
+    chunk_rows: int = CHUNK_ROWS,
+    command: str = "score",
+) -> Ended:
     """A job from its start to its end."""
-    return Running(arguments, log, chunk_rows).wait()
+    return Running(arguments, log, chunk_rows, command).wait()
 
 
 def require(ended: Ended) -> Ended:
