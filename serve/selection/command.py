@@ -122,10 +122,9 @@ def run_selection(
         schema = _infer_schema(store, reading) if is_table else None
         report_path = output.with_name(output.name + SELECTION_SUFFIX)
         report_path.unlink(missing_ok=True)  # a report always belongs to the output next to it
-        with open_atomic(output) as file:
-            with open_plain_writer(output, file, schema) as writer:
-                for number, (record, size) in enumerate(_build_records(store, reading)):
-                    writer.write(Row(number, size, record, None, 0), {})
+        with open_atomic(output) as file, open_plain_writer(output, file, schema) as writer:
+            for number, (record, size) in enumerate(_build_records(store, reading)):
+                writer.write(Row(number, size, record, None, 0), {})
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write_atomically(report_path, text.encode())
     for problem, example in reading.examples.items():
