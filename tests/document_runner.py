@@ -31,7 +31,10 @@ CHECKPOINT = re.compile(r"\bSkywork/[\w.-]+")
 SHELL = ("bash", "console", "sh", "shell")
 # Programs of a script that is run, and commands of `skyreward` that end by themselves.
 PROGRAMS = {"cat", "curl", "echo", "export", "head", "ls", "skyreward", "sort", "tail", "wc"}
-COMMANDS = {"models", "plan", "score", "calibrate", "render", "eval", "compare-runs", "leaderboard"}
+COMMANDS = {
+    *("models", "plan", "score", "select", "calibrate", "render", "eval", "compare-runs"),
+    "leaderboard",
+}
 ROUTES = {
     "pairs": "compare",
     "responses": "rank",

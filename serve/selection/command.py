@@ -101,8 +101,8 @@ def run_selection(
     is_table = is_tabular(output)
     if reserved := sorted(_OUTPUT_COLUMNS.intersection(keep_columns)):
         raise JobInputError(
-            f"{format_keys(reserved)} cannot be kept: the output has columns of its own with this "
-            "name; rename the column in the input"
+            f"{format_keys(reserved)} cannot be kept: the output has other values under that name; "
+            "rename the column in the input"
         )
     source = open_source(input, split=split, exclude=output)
     if output.resolve() in {Path(file.path).resolve() for file in source.files}:
