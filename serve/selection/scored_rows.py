@@ -86,10 +86,14 @@ def read_scored_row(row: Row, columns: Columns) -> ScoredRow | UnusedRow:
     kind = parsed.kind
     assert kind is not None, "a parsed record has a kind"
     rewards = _list_rewards(record, kind, len(parsed.conversations))
-    if kind == "pair" and rewards == [None, None] and _get_result(record, "margin") is not None:
+    if (
+        kind == "pair"
+        and rewards == [None, None]
+        and _is_number(_get_result(record, "probability"))
+    ):
         raise JobInputError(
-            f"row {row.number} (counted from 0) has a judge's verdict on a pair, which is a "
-            "`margin` without rewards; have the judge score `responses`, whose rewards are "
+            f"row {row.number} (counted from 0) has a judge's verdict on a pair, which has a "
+            "`margin` and no rewards; have the judge score `responses`, whose rewards are "
             "comparable, or use `margin` itself"
         )
     if len(rewards) != len(parsed.conversations):

@@ -21,7 +21,8 @@ Record = dict[str, Any]
 
 def read(path: Path) -> list[Record]:
     if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
+        rows: list[Record] = pq.read_table(path).to_pylist()
+        return rows
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [json.loads(line) for line in text.splitlines()]
 
@@ -211,8 +212,7 @@ def test_kill_leaves_the_output_as_it_was(tmp_path: Path) -> None:
     source = write(tmp_path, *answers_apart(2000, 4))
     expected = select(source, "--pairs")
     content = (tmp_path / "out.jsonl").read_bytes()
-    arguments = [*SKYREWARD, "select", source, "-o", tmp_path / "out.jsonl", "--pairs"]
-    # It is killed while it reads the input, which has its name from the start on.
+    arguments = ["select", str(source), "-o", str(tmp_path / "out.jsonl"), "--pairs"]
     program = (
         "import os, sys\n"
         "from serve.selection import answer_store\n"
@@ -221,7 +221,7 @@ def test_kill_leaves_the_output_as_it_was(tmp_path: Path) -> None:
         "main()\n"
     )
     for moment in ("add", "finish_reading", "iter_selected"):
-        command = [arguments[0], "-c", program.format(moment), *map(str, arguments[3:])]
+        command = [SKYREWARD[0], "-c", program.format(moment), *arguments]
         assert subprocess.run(command, check=False).returncode == -9
         names = {path.name for path in tmp_path.iterdir()} - {"out.jsonl.selection.json"}
         assert names <= {"scored.jsonl", "out.jsonl", "out.jsonl.partial"}
@@ -249,10 +249,13 @@ SINGLE = {"prompt": "q", "response": "a", "reward": 1.0}
     [
         ([{"prompt": "q", "response": "a"}], ["--best-of-n"], "no row with a reward"),
         ([], ["--best-of-n"], "it has no rows"),
+        ([{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5}], ["--pairs"],
+         "no row with a reward"),
         ([SINGLE, {"prompt": "q", "responses": ["b"], "rewards": [1.0]}], ["--pairs"],
          "row 1 is a group and row 0 is a conversation"),
         ([{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_reward": None,
-           "rejected_reward": None, "margin": 1.5}], ["--pairs"], "a judge's verdict"),
+           "rejected_reward": None, "margin": 1.5, "probability": 0.8}], ["--pairs"],
+         "a judge's verdict"),
         ([SINGLE], ["--pairs"], "no prompt gives a row (1 one_answer)"),
         ([SINGLE], ["--best-of-n", "--keep-column", "source"], "no column `source`"),
         ([SINGLE], ["--best-of-n", "--keep-column", "reward"], "cannot be kept"),
