@@ -141,6 +141,8 @@ class SimulatedBackend:
         device: Callable[[Callable[[TokenIds], int]], SimulatedDevice] | None = None,
     ) -> None:
         self.num_replicas = 1
+        self.sleep_level = 0
+        self.freed_bytes: int | None = None
         self.usage = Usage()
         encoder = load_encoder(settings.to_model_config())
         self._device = device(encoder.count_prompt_tokens) if device else None
@@ -179,6 +181,15 @@ class SimulatedBackend:
     async def describe(self) -> ModelInfo:
         """See `serve.worker.backends.Backend`."""
         return self._info
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `serve.worker.backends.Backend`."""
+        return self._info
+
+    async def control(self, command: object) -> ModelInfo:
+        """A simulated model does not sleep and has no weights."""
+        raise NotImplementedError
 
     async def refresh(self) -> None:
         """See `serve.worker.backends.Backend`."""

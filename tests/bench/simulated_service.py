@@ -45,7 +45,9 @@ def main() -> None:
         )
     backends: list[SimulatedBackend] = []
 
-    def make_backend(settings: ModelSettings, _stuck_after_s: float | None) -> SimulatedBackend:
+    def make_backend(
+        settings: ModelSettings, _stuck_after_s: float | None = None
+    ) -> SimulatedBackend:
         backends.append(SimulatedBackend(settings, make_device))
         return backends[-1]
 
@@ -61,10 +63,12 @@ def main() -> None:
         models=[model], host="127.0.0.1", port=options.port, log_level="WARNING"
     )
     stand_ins: dict[str, Any] = {
-        "load_scorer": lambda settings: settings,
-        "Worker": make_backend,
+        "ManagedWorker": make_backend,
         "create_app": create_app_with_usage,
     }
+    if not hasattr(local, "ManagedWorker"):  # of an older source tree
+        del stand_ins["ManagedWorker"]
+        stand_ins |= {"load_scorer": lambda settings: settings, "Worker": make_backend}
     if hasattr(local, "LocalBackend"):  # of an older source tree
         stand_ins["LocalBackend"] = lambda backend: backend
     with mock.patch.multiple(local, **stand_ins):

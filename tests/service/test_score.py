@@ -82,7 +82,7 @@ BAD: list[tuple[Any, str, str]] = [
     (
         conversation("2+2?", [{"type": "image_url", "image_url": {"url": "x"}}]),
         "invalid_conversation",
-        "only text is scored",
+        "this model reads only text",
     ),
     (conversation("word " * 3000, "ok"), "conversation_too_long", 'truncation "left"'),
 ]

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 from mutations import Mutant, by_kind, mutant
-from openapi_operations import Operation, operations_of
+from openapi_operations import Operation, controls_models, operations_of
 from raw_http import Hang, send_raw
 from schema_conformance import conform
 from service import Service, parser_of, service_of
@@ -172,8 +172,9 @@ def main() -> int:
     flags = ("--local",) if options.local else ()
     with service_of(options, *flags, model={"cache_bytes": 0}, body_timeout_s=5) as service:
         document = service.get("/openapi.json").json()
-        operations = [o for o in operations_of(document) if o.example is not None]
-        without = [o.path for o in operations_of(document) if o.method == "POST" and not o.example]
+        scoring = [o for o in operations_of(document) if not controls_models(o.path)]
+        operations = [o for o in scoring if o.example is not None]
+        without = [o.path for o in scoring if o.method == "POST" and o.example is None]
         before, pids = golden(service), {p.pid for p in service.scorers() + service.gateways()}
         unlike = conform(service.url, options.examples, options.seed)
         print(f"schemathesis: {len(unlike)} findings; now {options.mutants} mutants", flush=True)

@@ -16,6 +16,17 @@ class Operation:
     example: Any
 
 
+def controls_models(path: str) -> bool:
+    """Whether a route puts models to sleep, wakes them or replaces their weights."""
+    return path.startswith("/v1/models/") or path in (
+        "/sleep",
+        "/wake_up",
+        "/release_memory_occupation",
+        "/resume_memory_occupation",
+        "/update_weights_from_disk",
+    )
+
+
 def operations_of(document: Mapping[str, Any]) -> list[Operation]:
     """All of them, in the document's order."""
     return [
