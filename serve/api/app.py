@@ -68,6 +68,7 @@ _ROUTERS = (
     llamafactory.router,
     slime.router,
     nemo_gym.router,
+    nemo_gym.probes,
     openai_chat.router,
     pages.router,
 )

@@ -48,7 +48,8 @@ from serve.api.routing import ServiceDep, SettingsDep
 from serve.api.schemas import RankRequest
 
 router: APIRouter = create_router("NeMo-Gym")
-_probes = APIRouter(tags=["NeMo-Gym"])  # without bodies
+probes = APIRouter(tags=["NeMo-Gym"])
+"""Routes without a body."""
 
 _TASK = "_ng_task_index"
 _QUESTION: JsonDict = {"role": "user", "content": "2+2?"}
@@ -202,7 +203,7 @@ async def seed_session(_: SeedBody) -> JSONResponse:
     return JSONResponse({})
 
 
-@_probes.get("/reverify_mode", summary="Say whether rollouts may be verified again")
+@probes.get("/reverify_mode", summary="Say whether rollouts may be verified again")
 async def reverify_mode() -> JSONResponse:
     """Return `stateless`: the reward of a rollout depends on nothing else."""
     return JSONResponse("stateless")
@@ -220,9 +221,6 @@ async def aggregate_metrics(body: ResponsesBody) -> JSONResponse:
     return JSONResponse(
         {"group_level_metrics": groups, "agent_metrics": overall, "key_metrics": key}
     )
-
-
-router.include_router(_probes)
 
 
 def _read_rollout(params: Mapping[str, Any], response: Mapping[str, Any]) -> Any:
