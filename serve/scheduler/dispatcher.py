@@ -18,7 +18,7 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +56,9 @@ BatchRunner: TypeAlias = Callable[[list[PendingSequence]], Awaitable[None]]
 # That bounds how far newer sequences overtake older ones, and the time that forming a batch takes:
 # 14 to 47 ms of the event loop for 4 budgets of 32,768 tokens in conversations of 50.
 _LOOK_AHEAD = 4
+# Idle replicas share what is pending, in batches of at least this part of the token budget: much
+# smaller ones are hardly faster on a device.
+_MAX_SHARES = 8
 # A replica gets its next batch this long before it is expected to be free: longer than a batch
 # takes to reach it, short enough that requests which arrive meanwhile do not wait behind the batch.
 _PREFETCH_S = 0.05
@@ -282,12 +285,13 @@ class Dispatcher:
             exclude=self._suspects,
             get_size=self._count_uncached_tokens,
         )
-        replica = ""
+        replica, max_tokens = "", self.max_batch_tokens
         if self.prompts.max_tokens and self._backend.num_replicas > 1:
             pending, replica = self._choose_replica(pending, now)
+            max_tokens = self._compute_share(pending)
         if not pending:
             return None
-        half = self.max_batch_tokens // 2
+        half = max_tokens // 2
         small = [
             sequence
             for sequence, entries in pending.items()
@@ -298,7 +302,7 @@ class Dispatcher:
             for sequence, entries in pending.items()
             if (num_cached := min(self.prompts.count_cached(e.prompt) for e in entries))
         }
-        batch = form_mixed_batch(small, list(pending), self.max_batch_tokens, cached)
+        batch = form_mixed_batch(small, list(pending), max_tokens, cached)
         entries = [entry for sequence in batch.sequences for entry in pending[sequence]]
         return entries, batch.num_tokens, replica
 
@@ -307,16 +311,17 @@ class Dispatcher:
     ) -> tuple[dict[TokenIds, list[PendingSequence]], str]:
         """Return the sequences that may be in the next batch, and the replica that should have it.
 
-        These are sequences whose prompts the replica has, or no replica has. A sequence whose
+        These are sequences whose prompts that replica has, or no replica has. A sequence whose
         prompt is at a busy replica waits while there are others to send, and while that replica
         should be free before another one could compute the prompt twice; but not for a batch that
         takes much longer than expected.
         """
-        busy = self._throughput.map_busy_replicas()
+        throughput = self._throughput
+        busy = throughput.map_busy_replicas()
         free = [name for name in self._replicas if name not in busy]
-        all_busy = self._throughput.num_in_flight >= self._backend.num_replicas
-        if all_busy and not free:
-            free = [self._throughput.find_next_free(self._backend.num_replicas)]
+        is_one_idle = throughput.num_in_flight < self._backend.num_replicas
+        if not free and not is_one_idle:
+            free = [throughput.find_next_free()]
         ready: dict[TokenIds, list[PendingSequence]] = {}
         moving: dict[TokenIds, list[PendingSequence]] = {}
         replica, latest_end = "", math.inf
@@ -328,8 +333,8 @@ class Dispatcher:
                 if home == replica:
                     ready[sequence] = entries
             elif prompt is not None and home in busy and now < busy[home].latest_end < math.inf:
-                seconds = self._throughput.rate.estimate_seconds(prompt.num_tokens)
-                if not all_busy and seconds and busy[home].expected_end - now > 2 * seconds:
+                seconds = throughput.rate.estimate_seconds(prompt.num_tokens)
+                if is_one_idle and seconds and busy[home].expected_end - now > 2 * seconds:
                     moving[sequence] = entries
                 latest_end = min(latest_end, busy[home].latest_end)
             else:
@@ -337,6 +342,21 @@ class Dispatcher:
         if pending and not ready and not moving:
             self._schedule_soon(latest_end - now)  # unless a result comes before
         return ready or moving, replica or next(iter(free), "")
+
+    def _compute_share(self, pending: Mapping[TokenIds, list[PendingSequence]]) -> int:
+        """Return the token budget of a batch of which each free replica gets an equal one."""
+        num_free = self._backend.num_replicas - self._throughput.num_in_flight
+        if num_free <= 1:
+            return self.max_batch_tokens
+        prompts = {entries[0].prompt for entries in pending.values()}
+        num_tokens = sum(prompt.num_tokens for prompt in prompts if prompt) - sum(
+            map(self.prompts.count_cached, prompts)
+        )
+        for sequence, entries in pending.items():
+            prompt = entries[0].prompt
+            num_tokens += len(sequence) - (prompt.num_tokens if prompt else 0)
+        least = self.max_batch_tokens // _MAX_SHARES
+        return min(self.max_batch_tokens, max(least, math.ceil(num_tokens / num_free)))
 
     def _count_uncached_tokens(self, entry: PendingSequence) -> int:
         return len(entry.sequence) - self.prompts.count_cached(entry.prompt)
@@ -616,9 +636,11 @@ class ThroughputEstimator:
         """Return the known replicas of batches in flight, each with its batch that ends last."""
         return {batch.replica: batch for batch in self._sort_by_end() if batch.replica}
 
-    def find_next_free(self, num_replicas: int) -> str:
-        """Return the replica that should be free next, while all have batches."""
-        return self._sort_by_end()[self.num_in_flight - num_replicas].replica
+    def find_next_free(self) -> str:
+        """Return the known replica that should be free next, of those that have one batch."""
+        num_batches = Counter(batch.replica for batch in self._in_flight)
+        replicas = [batch.replica for batch in self._sort_by_end()]
+        return next((name for name in replicas if name and num_batches[name] == 1), "")
 
     def _sort_by_end(self) -> list[InFlightBatch]:
         return sorted(self._in_flight, key=lambda batch: batch.expected_end)
