@@ -32,6 +32,7 @@
 └── JobError                          a job cannot start or continue; finished chunks are kept
     ├── JobInputError                   the input cannot be read, or a job does not support it
     ├── JobOutputError                  the output's format cannot hold the columns or results
+    ├── StorageError                    a file at an address cannot be read or written
     ├── JobRefusedError                 another job, or another run of this job, uses the output
     ├── DiskFullError                   the disk is full
     ├── BadRowError                     a row has an error, and --fail-fast was given
@@ -190,6 +191,20 @@ class JobOutputError(JobError):
     """The output's format cannot hold the input's columns or the results."""
 
     code = "job_output"
+
+
+class StorageError(JobError):
+    """A file at an address cannot be read or written.
+
+    Attributes:
+        is_temporary: whether the same operation may succeed later.
+    """
+
+    code = "storage"
+
+    def __init__(self, detail: str, *, is_temporary: bool = False) -> None:
+        super().__init__(detail)
+        self.is_temporary = is_temporary
 
 
 class JobRefusedError(JobError):

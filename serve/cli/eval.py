@@ -50,8 +50,9 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
 @click.option(
     "--data",
     metavar="PATH",
-    help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, "
-    "or hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the hub]",
+    help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, also at "
+    "an address such as hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the "
+    "hub]",
 )
 @click.option(
     "--split",

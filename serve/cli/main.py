@@ -255,7 +255,7 @@ def render(file: Any, truncation: Any, **options: Any) -> None:
 
     columns = Columns(**pop_columns(options))
     name = str(getattr(file, "name", ""))
-    path = name if Path(name).is_file() else None  # not so for standard input
+    path = Path(name) if Path(name).is_file() else None  # not so for standard input
     config = build_model_config(**options)
     failed = render_lines(file, config, truncation, click.echo, columns, path)
     if failed:

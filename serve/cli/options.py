@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -110,6 +111,16 @@ class _LabelPair(click.ParamType[tuple[str, str]]):
         if not comma or "," in second:
             self.fail(f"{value!r} is not two labels separated by a comma", param, ctx)
         return first, second
+
+
+class LocalPath(click.Path):
+    """A path on this machine, in contrast to an address such as `s3://bucket/file`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text of the command line."""
+        if "://" in str(value):
+            self.fail(f"{value!r} is an address; give a path on this machine", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def model_options(command: CommandT) -> CommandT:
@@ -404,6 +415,15 @@ def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
     columns["ignored"] = options.pop("ignore_column")
     return columns | {name: options.pop(name) for name in ("transcripts", "policy_template")}
 
+
+state_option = click.option(
+    "--state",
+    type=LocalPath(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder for the state of the job, such as one on a shared volume, so that another machine "
+    "can resume the job.  [default: OUTPUT.job; for an address, a folder in "
+    "~/.local/state/skyreward/jobs]",
+)
 
 truncation_option = click.option(
     "--truncation",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from serve.cli.options import (
+    LocalPath,
     SingleValueCommand,
     aggregation_option,
     column_options,
@@ -18,13 +19,14 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    state_option,
     truncation_option,
 )
 
 
 @click.command(cls=SingleValueCommand)
 @click.argument("input")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="File or address to write.")
 @executor_options
 @truncation_option
 @aggregation_option
@@ -36,6 +38,7 @@ from serve.cli.options import (
 )
 @column_options
 @input_options
+@state_option
 @click.option("--fail-fast", is_flag=True, help="Stop at the first row with an error.")
 @click.option(
     "--overwrite",
@@ -51,20 +54,21 @@ from serve.cli.options import (
 @click.option("--dry-run", is_flag=True, help="Count tokens and estimate the time; write nothing.")
 @click.option(
     "--report",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=LocalPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write an HTML report with the distributions of rewards and margins.",
 )
 @handle_errors
-def score(input: str, output: Path | None, **options: Any) -> None:
+def score(input: str, output: str | None, **options: Any) -> None:
     """Score a file of any size. An interrupted job resumes when the command is run again.
 
     INPUT is JSONL (also .gz), Parquet, a folder or a quoted glob of these, a folder saved by
-    `datasets`, or hf://datasets/ORG/NAME. OUTPUT ends with .jsonl, .jsonl.gz or .parquet. Rows are
-    conversations, pairs or groups, recognized by their columns; all other columns are copied to
-    OUTPUT. A step model also reads lists of steps, and a judge compares the answers of pairs and
-    groups. Finished chunks are kept in OUTPUT.job. A row that cannot be scored gets an `error`,
-    and the exit code is 3 if any row has one.
+    `datasets`, or hf://datasets/ORG/NAME. OUTPUT ends with .jsonl, .jsonl.gz or .parquet. Both may
+    be addresses such as s3://BUCKET/FILE. Rows are conversations, pairs or groups, recognized by
+    their columns; all other columns are copied to OUTPUT. A step model also reads lists of steps,
+    and a judge compares the answers of pairs and groups. Finished chunks are kept in OUTPUT.job, or
+    where --state says. A row that cannot be scored gets an `error`, and the exit code is 3 if any
+    row has one.
 
     Example: skyreward score pairs.jsonl -o scored.jsonl --model demo
     """

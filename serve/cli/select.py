@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import click
@@ -45,9 +44,9 @@ class _Top(click.ParamType[int | Fraction]):
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="File to write, which ends with .jsonl, .jsonl.gz or .parquet.",
+    help="File or address to write, which ends with .jsonl, .jsonl.gz or .parquet.",
 )
 @click.option("--best-of-n", is_flag=True, help="Select the best answer to each prompt.")
 @click.option("--pairs", is_flag=True, help="Select preference pairs.")
@@ -88,7 +87,7 @@ class _Top(click.ParamType[int | Fraction]):
 @handle_errors
 def select(
     input: str,
-    output: Path,
+    output: str,
     best_of_n: bool,
     pairs: bool,
     top: int | Fraction | None,

@@ -30,6 +30,7 @@ from serve.jobs.inputs.image_references import collect_images, refer_to_images
 from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store
@@ -226,7 +227,7 @@ def run_scoring_job(
     """
     spec = JobSpec(
         source=open_source(str(path)),
-        output=folder / REWARDS,
+        output=Output.parse(folder / REWARDS),
         inputs=inputs,
         truncation=context.truncation,
         chunk_rows=_CHUNK_ROWS,
@@ -253,7 +254,7 @@ def run_scoring_job(
             if model:
                 provenance = ScoringProvenance(model, context.truncation)
                 provenance.write(provenance_path)
-    rewards = _read_rewards(spec.output, items)
+    rewards = _read_rewards(folder / REWARDS, items)
     rewards.provenance, rewards.summary = provenance, summary
     return rewards
 

@@ -20,6 +20,7 @@ from serve.errors import ScoreFileError
 from serve.jobs.atomic_io import write_atomically
 from serve.jobs.inputs.json_rows import build_length_error, parse_line, split_lines
 from serve.jobs.inputs.text import open_decompressed
+from serve.jobs.storage import LocalFile
 
 SCORES = "scores.jsonl"
 _NUMBERS = ("rewards", "log_odds", "step_rewards")
@@ -65,7 +66,7 @@ def read_scores(
     lines: dict[ItemKey, int] = {}
     names: dict[tuple[str, ...], int] = {}
     number = 0
-    with open_decompressed(str(path)) as file:
+    with open_decompressed(LocalFile(path)) as file:
         for number, (line, size) in enumerate(split_lines(file), 1):
             if line.isspace():
                 continue

@@ -13,10 +13,8 @@ from typing import Any
 
 from rm_core.config import Kind
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
-from serve.jobs.atomic_io import open_atomic
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
-from serve.jobs.inputs.storage import compute_sha256, measure_file
 from serve.jobs.manifest import (
     Completion,
     Manifest,
@@ -29,6 +27,7 @@ from serve.jobs.progress import Progress
 from serve.jobs.report import Report
 from serve.jobs.runner import ChunkRunner, raise_on_error
 from serve.jobs.spec import JobSpec, require_fitting_options
+from serve.jobs.storage import InputFile, hash_stream
 from serve.jobs.store import JobStore, find_result_columns
 from serve.jobs.summary import Summary
 from serve.jobs.writers import Writer, is_tabular, open_writer
@@ -87,7 +86,8 @@ class Job:
             model = self._resolve_identity() if needs_identity else None
             require_compatible(manifest, spec.source.files, model, spec)
             return manifest
-        if spec.output.exists() and not spec.overwrite:
+        before = spec.output.measure()
+        if before.exists and not spec.overwrite:
             raise JobRefusedError(
                 f"{spec.output} exists, and no job is known to have written it; give another "
                 "output, or --overwrite to replace it"
@@ -95,7 +95,8 @@ class Job:
         model = self._resolve_identity()
         kind = get_kind(model)
         require_fitting_options(spec, kind)
-        manifest = Manifest(self._scan_input(kind), model, spec.options, spec.model_spec)
+        scan = self._scan_input(kind)
+        manifest = Manifest(scan, model, spec.options, spec.model_spec, output_before=before)
         self.store.save_manifest(manifest)
         return manifest
 
@@ -131,9 +132,12 @@ class Job:
         try:
             self._score(manifest)
             if self.spec.writes_rows:
-                return self._write_output(manifest)
-            self._require_same_input(manifest)
-            return self.store.summary
+                summary = self._write_output(manifest)
+            else:
+                self._require_same_input(manifest)
+                summary = self.store.summary
+            self.spec.source.fetched.clear()
+            return summary
         except BaseException:
             if self.store.num_chunks:
                 self.notify(
@@ -173,13 +177,21 @@ class Job:
         summary.renamed = dict(manifest.scan.names.renames)
         self.progress.start_phase("writing", total=manifest.scan.num_rows)
         self._require_same_input(manifest)
-        with open_atomic(output) as stream:
+        with output.open_atomic() as stream:
             with open_writer(output, stream, manifest.scan) as writer:
                 self._write_rows(writer)
             self._require_same_input(manifest)
+            size = stream.tell()
+            stream.seek(0)
+            sha256 = hash_stream(stream)
+            self._require_replaceable(manifest, size, sha256)
         summary.nulled = writer.null_counts
-        file = measure_file(str(output))
-        completion = Completion(file.size, file.mtime_ns, compute_sha256(file.path), summary)
+        state = output.measure()
+        if state.size != size:
+            raise JobRefusedError(
+                f"{output} changed right after it was written; give another output"
+            )
+        completion = Completion(size, state.mtime_ns, sha256, summary, state.etag)
         self.store.complete(
             replace(manifest, completion=completion, model_spec=self.spec.model_spec)
         )
@@ -201,7 +213,7 @@ class Job:
             self.progress.advance(len(chunk))
 
     def _require_same_input(self, manifest: Manifest) -> None:
-        current = [measure_file(file.path) for file in self.spec.source.files]
+        current = [InputFile.from_location(file.location) for file in self.spec.source.files]
         has_limit = self.spec.limit is not None
         if changes := find_input_changes(manifest.scan.files, current, has_limit=has_limit):
             raise self._input_changed_error("; ".join(changes))
@@ -212,10 +224,23 @@ class Job:
             "input, or start over with --overwrite"
         )
 
+    def _require_replaceable(self, manifest: Manifest, size: int, sha256: str) -> None:
+        """Check that the output is still what it was when the job began, or is what it becomes."""
+        output, state = self.spec.output, self.spec.output.measure()
+        if manifest.output_before is None or not state.exists or state == manifest.output_before:
+            return
+        if state.size != size or output.location.compute_sha256() != sha256:
+            raise JobRefusedError(
+                f"{output} was written by something else since the job began; move it away, then "
+                "run the same command again, or score all rows again with --overwrite"
+            )
+
     def _require_output(self, completion: Completion) -> None:
         output, size = self.spec.output, completion.size
-        file = measure_file(str(output))
-        pinned = FileDigest(file.path, size, completion.mtime_ns, completion.sha256, size)
+        file = InputFile.from_location(output.location)
+        pinned = FileDigest(
+            file.path, size, completion.mtime_ns, completion.sha256, size, completion.etag
+        )
         if is_unchanged(pinned, file):
             self.notify(f"{output} is complete already")
             return

@@ -223,7 +223,7 @@ def read_chunks(
     rows: list[tuple[Row, ParsedRecord]] = []
     num_bytes = 0
     for row in islice(spec.source.iter_rows(first_row), num_left):
-        file = spec.source.files[row.file].path
+        file = spec.source.files[row.file].location.local_path
         images = None if max_image_bytes is None else ImageFiles(file, max_image_bytes)
         record = _parse_record(row.record, spec, kind, images)
         rows.append((row, record))

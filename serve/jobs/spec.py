@@ -13,6 +13,8 @@ from serve.errors import JobInputError, JobOutputError
 from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import FileSource
+from serve.jobs.output import Output
+from serve.jobs.storage import LocalFile
 
 CHUNK_ROWS = 2_000
 
@@ -23,7 +25,7 @@ class JobSpec:
 
     Attributes:
         source: the input.
-        output: file for the rows with their rewards.
+        output: file for the rows with their rewards, and the state of the job.
         truncation: how to handle conversations that are too long.
         columns: columns of the records.
         aggregation: how the rewards of steps become the reward; None for `last`. Only for a step
@@ -44,7 +46,7 @@ class JobSpec:
     """
 
     source: FileSource
-    output: Path
+    output: Output
     truncation: Truncation = "error"
     columns: Columns = DEFAULT_COLUMNS
     aggregation: Aggregation | None = None
@@ -72,12 +74,8 @@ class JobSpec:
             **({} if self.aggregation in (None, "last") else {"aggregation": self.aggregation}),
             **({} if self.orders in (None, "both") else {"orders": self.orders}),
             **({} if self.writes_rows else {"writes_rows": False}),
+            **({"output": str(self.output)} if self.output.is_state_elsewhere else {}),
         }
-
-    @property
-    def input_paths(self) -> set[Path]:
-        """Paths of the input's files, with links resolved."""
-        return {Path(file.path).resolve() for file in self.source.files}
 
 
 def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
@@ -98,31 +96,18 @@ def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
             )
 
 
-def require_output_path(spec: JobSpec) -> None:
-    """Check that the output has a folder, and is a file other than the input."""
-    output = spec.output
-    _require_folder(output)
-    if output.exists() and not output.is_file():
-        raise JobOutputError(f"{output} is not a file; give the name of a file as the output")
-    if output.resolve() in spec.input_paths:
-        raise JobOutputError(f"{output} is also the input; give another name for the output")
-
-
 def require_report_path(report: Path, spec: JobSpec) -> None:
     """Check that a report has a folder, and that it does not replace another kind of file."""
-    _require_folder(report)
-    other_files = {spec.output.resolve(), *spec.input_paths}
+    location = LocalFile(report)
+    if not report.parent.is_dir():
+        raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
+    others = [spec.output.location, *(file.location for file in spec.source.files)]
     is_html = True
     if report.is_file():
         with report.open("rb") as file:
             is_html = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if report.resolve() in other_files or not is_html:
+    if any(location.is_inside(other) for other in others) or not is_html:
         raise JobOutputError(
             f"the report would replace {report}, which is not an HTML report; give another name, "
             "such as report.html"
         )
-
-
-def _require_folder(file: Path) -> None:
-    if not file.parent.is_dir():
-        raise JobOutputError(f"the folder {file.parent} does not exist; create it first")

@@ -28,12 +28,12 @@ from filelock import FileLock, Timeout
 
 from rm_core import Reward, ScoreError
 from serve.errors import DiskFullError, JobError, JobOutputError, JobRefusedError
-from serve.jobs.atomic_io import TEMP_SUFFIX, make_private_folder
 from serve.jobs.inputs.scan import FileDigest
-from serve.jobs.inputs.storage import compute_sha256
 from serve.jobs.manifest import Manifest
+from serve.jobs.output import FETCHED_FOLDER, LOCK_FILE, Output
 from serve.jobs.row_results import Result, RowResults
-from serve.jobs.spec import JobSpec, require_output_path
+from serve.jobs.spec import JobSpec
+from serve.jobs.storage import parse_location
 from serve.jobs.summary import Summary
 
 Digest = bytes
@@ -64,11 +64,6 @@ _NO_ROOM = (
 )
 
 
-def get_job_folder(output: Path) -> Path:
-    """Return the folder for the state of an output's job."""
-    return output.with_name(output.name + ".job")
-
-
 @contextlib.contextmanager
 def open_store(spec: JobSpec) -> Iterator[JobStore]:
     """Lock and open the state of a job; create it if the job is new or `overwrite` is set.
@@ -82,11 +77,11 @@ def open_store(spec: JobSpec) -> Iterator[JobStore]:
         DiskFullError: the disk is too full for the files of the job.
         JobError: the state is damaged.
     """
-    require_output_path(spec)
-    folder = get_job_folder(spec.output)
+    spec.output.require_writable(spec.source)
+    folder = spec.output.state_folder
     path = folder / STATE_FILE
     try:
-        make_private_folder(folder)
+        spec.output.make_state_folder()
         with _hold_lock(folder):
             if spec.overwrite:
                 _remove_state(spec.output)
@@ -211,12 +206,12 @@ class JobStore:
         )
 
 
-def read_finished_manifest(output: Path) -> Manifest | None:
-    """Return the manifest of the finished job of an output; None if none can be read.
+def read_finished_manifest(state_folder: Path) -> Manifest | None:
+    """Return the manifest of a finished job; None if none can be read.
 
     The folder may be that of somebody else.
     """
-    path = get_job_folder(output) / STATE_FILE
+    path = state_folder / STATE_FILE
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for a writer
             return None
@@ -233,12 +228,11 @@ def read_finished_manifest(output: Path) -> Manifest | None:
 
 def find_result_columns(file: FileDigest) -> frozenset[str]:
     """Return the result columns of a file if it is the unchanged output of a job, else none."""
-    path = Path(file.path)
-    manifest = read_finished_manifest(path)
+    manifest = read_finished_manifest(Output.parse(file.path).state_folder)
     if not (manifest and manifest.completion and manifest.completion.size == file.size):
         return frozenset()
     is_whole = file.num_hashed_bytes == file.size
-    digest = file.sha256 if is_whole else compute_sha256(file.path, file.size)
+    digest = file.sha256 if is_whole else parse_location(file.path).compute_sha256(file.size)
     is_unchanged = digest == manifest.completion.sha256
     return manifest.scan.names.result_columns if is_unchanged else frozenset()
 
@@ -250,7 +244,7 @@ def _hold_lock(folder: Path) -> Iterator[None]:
     The content of the lock file names the process. The file is never removed: removal would let two
     runs lock two files of the same name.
     """
-    path = folder / "lock"
+    path = folder / LOCK_FILE
 
     def write_owner(descriptor: int) -> None:
         # Only for people to read, so a full disk does not fail the run here.
@@ -270,14 +264,15 @@ def _hold_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_state(output: Path) -> None:
+def _remove_state(output: Output) -> None:
     """Remove all files of a job but its lock and its output."""
-    folder = get_job_folder(output)
+    folder = output.state_folder
     for pattern in (f"{STATE_FILE}*", "manifest.json*", "seen.sqlite*", "batches.json*"):
         for path in folder.glob(pattern):
             path.unlink()
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
-    output.with_name(output.name + TEMP_SUFFIX).unlink(missing_ok=True)
+    for name in ("chunks", FETCHED_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    output.remove_partial()
 
 
 def _read_manifest(path: Path, connection: sqlite3.Connection) -> Manifest | None:
@@ -371,7 +366,7 @@ def _translate_error(path: Path, error: OSError | sqlite3.Error) -> JobError | N
     if is_denied:
         return JobOutputError(
             f"{folder} is not writable ({error}); a job writes its output and its state there: "
-            "choose another folder for the output"
+            "choose another folder for the output, or one for the state with --state"
         )
     if isinstance(error, OSError):
         return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.jobs.output import get_job_folder
 from serve.jobs.store import read_finished_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,7 +50,7 @@ class Way:
 
     def figures(self) -> dict[str, Any]:
         """What the job took."""
-        manifest = read_finished_manifest(self.folder / "rewards.jsonl")
+        manifest = read_finished_manifest(get_job_folder(self.folder / "rewards.jsonl"))
         assert manifest
         assert manifest.completion
         took = manifest.completion.summary
