@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import benchmark_files
 import pytest
 from conftest import BENCHMARK_DATA
-from peers import peer_path
+from peers import peer_functions
 from published_rows import read, scored, trajectory_row, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem
@@ -103,17 +102,8 @@ def test_conversations_equal_those_of_the_runner(
     benchmark: PlanRewardBench, evaluator: str
 ) -> None:
     """The runner's own code makes the same messages of every published row, in both forms."""
-    runner = peer_path("Plan-RewardBench") / "eval" / "evaluate_benchmark_final.py"
-    names: dict[str, Any] = {"json": json}
-    source = ast.parse(runner.read_text(encoding="utf-8"))
-    (found,) = (
-        node for node in source.body if isinstance(node, ast.ClassDef) and node.name == evaluator
-    )
-    wanted = ("format_tools", "_convert_messages_to_chat")
-    source.body = [
-        node for node in found.body if isinstance(node, ast.FunctionDef) and node.name in wanted
-    ]
-    exec(compile(source, runner.name, "exec"), names)
+    runner = "Plan-RewardBench/eval/evaluate_benchmark_final.py"
+    names = peer_functions(runner, ("format_tools", "_convert_messages_to_chat"), cls=evaluator)
     formatter = SimpleNamespace(format_tools=partial(names["format_tools"], None))
     convert = partial(names["_convert_messages_to_chat"], formatter)
     num_conversations = 0
