@@ -14,6 +14,7 @@ downloaded (`tests/vocabularies.py`). The last line is one JSON object.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -38,6 +39,7 @@ from workloads import TEMPLATE
 from rm_core import BatchConfig, Encoded, ModelConfig, RewardScorer
 from rm_core.benchmarks.plan_rewardbench import PlanRewardBench
 from rm_core.inputs.conversations import join
+from rm_core.packing import common_prefix_length
 from serve.evaluation.runner import read_items
 
 TOLERANCE = 1e-4
@@ -95,29 +97,37 @@ def read_pairs(way: Way) -> list[tuple[tuple[str, str], list[Conversation]]]:
 def measure_sharing(
     scorer: RewardScorer, pairs: Sequence[tuple[tuple[str, str], list[Conversation]]]
 ) -> dict[str, Any]:
-    """Return tokens by split, and the share of a pair's tokens that are in a common beginning."""
-    found: dict[str, list[int]] = {}
+    """Return what conversations share: by split within a pair, and at most among all of them."""
+    splits: dict[str, dict[str, int]] = {}
+    every: list[tuple[int, ...]] = []
     for (split, _), conversations in pairs:
         first, second = (
             one.input_ids
             for one in scorer.encoder.encode_all(conversations, "right")
             if isinstance(one, Encoded)
         )
-        differs = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-        common = next(differs, min(len(first), len(second)))
-        totals = found.setdefault(split, [0, 0, 0, 0])
-        totals[0] += 1
-        totals[1] += len(first) + len(second)
-        totals[2] += 2 * common
-        totals[3] = max(totals[3], len(first), len(second))
+        every += [tuple(first), tuple(second)]
+        total = splits.setdefault(split, {"pairs": 0, "tokens": 0, "shared": 0, "longest": 0})
+        total["pairs"] += 1
+        total["tokens"] += len(first) + len(second)
+        total["shared"] += 2 * common_prefix_length(first, second)
+        total["longest"] = max(total["longest"], len(first), len(second))
+    every.sort()
+    num_tokens = sum(map(len, every))
+    shared = sum(common_prefix_length(*neighbors) for neighbors in itertools.pairwise(every))
     return {
-        split: {
-            "pairs": num_pairs,
-            "tokens": num_tokens,
-            "shared_in_pair": round(shared / num_tokens, 4),
-            "longest": longest,
-        }
-        for split, (num_pairs, num_tokens, shared, longest) in found.items()
+        "splits": {
+            split: {
+                "pairs": total["pairs"],
+                "tokens": total["tokens"],
+                "shared_in_pair": round(total["shared"] / total["tokens"], 4),
+                "longest": total["longest"],
+            }
+            for split, total in splits.items()
+        },
+        "shared_in_pairs": round(sum(t["shared"] for t in splits.values()) / num_tokens, 4),
+        "not_computed_at_most": round(shared / num_tokens, 4),
+        "max_batch_tokens": scorer.describe().max_batch_tokens,
     }
 
 
@@ -212,7 +222,7 @@ def main() -> int:
                 "items": summary["num_items"],
                 "truncated": summary["used"]["num_truncated"],
                 "sections": summary["sections"],
-                "splits": sharing,
+                **sharing,
                 "here": ours.figures(),
                 "service": theirs.figures(),
                 "largest_difference": largest,

@@ -270,6 +270,30 @@ def test_messages_of_trajectories_are_scored_as_plain_transformers(
     assert "[TOOL_RESPONSE name=look_up]" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_share_of_tokens_not_computed_is_reported(
+    checkpoint_of: PathOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pair shares its tools and its query, which go through the model once."""
+    rows = benchmark_files.plan_rewardbench()
+    out = tmp_path / "out"
+    scored = evaluate("plan-rewardbench", checkpoint_of("qwen3"), out, rows)
+    reference = Reference(checkpoint_of("qwen3"))
+    conversations = [
+        reference.input_ids([*item["prompt"], {"role": "assistant", "content": response}])
+        for item in scored
+        for response in item["responses"]
+    ]
+    num_tokens = sum(map(len, conversations))
+    # Distinct beginnings are the nodes of the tree of all conversations.
+    num_computed = len({tuple(ids[: i + 1]) for ids in conversations for i in range(len(ids))})
+    saved = num_tokens - num_computed
+    share = f"{num_tokens:,} tokens, of which {saved:,} ({100 * saved / num_tokens:.1f}%)"
+    assert saved > 0.2 * num_tokens
+    assert f"{share} were not computed" in capsys.readouterr().out.replace("\n", " ")
+    assert f"{share} were not computed." in (out / "summary.md").read_text()
+    assert f"{saved:,} ({100 * saved / num_tokens:.1f}%)" in (out / "report.html").read_text()
+
+
 def test_template_that_refuses_messages_of_trajectories_is_named(
     checkpoint_of: PathOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from peers import peer_functions, peer_path
 from published_rows import whole
 from transformers import AutoTokenizer
 
+import rm_core.benchmarks.rewardbench
 from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.benchmarks.rewardbench import PRIOR_SETS, SECTIONS
 from serve.cli.eval import BENCHMARK_NAMES
@@ -42,9 +43,9 @@ def evaluate_whole(evaluate: Evaluate, tmp_path: Path) -> Callable[..., Path]:
         for row, origin in whole(name)[drop:]:
             rows_by_file.setdefault(origin.replace(".parquet", ".jsonl"), []).append(row)
         if options.get("prior_sets") == "on":
-            rows = [whole("rewardbench")[0][0] | {"subset": None}] * max(PRIOR_SETS.values())
-            rows = [row | {"id": number} for number, row in enumerate(rows)]
-            rows_by_file |= {f"{one}.jsonl": rows[:count] for one, count in PRIOR_SETS.items()}
+            row = whole("rewardbench")[0][0] | {"subset": None}
+            for name_of_set, count in rm_core.benchmarks.rewardbench.PRIOR_SETS.items():
+                rows_by_file[f"{name_of_set}.jsonl"] = [row | {"id": n} for n in range(count)]
         data = benchmark_files.write(tmp_path / f"{name}-rows", rows_by_file)
         rng, scores, benchmark = random.Random(3), [], BENCHMARKS[name]
         if options:
@@ -199,8 +200,10 @@ def test_rewardbench_of_a_step_model_has_no_rewards(
 
 
 def test_prior_sets_are_files_of_their_own(
-    evaluate_whole: Callable[..., Path], tmp_path: Path
+    evaluate_whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counts = dict(zip(PRIOR_SETS, (2, 3, 4, 5), strict=True))
+    monkeypatch.setattr("rm_core.benchmarks.rewardbench.PRIOR_SETS", counts)
     folder = evaluate_whole("rewardbench", prior_sets="on")
     files = submit(folder, tmp_path / "out")
     subsets = read_summary(folder)["subsets"]
@@ -211,7 +214,7 @@ def test_prior_sets_are_files_of_their_own(
     }
     assert prior.items() >= {name: subsets[name] for name in PRIOR_SETS}.items()
     rows = json.loads(files[f"pref-sets-scores/{MODEL}.json"])
-    assert len(rows["scores_chosen"]) == sum(PRIOR_SETS.values())
+    assert len(rows["scores_chosen"]) == sum(counts.values())
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
