@@ -195,7 +195,7 @@ def _build_rewardbench(submission: Submission) -> dict[str, str]:
         accuracies = {one.item.subset: subsets[one.item.subset].score for one in rows}
         path = f"{submission.model}.json"
         files[f"{folder}/{path}"] = _dump(head | {"chat_template": template} | accuracies)
-        # The scripts publish no rewards of classifiers of their own kinds, such as step models.
+        # The scripts publish no rewards of custom classifiers.
         if model_type != "Custom Classifier":
             columns = _list_rewardbench_rows(submission, rows) | head
             if not submission.has_verdicts:
