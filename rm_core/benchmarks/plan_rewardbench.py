@@ -90,7 +90,7 @@ class PlanRewardBench:
     name = "plan-rewardbench"
     title = "Plan-RewardBench"
     kinds: tuple[Kind, ...] = ("classifier",)
-    hub: tuple[HubDataset, ...] = ()  # Rows there do not name their split.
+    hub: tuple[HubDataset, ...] = ()  # All rows there are in one split.
     official_protocol = OfficialProtocol(
         max_length=16384,
         truncation="right",

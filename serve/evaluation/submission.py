@@ -5,19 +5,21 @@ RewardBench's form is that of `scripts/run_rm.py`, `scripts/run_generative.py` a
 `rewardbench.utils.save_to_hub` writes; RM-Bench's that of `scripts/run_rm.py` of
 github.com/THU-KEG/RM-Bench at 73c52d7 and of the table of github.com/THU-KEG/RM-Bench-Leaderboard;
 JudgeBench's that of `run_judge.py` of github.com/ScalerLab/JudgeBench at e2c52c2.
+
+The repositories of the other benchmarks describe no submissions; that of PPE was not at hand.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rm_core import find_entry, load_encoder
-from rm_core.benchmarks.base import Benchmark, Item, ScoredItem
+from rm_core.benchmarks.base import Benchmark, DecomposableBenchmark, Item, ScoredItem
 from rm_core.benchmarks.rewardbench import PRIOR_SETS
 from rm_core.benchmarks.rewardbench2 import grade_best
 from rm_core.benchmarks.rm_bench import NUM_STYLES
@@ -39,18 +41,6 @@ _LEADERBOARD_COLUMNS = (
     *("Model Name", "Model Type", "Chat", "Math", "Code", "Safety", "Easy", "Normal", "Hard"),
     *("Domain Avg", "Difficulty Avg", "Overall", "Potentially Score Mismatch", "License Type"),
 )
-_WITHOUT_FORM: Mapping[str, str] = {
-    "rmb": "the authors' repository takes no results of others",
-    "ppe-preference": "no form of its results is published",
-    "ppe-correctness": "no form of its results is published",
-    "processbench": "the authors' repository takes no results of others",
-    "prmbench": "no form of its results is published",
-    "best-of-n": "the rows are your own",
-    "vl-rewardbench": "no form of its results is published",
-    "rewardmath": "the authors' repository takes no results of others",
-    "plan-rewardbench": "the authors' runner writes its predictions for itself",
-    "m-rewardbench": "no form of its results is published",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +108,12 @@ def write_submission(
             f"{folder} is a partial result of {run.benchmark.title}, and a submission needs all "
             f"items; missing: {'; '.join(missing[:_MAX_SHOWN])}{more}"
         )
-    if data is not None and build is not _build_judgebench:
-        raise EvaluationError(f"--data has no effect on {run.benchmark.name}; leave it out")
+    for option, value, names in (
+        ("--model", model, ("rewardbench", "rewardbench2")),
+        ("--data", data, ("judgebench",)),
+    ):
+        if value is not None and run.benchmark.name not in names:
+            raise EvaluationError(f"{option} has no effect on {run.benchmark.name}; leave it out")
     submission = Submission(run, _choose_name(name, run), _build_render(model), data)
     files = build(submission)
     reject_foreign_link(output)
@@ -139,8 +133,8 @@ def write_submission(
 def _find_form(benchmark: Benchmark) -> tuple[Callable[[Submission], dict[str, str]], str]:
     if benchmark.name not in _FORMS:
         raise EvaluationError(
-            f"{benchmark.title} has no form for submissions: {_WITHOUT_FORM[benchmark.name]}. "
-            f"There are forms for {', '.join(_FORMS)}; summary.md is a table for a model card"
+            f"no form of submissions is known for {benchmark.title}; there are forms for "
+            f"{', '.join(_FORMS)}, and summary.md is a table for a model card"
         )
     return _FORMS[benchmark.name]
 
@@ -169,13 +163,12 @@ def _build_render(model: str | None) -> Render:
 
 def _build_rewardbench(submission: Submission) -> dict[str, str]:
     """Build accuracies by subset and rewards by row, for the core set and for prior sets."""
-    if submission.has_verdicts and submission.run.benchmark.options.to_dict()["judge_orders"] != (
-        "one"
-    ):
+    judge_orders = submission.run.benchmark.options.to_dict()["judge_orders"]
+    if submission.has_verdicts and judge_orders != "one":
         raise EvaluationError(
             "RewardBench shows a judge each pair in one order, and this evaluation has the variant "
-            "judge_orders=both; evaluate without it, the verdicts in scores.jsonl are enough "
-            "(--scores)"
+            f"judge_orders={judge_orders}; give its scores.jsonl to `skyreward eval rewardbench "
+            "--scores` without that variant"
         )
     model_type = "Seq. Classifier"
     if submission.has_verdicts:
@@ -205,7 +198,9 @@ def _build_rewardbench(submission: Submission) -> dict[str, str]:
 
 
 def _list_rewardbench_rows(submission: Submission, rows: Sequence[ScoredItem]) -> dict[str, Any]:
-    grades = [_grade(submission.run.benchmark, one) for one in rows]
+    benchmark = submission.run.benchmark
+    assert isinstance(benchmark, DecomposableBenchmark)
+    grades = [float(benchmark.grade_item(one).right) for one in rows]
     columns: dict[str, Any] = {
         "results": [grade if grade == 0.5 else int(grade) for grade in grades],
         "subset": [one.item.subset for one in rows],
@@ -250,7 +245,7 @@ def _build_rm_bench(submission: Submission) -> dict[str, str]:
     result, model = submission.run.result, submission.model
     scores = [result.sections[name].score for name in ("chat", "math", "code", "safety")]
     scores += [result.extra[DIFFICULTY][name] for name in ("easy", "normal", "hard")]
-    overall = result.overall or 0.0  # which is the mean of the domains and of the difficulties
+    overall = result.overall  # which is the mean of the domains and that of the difficulties
     cells = [
         f"[{model.split('/')[1]}](https://huggingface.co/{model})",
         "GenRM" if submission.has_verdicts else "Scalar RM",
@@ -333,15 +328,11 @@ def _read_rows(run: LoadedRun, data: str) -> dict[str, Mapping[str, Any]]:
     return rows
 
 
-def _grade(benchmark: Any, scored_item: ScoredItem) -> float:
-    return float(benchmark.grade_item(scored_item).right)
-
-
 def _join(item: Item) -> Sequence[Messages]:
     return [join(item.prompt, response) for response in item.responses]
 
 
-def _dump(value: Mapping[str, Any] | Iterable[Any]) -> str:
+def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=4, sort_keys=True, allow_nan=False)
 
 

@@ -363,7 +363,9 @@ def test_name_of_the_catalogue_is_default(
 
 
 @pytest.mark.parametrize("name", BENCHMARK_NAMES)
-def test_benchmark_has_a_form_or_a_reason(name: str, evaluate: Evaluate, tmp_path: Path) -> None:
+def test_partial_evaluation_or_unknown_form_is_refused(
+    name: str, evaluate: Evaluate, tmp_path: Path
+) -> None:
     evaluate(name)
     with pytest.raises(EvaluationError) as raised:
         write_submission(
@@ -374,7 +376,7 @@ def test_benchmark_has_a_form_or_a_reason(name: str, evaluate: Evaluate, tmp_pat
     expected = (
         f"is a partial result of {title}, and a submission needs all items; missing: "
         if has_form
-        else f"{title} has no form for submissions: "
+        else f"no form of submissions is known for {title}; there are forms for rewardbench, "
     )
     assert expected in raised.value.detail
     assert not (tmp_path / "new").exists()
@@ -387,6 +389,7 @@ def test_benchmark_has_a_form_or_a_reason(name: str, evaluate: Evaluate, tmp_pat
         ("rm-bench", "rewards", {"model": "tiny"}, {}, "'tiny'; a submission needs ORG/NAME"),
         ("rm-bench", "rewards", {}, {"name": "../up"}, "'../up'; a submission needs ORG/NAME"),
         ("rm-bench", "rewards", {}, {"data": "rows"}, "--data has no effect on rm-bench"),
+        ("rm-bench", "rewards", {}, {"model": "demo"}, "--model has no effect on rm-bench"),
         ("judgebench", "rewards", {}, {}, "give their location with --data PATH"),
         ("judgebench", "log_odds", {}, {}, "submit the judge's implementation without results"),
         ("rewardbench", "log_odds", {"judge_orders": "both"}, {}, "variant judge_orders=both"),
