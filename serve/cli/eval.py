@@ -1,4 +1,4 @@
-"""The commands `skyreward eval`, `compare-runs` and `leaderboard`, and their options."""
+"""The commands `skyreward eval`, `compare-runs`, `leaderboard` and `submission`."""
 
 from __future__ import annotations
 
@@ -203,6 +203,40 @@ def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> Non
         click.echo(dump_json([asdict(row) for row in rows], indent=2))
     else:
         print_leaderboard(BENCHMARKS[benchmark].title, benchmark, rows)
+
+
+@click.command(cls=SingleValueCommand)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=_FOLDER, metavar="DIR", help="Folder to write to."
+)
+@click.option(
+    "--name",
+    metavar="ORG/NAME",
+    help="Name of the model in the submission.  [default: its name in the evaluation, or its id in "
+    "the catalogue]",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Local folder or hub id of the model, whose chat template renders the texts of "
+    "RewardBench.  [default: texts are messages]",
+)
+@click.option(
+    "--data", metavar="PATH", help="Published rows, which the form of JudgeBench repeats."
+)
+@handle_errors
+def submission(folder: Path, output: Path, **options: Any) -> None:
+    """Write an evaluation in the form that a leaderboard takes.
+
+    FOLDER is one that `skyreward eval` wrote: a complete evaluation of rewardbench, rewardbench2,
+    rm-bench or judgebench. Nothing is uploaded.
+
+    Example: skyreward submission results/rewardbench --name ORG/NAME -o submission/
+    """
+    from serve.evaluation.submission import write_submission
+
+    write_submission(folder, output, notify=echo_status, **options)
 
 
 def _load_benchmark(name: str, variants: tuple[str, ...]) -> Any:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_core import Truncation
+from rm_core import TemplateError, Truncation
 from rm_core.benchmarks.base import Benchmark
+from rm_core.benchmarks.registry import build_benchmark
 from serve.errors import EvaluationError, JobStoppedError
 from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data, load_published_rewards
@@ -209,8 +210,25 @@ def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
                 request.notify(f"missing: {num_others} more")
         for item, error in evaluation.failed_items[:_MAX_SHOWN]:
             request.notify(f"not scored: {item.label}: {error.message}")
+        _explain_refusals(request, evaluation)
     request.notify(f"written to {request.output}")
     return EXIT_PARTIAL if any(evaluation.failed_items for evaluation in evaluations) else 0
+
+
+def _explain_refusals(request: EvalRequest, evaluation: Evaluation) -> None:
+    """Name the variants of items that the model's chat template refuses, which may be the cause."""
+    codes = [error.code for _, error in evaluation.failed_items]
+    official = build_benchmark(request.benchmark.name).options.to_dict()
+    variants = [
+        f"--variant {name}={value}"
+        for name, value in request.benchmark.options.to_dict().items()
+        if value != official[name]
+    ]
+    if variants and (num_refused := codes.count(TemplateError.code)):
+        request.notify(
+            f"the chat template of {evaluation.model} refused {num_refused:,} items with "
+            f"{' '.join(variants)}; leave that out, or give a model whose template allows them"
+        )
 
 
 def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:

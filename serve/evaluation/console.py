@@ -15,6 +15,7 @@ from serve.evaluation.compare import RunComparison
 from serve.evaluation.files import is_partial
 from serve.evaluation.leaderboard import LeaderboardRow, get_sort_metric
 from serve.evaluation.result import Evaluation, collect_metrics
+from serve.jobs.summary import describe_tokens
 from serve.reports.format import format_percent
 
 
@@ -29,6 +30,8 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
         ([name, *(_format_percent(row.get(name)) for row in rows)] for name in names),
     )
     for one in evaluations:
+        if one.summary:
+            print(escape_line(f"{one.model}: {describe_tokens(one.summary)}"))
         if one.comparisons:
             print_table(
                 f"{one.model}: comparison with published results",

@@ -24,6 +24,7 @@ from serve.evaluation.result import (
 )
 from serve.evaluation.scores import SCORES, write_scores
 from serve.jobs.atomic_io import read_regular_file, write_atomically
+from serve.jobs.summary import describe_tokens
 from serve.reports.format import format_percent
 
 SUMMARY = "summary.json"
@@ -126,6 +127,8 @@ def render_model_card(evaluation: Evaluation) -> str:
         "",
         f"{len(evaluation.scored_items):,} items, scored with `skyreward`.",
     ]
+    if evaluation.summary:
+        lines[-1] += f" {describe_tokens(evaluation.summary)}."
     if is_partial(evaluation):
         failed = (
             [f"{len(evaluation.failed_items):,} items could not be scored"]

@@ -177,7 +177,7 @@ def build_pairs(scored_items: Iterable[ScoredItem]) -> list[Pair]:
         prompt_length = sum(len(get_text(message["content"])) for message in item.prompt)
         for preference in item.preferences:
             better, worse = preference
-            length_difference = len(item.responses[better]) - len(item.responses[worse])
+            length_difference = len(item.texts[better]) - len(item.texts[worse])
             margin = one.get_margin(preference)
             pairs.append(Pair(one, preference, margin, length_difference, prompt_length))
     return pairs

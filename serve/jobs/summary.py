@@ -76,6 +76,11 @@ class Summary:
         return max(0, self.num_tokens - saved - self.num_computed_tokens)
 
     @property
+    def num_saved_tokens(self) -> int:
+        """Number of tokens not computed, for any reason."""
+        return self.num_repeated_tokens + self.num_cached_tokens + self.num_shared_tokens
+
+    @property
     def tokens_per_s(self) -> float:
         """Throughput in tokens of the input per second, whether computed or saved."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
@@ -124,8 +129,7 @@ def format_summary(summary: Summary) -> Iterable[Line]:
     yield "scored", f"{summary.num_scored:,}"
     yield from format_problems(summary)
     yield "tokens", f"{summary.num_tokens:,}"
-    saved = summary.num_repeated_tokens + summary.num_cached_tokens + summary.num_shared_tokens
-    yield "not computed", _format_share(saved, summary.num_tokens)
+    yield "not computed", _format_share(summary.num_saved_tokens, summary.num_tokens)
     yield (
         "  repeated conversations",
         _format_share(summary.num_repeated_tokens, summary.num_tokens),
@@ -140,6 +144,12 @@ def format_summary(summary: Summary) -> Iterable[Line]:
         yield f"{result}, since the input has `{result}`", column
     for column, count in summary.nulled.items():
         yield f"NaN or infinite, null in the output: {column}", f"{count:,}"
+
+
+def describe_tokens(summary: Summary) -> str:
+    """Return the number of tokens and the share that was not computed, as a phrase."""
+    saved = _format_share(summary.num_saved_tokens, summary.num_tokens)
+    return f"{summary.num_tokens:,} tokens, of which {saved} were not computed"
 
 
 def format_problems(summary: Summary) -> Iterable[Line]:
