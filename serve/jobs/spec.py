@@ -34,6 +34,7 @@ class JobSpec:
         chunk_rows: maximum number of rows in a chunk.
         fail_fast: whether to stop at the first row with an error.
         overwrite: whether to discard existing output and state.
+        retry_errors: whether to score rows with errors again that the job has so far.
         replace_results: whether columns of the input that are named like results are results of an
             earlier run, to be replaced.
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
@@ -54,6 +55,7 @@ class JobSpec:
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
     overwrite: bool = False
+    retry_errors: bool = False
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
     writes_rows: bool = True

@@ -43,6 +43,8 @@ class Summary:
             column.
         warnings: number of rows with a warning, by warning code.
         warning_examples: the first row and its warning, by warning code.
+        num_retried: number of rows that had an error before the last retry.
+        num_mended: number of these rows that have none since.
     """
 
     num_rows: int = 0
@@ -58,6 +60,8 @@ class Summary:
     nulled: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     warning_examples: dict[str, str] = field(default_factory=dict)
+    num_retried: int = 0
+    num_mended: int = 0
 
     @property
     def num_failed(self) -> int:
@@ -146,6 +150,10 @@ def format_problems(summary: Summary) -> Iterable[Line]:
     """Yield the numbers of rows with an error and with a warning, by code."""
     yield "with an error", f"{summary.num_failed:,}"
     yield from _format_codes(summary.errors)
+    if summary.num_retried:
+        yield "retried", f"{summary.num_retried:,}"
+        yield "  mended", f"{summary.num_mended:,}"
+        yield "  with an error again", f"{summary.num_retried - summary.num_mended:,}"
     if summary.warnings:
         yield "rows with a warning", ""
     yield from _format_codes(summary.warnings)
