@@ -40,6 +40,8 @@ class JobSpec:
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
             job neither opens a model nor contacts a service.
         writes_rows: whether the output has the rows; False for statistics of them.
+        follows_protocol: whether `truncation` is that of a benchmark's official runs; models that
+            truncate nothing then ignore it.
         images: images of the prompts by SHA-256, for rows that refer to them; see
             `serve.jobs.inputs.image_references`.
     """
@@ -59,6 +61,7 @@ class JobSpec:
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
     writes_rows: bool = True
+    follows_protocol: bool = False
     images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -89,7 +92,9 @@ def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
             "the model is a judge, which compares two answers and gives no rewards to calibrate; "
             "name a classifier or a step model"
         )
+    truncation = None if spec.follows_protocol or spec.truncation == "error" else spec.truncation
     for option, value, models, needed in (
+        (f"--truncation {truncation}", truncation, "classifiers", "classifier"),
         ("--aggregation", spec.aggregation, "step models", "step"),
         ("--orders", spec.orders, "judges", "judge"),
     ):
