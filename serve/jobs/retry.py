@@ -148,8 +148,8 @@ def format_retry(summary: Summary) -> Iterator[str]:
     """Yield what the user should know about a retry."""
     num_failed = summary.num_retried - summary.num_mended
     yield (
-        f"{summary.num_retried:,} rows with an error were scored again: {summary.num_mended:,} "
-        f"have rewards now, {num_failed:,} have an error again"
+        f"rows with an error that were scored again: {summary.num_retried:,}; with rewards now: "
+        f"{summary.num_mended:,}; with an error again: {num_failed:,}"
     )
     if codes := sorted(LASTING_CODES & summary.errors.keys()):
         yield (

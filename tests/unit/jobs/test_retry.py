@@ -108,7 +108,7 @@ def test_only_rows_with_errors_are_scored_again(source: Path, tmp_path: Path, wh
         reward_of(text).num_tokens for text in scored if "HUGE" not in text
     )
     text = "\n".join(notices)
-    assert f"{summary.num_retried} rows with an error were scored again" in text
+    assert f"rows with an error that were scored again: {summary.num_retried};" in text
     assert "conversation_too_long, invalid_conversation: these errors follow from" in text
     page = (tmp_path / "report.html").read_text()
     assert "mended" in page
@@ -386,10 +386,10 @@ def test_command_retries_with_another_address(
     assert done.exit_code == 3
     again = run(lossy.url, "--retry-errors", "--timeout-s", "50")
     assert again.exit_code == 3
-    assert "2 rows with an error were scored again: 0 have rewards now, 2 have" in again.output
+    assert "scored again: 2; with rewards now: 0; with an error again: 2" in again.output
     mended = run(healthy.url, "--retry-errors", "--retry-s", "3")
     assert mended.exit_code == 0, mended.output
-    assert "2 rows with an error were scored again: 2 have rewards now, 0 have" in mended.output
+    assert "scored again: 2; with rewards now: 2; with an error again: 0" in mended.output
     assert [json.loads(line)["reward"] for line in read_rows(output)] == [
         float(len(row["response"])) for row in rows
     ]
