@@ -16,6 +16,7 @@ from typing import Any
 from rm_core.config import Kind
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
+from serve.jobs.correlation import RewardCorrelation
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.storage import compute_sha256, measure_file
@@ -214,9 +215,11 @@ class Job:
         self._require_same_input(manifest)
         with open_atomic(output) as stream:
             with open_writer(output, stream, manifest.scan) as writer:
-                self._write_rows(writer)
+                correlation = self._write_rows(writer)
             self._require_same_input(manifest)
         summary.nulled = writer.null_counts
+        if correlation.column and correlation.value is not None:
+            summary.correlations = {correlation.column: correlation.value}
         file = measure_file(str(output))
         completion = Completion(file.size, file.mtime_ns, compute_sha256(file.path), summary)
         self.store.complete(
@@ -224,8 +227,9 @@ class Job:
         )
         return summary
 
-    def _write_rows(self, writer: Writer) -> None:
+    def _write_rows(self, writer: Writer) -> RewardCorrelation:
         """Read the input again, and write each row with its results."""
+        correlation = RewardCorrelation()
         spec = self.spec
         tabular = spec.source.schema is not None and is_tabular(spec.output)
         rows = spec.source.iter_rows(decode=not tabular)
@@ -237,7 +241,9 @@ class Job:
                 if row is None:
                     raise self._input_changed_error("it has fewer rows than were scored")
                 writer.write(row, results.build_columns())
+                correlation.add(row, results)
             self.progress.advance(len(chunk))
+        return correlation
 
     def _require_same_input(self, manifest: Manifest) -> None:
         current = [measure_file(file.path) for file in self.spec.source.files]

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from policies import CHATML, LLAMA, build_policy, turn
 from serve.errors import JobInputError
 from serve.jobs.columns import Columns
 from serve.jobs.record_reader import ParsedRecord, try_parse_record
+from serve.jobs.summary import format_summary
 
 SYSTEM, USER, FOUR = turn("system", "Be brief."), turn("user", "2+2?"), turn("assistant", "4")
 CHAT = [SYSTEM, USER]
@@ -401,6 +403,43 @@ def test_forms_of_trainers_may_be_mixed(tmp_path: Path) -> None:
     executor = FakeExecutor()
     summary = run_job(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", executor)
     assert (summary.num_failed, executor.calls) == (0, [[[USER, FOUR]]])
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["verl", "nemo_gym"])
+def test_rewards_are_compared_with_the_trainers(tmp_path: Path, form: str, ending: str) -> None:
+    rows, old = [], [0.0, 1.0, 0.5, None, 0.25, 1]
+    for index, reward in enumerate(old):
+        row = {**OLD_ROWS[0], "output": f"{index}", "score": reward}
+        if form == "nemo_gym":
+            params = {"input": "HUGE" if index == 4 else f"{index}+2?"}
+            row = build_rollout(responses_create_params=params, reward=reward)
+        rows.append(row)
+    source, output = tmp_path / "in.jsonl", tmp_path / f"out.{ending}"
+    write_lines(source, rows)
+    if ending == "parquet":
+        datasets = pytest.importorskip("datasets")
+        source = tmp_path / "in.parquet"
+        floats = [
+            {**r, **{n: r[n] and float(r[n]) for n in ("score", "reward") if n in r}} for r in rows
+        ]
+        datasets.Dataset.from_list(floats).to_parquet(source)
+    summary = run_job(source, output, FakeExecutor())
+    run_job(source, tmp_path / "copy.jsonl", FakeExecutor())
+    scored = [json.loads(line) for line in (tmp_path / "copy.jsonl").read_text().splitlines()]
+    column, result = ("score", "reward") if form == "verl" else ("reward", "skyreward_reward")
+    pairs = [(r[column], r[result]) for r in scored if r[column] is not None and result in r]
+    assert len(pairs) == (5 if form == "verl" else 4)
+    expected = statistics.correlation(*zip(*pairs, strict=True))
+    assert summary.correlations == {column: pytest.approx(expected, abs=1e-12)}
+    assert (f"correlation with `{column}`", f"{expected:.4f}") in format_summary(summary)
+
+
+def test_rewards_of_other_rows_are_not_compared(tmp_path: Path) -> None:
+    rows = [{"prompt": "2+2?", "response": f"{n}", "score": n, "step": 1} for n in range(3)]
+    rows += [{**OLD_ROWS[0], "score": value} for value in ("high", True, None, 1.0)]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    assert run_job(source, tmp_path / "out.jsonl", FakeExecutor()).correlations == {}
 
 
 def test_special_tokens_of_policy_are_those_of_the_tokenizer(tmp_path: Path) -> None:
