@@ -61,7 +61,8 @@ class PolicyTokenizer:
         return self._read(prompt)
 
     def _read_uncached(self, prompt: str) -> tuple[StrippedTurns, StrippedFormat]:
-        if special := next((t for t in self._tokenizer.all_special_tokens if t in prompt), None):
+        tokens = self._tokenizer.all_special_tokens
+        if special := next((token for token in tokens if token and token in prompt), None):
             raise InvalidConversationError(
                 f"the prompt has the special token {special} of {self._name}, and "
                 "--policy-tokenizer reads text without special tokens; name the template by "

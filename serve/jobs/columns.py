@@ -268,8 +268,9 @@ def find_rollout(
     for other records, and if options name the columns of a conversation.
     """
     named = (columns.messages, columns.prompt, columns.response, columns.chosen, columns.rejected)
-    if columns.responses or any(name is not None for name in named):
+    if columns.responses or any(named) or not ("output" in record or ROLLOUT[0] in record):
         return None
+    record = {name: value for name, value in record.items() if name not in columns.ignored}
     params, response = (record.get(name) for name in ROLLOUT)
     if isinstance(params, Mapping) and isinstance(response, Mapping):
         return params, response

@@ -610,7 +610,7 @@ class _RecordReader:
             return _Prompt(parse_prompt(value), is_whole=is_complete)
         if stripped := self._parse_stripped(value):
             return stripped
-        is_verl = VERL_DUMP.issubset(self._original) and self._columns.prompt is None
+        is_verl = VERL_DUMP.issubset(self._original) and value == self._record.get(INPUT)
         if is_verl and self._columns.transcripts != "keep" and not find_markers(value):
             raise ForeignTemplateError(_UNKNOWN_TURNS)
         if self._columns.policy_template:

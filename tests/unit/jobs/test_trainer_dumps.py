@@ -177,8 +177,9 @@ def test_text_of_verl_is_kept_only_if_the_user_says_so() -> None:
     kept = try_parse_record(row, Columns(transcripts="keep"))
     assert kept.conversations == ([turn("user", row["input"]), FOUR],)
     # Another column with the prompt is no text of a template.
-    named = try_parse_record({**row, "question": "2+2?"}, Columns(prompt="question"))
-    assert named.conversations == ([USER, FOUR],)
+    for columns in (Columns(prompt="question"), Columns()):
+        named = try_parse_record({**row, "question": "2+2?", "input": "text"}, columns)
+        assert named.conversations == ([USER, FOUR],)
 
 
 def test_marked_prompt_of_verl_is_read_with_its_template() -> None:
@@ -387,6 +388,16 @@ def test_options_name_columns_of_a_rollout() -> None:
     columns = Columns(prompt="question", response="answer", tools="", ignored=("messages",))
     parsed = try_parse_record(build_rollout(), columns)
     assert parsed.conversations == ([turn("user", "other"), turn("assistant", "5")],)
+
+
+def test_ignored_columns_of_a_rollout_are_not_read() -> None:
+    columns = Columns(ignored=("response", "messages", "tools"))
+    record = build_rollout(completion="4")
+    del record["answer"]
+    assert try_parse_record(record, columns).conversations == ([turn("user", "other"), FOUR],)
+    # An empty name ignores other prompts, as for any record.
+    parsed = try_parse_record(build_rollout(), Columns(prompt="", system=""))
+    assert parsed.conversations == ([USER, FOUR],)
 
 
 def test_responses_next_to_their_input_are_read() -> None:
