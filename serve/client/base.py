@@ -263,14 +263,14 @@ class BaseClient:
                         f"the service replaced the model's weights during each of "
                         f"{_MAX_RESTARTS + 1} attempts; send fewer conversations at a time"
                     )
-                raise ModelChangedError(first, fingerprint)
+                raise ModelChangedError.from_fingerprints(first, fingerprint)
         for model, fingerprint in in_call.items():
             with self._lock:
                 expected = self.fingerprint if model is None else self.model_fingerprints.get(model)
                 is_fixed = model is None and self.options.fingerprint is not None
                 is_new = bool(expected) and fingerprint != expected
                 if is_new and (is_fixed or not _is_reloaded(expected or {}, fingerprint)):
-                    raise ModelChangedError(expected or {}, fingerprint)
+                    raise ModelChangedError.from_fingerprints(expected or {}, fingerprint)
                 if model is None:
                     self.fingerprint = fingerprint
                 else:

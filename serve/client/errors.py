@@ -43,14 +43,28 @@ class ModelChangedError(ServiceError):
         found: fingerprint of the new ones.
     """
 
-    def __init__(self, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        super().__init__(
+    def __init__(
+        self,
+        detail: str,
+        expected: Mapping[str, Any] | None = None,
+        found: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.expected = dict(expected or {})
+        self.found = dict(found or {})
+
+    @classmethod
+    def from_fingerprints(
+        cls, expected: Mapping[str, Any], found: Mapping[str, Any]
+    ) -> ModelChangedError:
+        """Return the error for rewards with other fingerprints."""
+        return cls(
             f"rewards of two models cannot be compared: the expected rewards are from {expected}, "
             f"the new ones are from {found}; give addresses that serve the same model in the same "
-            "way, or create a new client if the model was replaced on purpose"
+            "way, or create a new client if the model was replaced on purpose",
+            expected,
+            found,
         )
-        self.expected = dict(expected)
-        self.found = dict(found)
 
 
 class ScoringFailedError(ServiceError):
