@@ -354,6 +354,9 @@ COLUMNS = {
 """What the column given with each `--NAME-column` holds."""
 
 
+_TEXT_OPTIONS = ("transcripts", "policy_template", "policy_tokenizer")
+
+
 def column_options(command: CommandT) -> CommandT:
     """Add the options that control how a record's columns are read; see `pop_columns`."""
     options = [
@@ -388,6 +391,13 @@ def column_options(command: CommandT) -> CommandT:
             help="Family of the chat template that rendered the prompts and answers, if these are "
             "text; their turns are then read.",
         ),
+        click.option(
+            "--policy-tokenizer",
+            metavar="NAME",
+            help="Folder or hub id of the policy's tokenizer, if its chat template rendered the "
+            "prompts and special tokens were removed, as in verl's dumps. A prompt that this "
+            "tokenizer writes differently gets an error.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -402,7 +412,7 @@ def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
     """
     columns = {name: options.pop(f"{name}_column") for name in COLUMNS}
     columns["ignored"] = options.pop("ignore_column")
-    return columns | {name: options.pop(name) for name in ("transcripts", "policy_template")}
+    return columns | {name: options.pop(name) for name in _TEXT_OPTIONS}
 
 
 truncation_option = click.option(

@@ -43,6 +43,12 @@ from serve.cli.options import (
     help="Discard the existing output and job state, and score all rows again.",
 )
 @click.option(
+    "--retry-errors",
+    is_flag=True,
+    help="Score the rows again that have an error in the job of OUTPUT, finished or interrupted, "
+    "and replace OUTPUT. All other rows keep their results.",
+)
+@click.option(
     "--replace-results",
     is_flag=True,
     help="Treat columns of INPUT that are named like results (`reward`, `margin`, "
@@ -72,6 +78,12 @@ def score(input: str, output: Path | None, **options: Any) -> None:
 
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
+    for other in ("dry_run", "overwrite"):
+        if options["retry_errors"] and options[other]:
+            raise click.UsageError(
+                f"--retry-errors and --{other.replace('_', '-')} exclude each other; give one of "
+                "the two"
+            )
     executor = pop_executor_options(options)
     columns = pop_columns(options)
     sys.exit(run(input, output, executor, notify=echo_status, columns=columns, **options))

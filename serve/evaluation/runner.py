@@ -229,6 +229,7 @@ def run_scoring_job(
         output=folder / REWARDS,
         inputs=inputs,
         truncation=context.truncation,
+        follows_protocol=True,
         chunk_rows=_CHUNK_ROWS,
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,

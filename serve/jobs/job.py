@@ -2,7 +2,9 @@
 
 Rows are read in chunks, an executor scores several chunks at a time, and finished chunks are saved
 in order. When all chunks are finished, the input is read again and written with the results.
-However a run ends, the next run resumes after the last chunk that is saved.
+However a run ends, the next run resumes after the last chunk that is saved. A retry of rows with
+errors (`serve.jobs.retry`) comes before the chunks that are left, and the output is then written
+again.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 from rm_core.config import Kind
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
+from serve.jobs.correlation import RewardCorrelation
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.storage import compute_sha256, measure_file
@@ -27,6 +30,7 @@ from serve.jobs.manifest import (
 )
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
+from serve.jobs.retry import RetryRunner, format_retry, summarize_again
 from serve.jobs.runner import ChunkRunner, raise_on_error
 from serve.jobs.spec import JobSpec, require_fitting_options
 from serve.jobs.store import JobStore, find_result_columns
@@ -66,8 +70,16 @@ class Job:
             RewardError: the job cannot continue for another reason.
         """
         manifest = self._open_manifest()
-        if manifest.completion:
+        if self.spec.retry_errors:
+            self._retry_errors(manifest)
+        elif self.store.retry and not self.store.retry.is_done:
+            raise JobRefusedError(
+                "a retry of this job was interrupted, so its rows have old and new results; run "
+                "the command with --retry-errors again to finish the retry"
+            )
+        if manifest.completion and not self.store.retry:
             self._require_output(manifest.completion)
+            self.notify(f"{self.spec.output} is complete already")
             summary = manifest.completion.summary
         else:
             summary = self._finish(manifest)
@@ -83,10 +95,16 @@ class Job:
         spec, manifest = self.spec, self.store.manifest
         if manifest:
             # A finished job neither opens a model nor contacts a service.
-            needs_identity = not (manifest.completion and manifest.model_spec == spec.model_spec)
+            is_finished = manifest.completion and not (spec.retry_errors or self.store.retry)
+            needs_identity = not (is_finished and manifest.model_spec == spec.model_spec)
             model = self._resolve_identity() if needs_identity else None
             require_compatible(manifest, spec.source.files, model, spec)
             return manifest
+        if spec.retry_errors:
+            raise JobRefusedError(
+                f"no job of {spec.output} is known, so nothing can be retried; run the command "
+                "without --retry-errors first"
+            )
         if spec.output.exists() and not spec.overwrite:
             raise JobRefusedError(
                 f"{spec.output} exists, and no job is known to have written it; give another "
@@ -124,6 +142,36 @@ class Job:
             on_progress=report_progress,
         )
 
+    def _retry_errors(self, manifest: Manifest) -> None:
+        """Score the rows with errors again that the job has so far, or the rest of them."""
+        store = self.store
+        if store.retry and store.retry.is_done:
+            return
+        num_failed = store.summary.num_failed
+        if not store.retry:
+            if manifest.completion:
+                self._require_output(manifest.completion)
+            if not num_failed:
+                self.notify("no row has an error, so there is nothing to retry")
+                return
+        completed = store.retry.summary.num_retried if store.retry else 0
+        self.progress.start_phase("retrying", total=num_failed, completed=completed)
+        self._run_chunks(RetryRunner, manifest)
+        store.finish_retry(summarize_again(store))
+        for line in format_retry(store.summary):
+            self.notify(line)
+
+    def _run_chunks(self, runner: type[ChunkRunner], manifest: Manifest) -> None:
+        runner(
+            self.spec,
+            manifest.kind,
+            self.store,
+            self.executor,
+            self.progress,
+            self.shutdown,
+            get_max_image_bytes(manifest.model),
+        ).run()
+
     def _finish(self, manifest: Manifest) -> Summary:
         """Score what is left and write the output, if it has the rows."""
         for line in manifest.scan.names.format_notices() if self.spec.writes_rows else ():
@@ -154,15 +202,7 @@ class Job:
             if num_scored:
                 self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
-            ChunkRunner(
-                self.spec,
-                manifest.kind,
-                self.store,
-                self.executor,
-                self.progress,
-                self.shutdown,
-                get_max_image_bytes(manifest.model),
-            ).run()
+            self._run_chunks(ChunkRunner, manifest)
         if self.store.summary.num_rows != num_rows:
             raise self._input_changed_error(
                 f"it had {num_rows:,} rows and has {self.store.summary.num_rows:,}"
@@ -175,9 +215,11 @@ class Job:
         self._require_same_input(manifest)
         with open_atomic(output) as stream:
             with open_writer(output, stream, manifest.scan) as writer:
-                self._write_rows(writer)
+                correlation = self._write_rows(writer)
             self._require_same_input(manifest)
         summary.nulled = writer.null_counts
+        if correlation.column and correlation.value is not None:
+            summary.correlations = {correlation.column: correlation.value}
         file = measure_file(str(output))
         completion = Completion(file.size, file.mtime_ns, compute_sha256(file.path), summary)
         self.store.complete(
@@ -185,8 +227,9 @@ class Job:
         )
         return summary
 
-    def _write_rows(self, writer: Writer) -> None:
+    def _write_rows(self, writer: Writer) -> RewardCorrelation:
         """Read the input again, and write each row with its results."""
+        correlation = RewardCorrelation()
         spec = self.spec
         tabular = spec.source.schema is not None and is_tabular(spec.output)
         rows = spec.source.iter_rows(decode=not tabular)
@@ -198,7 +241,9 @@ class Job:
                 if row is None:
                     raise self._input_changed_error("it has fewer rows than were scored")
                 writer.write(row, results.build_columns())
+                correlation.add(row, results)
             self.progress.advance(len(chunk))
+        return correlation
 
     def _require_same_input(self, manifest: Manifest) -> None:
         current = [measure_file(file.path) for file in self.spec.source.files]
@@ -217,7 +262,6 @@ class Job:
         file = measure_file(str(output))
         pinned = FileDigest(file.path, size, completion.mtime_ns, completion.sha256, size)
         if is_unchanged(pinned, file):
-            self.notify(f"{output} is complete already")
             return
         change = "was removed" if file.size < 0 else f"changed ({size:,} to {file.size:,} bytes)"
         raise JobRefusedError(

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 from rm_core import Reward, ScoreError, aggregate
 from rm_core.config import Kind
@@ -41,14 +40,14 @@ class Chunk:
 
     Attributes:
         first_row: number of the first row.
-        rows: each row's record, and the digest of each of its conversations or the error if it
-            cannot be scored.
+        rows: each row's record, and the digest of each of its conversations, or a result that needs
+            no scoring: the error of a bad conversation, in a retry also a reward.
         conversations: the distinct conversations, in the order of their first occurrence.
         num_bytes: size of the rows in the input.
     """
 
     first_row: int
-    rows: Sequence[tuple[ParsedRecord, Sequence[Digest | ScoreError]]]
+    rows: Sequence[tuple[ParsedRecord, Sequence[Digest | Result]]]
     conversations: Mapping[Digest, ScoringInput]
     num_bytes: int
 
@@ -57,7 +56,7 @@ class Chunk:
         return [
             RowResults(
                 record.kind,
-                [key if isinstance(key, ScoreError) else results[key] for key in keys],
+                [results[key] if isinstance(key, bytes) else key for key in keys],
                 record.error,
                 record.warnings,
             )
@@ -133,8 +132,7 @@ class ChunkRunner:
             raise JobStoppedError("stopped by a signal")
 
     def _run(self, pending: deque[PendingChunk]) -> None:
-        first_row = self.store.summary.num_rows
-        chunks = read_chunks(self.spec, self.kind, first_row, self.max_image_bytes)
+        chunks = self._read_chunks()
         while True:
             while len(pending) < self.executor.capacity and self.shutdown.received_signal is None:
                 chunk = next(chunks, None)
@@ -145,10 +143,29 @@ class ChunkRunner:
                 return
             self._finish(pending.popleft())
 
+    def _read_chunks(self) -> Iterator[Chunk]:
+        first_row = self.store.summary.num_rows
+        return read_chunks(self.spec, self.kind, first_row, self.max_image_bytes)
+
+    def _find(self, digests: Iterable[Digest]) -> dict[Digest, Result]:
+        """Return the results of conversations that are scored already."""
+        return self.store.find(digests)
+
+    def _save(
+        self,
+        chunk: Chunk,
+        rows: Sequence[RowResults],
+        results: Mapping[Digest, Result],
+        summary: Summary,
+        max_batch_tokens: int | None,
+    ) -> None:
+        """Save a finished chunk; `results` are those of its new conversations."""
+        self.store.add_chunk(rows, results, summary, max_batch_tokens)
+
     def _submit(self, chunk: Chunk) -> PendingChunk:
         """Submit the conversations of a chunk that no earlier chunk has."""
         unseen = [digest for digest in chunk.conversations if digest not in self._in_flight]
-        known_results = self.store.find(unseen)
+        known_results = self._find(unseen)
         own_digests = [digest for digest in unseen if digest not in known_results]
         self._in_flight.update(own_digests)
         conversations = [chunk.conversations[digest] for digest in own_digests]
@@ -185,7 +202,7 @@ class ChunkRunner:
         results = [self._aggregate(result) for result in scored.results]
         new_results = dict(zip(pending.own_digests, results, strict=True))
         repeated = [digest for digest in chunk.conversations if digest not in new_results]
-        rows = chunk.fill(self.store.find(repeated) | new_results)
+        rows = chunk.fill(self._find(repeated) | new_results)
         if self.spec.fail_fast:
             raise_on_error(rows, chunk.first_row)
         summary = chunk.summarize(rows, new_results)
@@ -193,7 +210,7 @@ class ChunkRunner:
         summary.num_cached_tokens = scored.num_cached_tokens
         now = time.monotonic()
         summary.seconds, self._finished_at = now - self._finished_at, now
-        self.store.add_chunk(rows, new_results, summary, scored.max_batch_tokens)
+        self._save(chunk, rows, new_results, summary, scored.max_batch_tokens)
         self._in_flight.difference_update(pending.own_digests)
         self.progress.add(summary)
 
@@ -223,9 +240,7 @@ def read_chunks(
     rows: list[tuple[Row, ParsedRecord]] = []
     num_bytes = 0
     for row in islice(spec.source.iter_rows(first_row), num_left):
-        file = spec.source.files[row.file].path
-        images = None if max_image_bytes is None else ImageFiles(file, max_image_bytes)
-        record = _parse_record(row.record, spec, kind, images)
+        record = parse_row(row, spec, kind, max_image_bytes)
         rows.append((row, record))
         num_bytes += row.size * (len(record.conversations) or 1 if kind == "judge" else 1)
         num_bytes += record.num_image_bytes
@@ -238,10 +253,10 @@ def read_chunks(
 
 def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
     """Collect the distinct conversations of a chunk, which has at least one row."""
-    parsed: list[tuple[ParsedRecord, list[Digest | ScoreError]]] = []
+    parsed: list[tuple[ParsedRecord, list[Digest | Result]]] = []
     conversations: dict[Digest, ScoringInput] = {}
     for _, record in rows:
-        keys: list[Digest | ScoreError] = []
+        keys: list[Digest | Result] = []
         for conversation in record.conversations:
             if isinstance(conversation, ScoreError):
                 keys.append(conversation)
@@ -253,21 +268,24 @@ def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
     return Chunk(rows[0][0].number, parsed, conversations, num_bytes)
 
 
-def _parse_record(
-    record: Any, spec: JobSpec, kind: Kind, image_files: ImageFiles | None
+def parse_row(
+    row: Row, spec: JobSpec, kind: Kind, max_image_bytes: int | None = None
 ) -> ParsedRecord:
+    """Parse a row into what the job scores of it; see `read_chunks` for the arguments."""
+    record = row.record
     if spec.images:
         record = {**record, "prompt": restore_images(record["prompt"], spec.images)}
     if spec.inputs == "steps":
         return ParsedRecord("steps", tuple(list_solutions(record)))
     if spec.inputs == "pairs":
         return ParsedRecord("verdicts", tuple(list_pairs(record)))
+    file = spec.source.files[row.file].path
     return try_parse_record(
         record,
         spec.columns,
         kind,
         both_orders=spec.orders != "given",
-        image_files=image_files,
+        image_files=None if max_image_bytes is None else ImageFiles(file, max_image_bytes),
     )
 
 

@@ -34,11 +34,14 @@ class JobSpec:
         chunk_rows: maximum number of rows in a chunk.
         fail_fast: whether to stop at the first row with an error.
         overwrite: whether to discard existing output and state.
+        retry_errors: whether to score rows with errors again that the job has so far.
         replace_results: whether columns of the input that are named like results are results of an
             earlier run, to be replaced.
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
             job neither opens a model nor contacts a service.
         writes_rows: whether the output has the rows; False for statistics of them.
+        follows_protocol: whether `truncation` is that of a benchmark's official runs; models that
+            truncate nothing then ignore it.
         images: images of the prompts by SHA-256, for rows that refer to them; see
             `serve.jobs.inputs.image_references`.
     """
@@ -54,9 +57,11 @@ class JobSpec:
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
     overwrite: bool = False
+    retry_errors: bool = False
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
     writes_rows: bool = True
+    follows_protocol: bool = False
     images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -87,7 +92,9 @@ def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
             "the model is a judge, which compares two answers and gives no rewards to calibrate; "
             "name a classifier or a step model"
         )
+    truncation = None if spec.follows_protocol or spec.truncation == "error" else spec.truncation
     for option, value, models, needed in (
+        (f"--truncation {truncation}", truncation, "classifiers", "classifier"),
         ("--aggregation", spec.aggregation, "step models", "step"),
         ("--orders", spec.orders, "judges", "judge"),
     ):

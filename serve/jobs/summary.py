@@ -43,6 +43,9 @@ class Summary:
             column.
         warnings: number of rows with a warning, by warning code.
         warning_examples: the first row and its warning, by warning code.
+        num_retried: number of rows that had an error before the last retry.
+        num_mended: number of these rows that have none since.
+        correlations: correlation of the rewards with those of a trainer, by the trainer's column.
     """
 
     num_rows: int = 0
@@ -58,6 +61,9 @@ class Summary:
     nulled: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     warning_examples: dict[str, str] = field(default_factory=dict)
+    num_retried: int = 0
+    num_mended: int = 0
+    correlations: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_failed(self) -> int:
@@ -140,6 +146,8 @@ def format_summary(summary: Summary) -> Iterable[Line]:
     yield "  shared prefixes", _format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", format_duration(summary.seconds)
+    for column, correlation in summary.correlations.items():
+        yield f"correlation with `{column}`", f"{correlation:.4f}"
     for result, column in summary.renamed.items():
         yield f"{result}, since the input has `{result}`", column
     for column, count in summary.nulled.items():
@@ -156,6 +164,10 @@ def format_problems(summary: Summary) -> Iterable[Line]:
     """Yield the numbers of rows with an error and with a warning, by code."""
     yield "with an error", f"{summary.num_failed:,}"
     yield from _format_codes(summary.errors)
+    if summary.num_retried:
+        yield "retried", f"{summary.num_retried:,}"
+        yield "  mended", f"{summary.num_mended:,}"
+        yield "  with an error again", f"{summary.num_retried - summary.num_mended:,}"
     if summary.warnings:
         yield "rows with a warning", ""
     yield from _format_codes(summary.warnings)
