@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples import limit_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_vision import PlainVisionModel
@@ -227,7 +228,7 @@ def test_unknown_image_ids_are_refused(scorer: RewardScorer) -> None:
     assert isinstance(result.outputs[1], float)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=limit_examples(15), deadline=None)
 @given(seed=st.integers(0, 10**6), num_kept=st.integers(0, 4), budget=st.sampled_from([40, 4096]))
 def test_any_mixture_of_shared_turns_and_images(
     seed: int, num_kept: int, budget: int, folder: Path, plain: PlainVisionModel
