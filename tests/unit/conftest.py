@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from rm_core import BatchConfig, ChatEncoder, ModelConfig, RewardScorer, load_encoder
 
@@ -34,6 +36,20 @@ def scorer_of(checkpoint_of: Callable[[str], Path]) -> Callable[..., RewardScore
 def encoder_of(checkpoint_of: Callable[[str], Path]) -> Callable[[str], ChatEncoder]:
     """Return the encoder of a checkpoint of SPECS."""
     return functools.cache(lambda name: load_encoder(ModelConfig(str(checkpoint_of(name)))))
+
+
+@pytest.fixture
+def trace_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trace what is compiled, and run the graphs as they are."""
+    compile_ = torch.compile
+
+    @functools.wraps(compile_)
+    def trace(function: Any, **options: Any) -> Any:
+        return compile_(function, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", trace)
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from rm_core.types import Encoded, Reward, ScoreError
 WIDE, HIGH, LARGE = write_png(100, 60), write_png(57, 90), write_png(300, 200)
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 CHECKPOINTS = [*itertools.product(FAMILIES, ["old", "new"]), ("qwen2_vl", "old")]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="compiling for CPUs needs g++"
+)
 
 
 def image(source: bytes) -> dict[str, Any]:
@@ -129,10 +133,18 @@ def test_every_attention_backend_reads_images(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_layers_read_images(folder: Path, plain: PlainVisionModel) -> None:
+@pytest.mark.parametrize(
+    "compiler", ["trace_only", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+)
+def test_compiled_layers_read_images(
+    compiler: str, folder: Path, plain: PlainVisionModel, request: pytest.FixtureRequest
+) -> None:
+    if compiler == "trace_only":
+        request.getfixturevalue("trace_only")
     scorer = RewardScorer.load(ModelConfig(str(folder), compile=True))
     expected = plain.score_all(CONVERSATIONS)
     assert rewards(scorer.score(CONVERSATIONS)) == pytest.approx(expected, abs=1e-4)
+    assert scorer.describe().compiled is True
 
 
 def test_two_stages_read_images(folder: Path) -> None:
