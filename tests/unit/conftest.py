@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,19 @@ import pytest
 import torch
 
 from rm_core import BatchConfig, ChatEncoder, ModelConfig, RewardScorer, load_encoder
+from rm_core.inputs import tokenizer_check
+
+
+@pytest.fixture(autouse=True)
+def _brief_tokenizer_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare fastokens with tokenizers on a tenth of the texts.
+
+    All of them take 0.5 s for each tokenizer.
+    """
+    build_texts = tokenizer_check.build_texts
+    monkeypatch.setattr(
+        tokenizer_check, "build_texts", lambda *args: itertools.islice(build_texts(*args), 64)
+    )
 
 
 @pytest.fixture(scope="session")
