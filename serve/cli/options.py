@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -417,6 +418,15 @@ aggregation_option = click.option(
     "--aggregation",
     type=click.Choice(["last", "min", "mean", "product"]),
     help="How a step model's rewards of steps become the reward.  [default: last]",
+)
+
+
+reward_cache_option = click.option(
+    "--reward-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Take the rewards that FILE has of the same model and conversations, and add new ones. "
+    "Created if missing; several jobs of a machine may use it at a time.",
 )
 
 

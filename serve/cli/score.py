@@ -18,6 +18,7 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    reward_cache_option,
     truncation_option,
 )
 
@@ -26,6 +27,7 @@ from serve.cli.options import (
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
 @executor_options
+@reward_cache_option
 @truncation_option
 @aggregation_option
 @click.option(

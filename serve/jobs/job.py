@@ -7,14 +7,15 @@ However a run ends, the next run resumes after the last chunk that is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rm_core.config import Kind
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
-from serve.jobs.executors.base import Executor
+from serve.jobs.executors.base import Executor, ScoringModel
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.storage import compute_sha256, measure_file
 from serve.jobs.manifest import (
@@ -27,12 +28,15 @@ from serve.jobs.manifest import (
 )
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
+from serve.jobs.reward_cache import RewardCache, open_reward_cache
 from serve.jobs.runner import ChunkRunner, raise_on_error
 from serve.jobs.spec import JobSpec, require_fitting_options
 from serve.jobs.store import JobStore, find_result_columns
 from serve.jobs.summary import Summary
 from serve.jobs.writers import Writer, is_tabular, open_writer
 from serve.shutdown import GracefulShutdown
+
+_OTHER_BITS = "unless the model is deterministic, rewards may differ in their last bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +158,51 @@ class Job:
             if num_scored:
                 self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
-            ChunkRunner(
-                self.spec,
-                manifest.kind,
-                self.store,
-                self.executor,
-                self.progress,
-                self.shutdown,
-                get_max_image_bytes(manifest.model),
-            ).run()
+            with self._open_reward_cache() as reward_cache:
+                ChunkRunner(
+                    self.spec,
+                    manifest.kind,
+                    self.store,
+                    self.executor,
+                    self.progress,
+                    self.shutdown,
+                    get_max_image_bytes(manifest.model),
+                    reward_cache,
+                ).run()
         if self.store.summary.num_rows != num_rows:
             raise self._input_changed_error(
                 f"it had {num_rows:,} rows and has {self.store.summary.num_rows:,}"
             )
+
+    @contextlib.contextmanager
+    def _open_reward_cache(self) -> Iterator[RewardCache | None]:
+        """Open the reward cache with the snapshot that the job began with, if it has a cache."""
+        path, earlier = self.spec.reward_cache, self.store.cache_snapshot
+        if path is None:
+            if earlier:
+                self.notify(
+                    f"the job began with --reward-cache, and goes on without; {_OTHER_BITS}"
+                )
+            yield None
+            return
+
+        def get_model() -> ScoringModel:
+            with self.shutdown.allow_interrupt(self.executor.drain_timeout_s is not None):
+                model = self.executor.get_scoring_model(fetch=True)
+            assert model
+            return model
+
+        with open_reward_cache(
+            path,
+            get_model,
+            self.spec.truncation,
+            snapshot=earlier,
+            other_files=[self.spec.output, *self.spec.input_paths],
+        ) as cache:
+            if self.store.num_chunks and cache.snapshot != earlier:
+                self.notify(f"the job began with another --reward-cache than {path}; {_OTHER_BITS}")
+            self.store.save_cache_snapshot(cache.snapshot)
+            yield cache
 
     def _write_output(self, manifest: Manifest) -> Summary:
         output, summary = self.spec.output, self.store.summary

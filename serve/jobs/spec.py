@@ -39,6 +39,7 @@ class JobSpec:
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
             job neither opens a model nor contacts a service.
         writes_rows: whether the output has the rows; False for statistics of them.
+        reward_cache: file of rewards that is kept across jobs; see `serve.jobs.reward_cache`.
         images: images of the prompts by SHA-256, for rows that refer to them; see
             `serve.jobs.inputs.image_references`.
     """
@@ -57,6 +58,7 @@ class JobSpec:
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
     writes_rows: bool = True
+    reward_cache: Path | None = None
     images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property

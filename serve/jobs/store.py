@@ -143,10 +143,22 @@ class JobStore:
         self._write("meta", [("manifest", json.dumps(manifest.as_json()).encode())])
         self.manifest = manifest
 
+    @property
+    def cache_snapshot(self) -> list[Any] | None:
+        """`RewardCache.snapshot` of the job; None without one."""
+        snapshot: list[Any] | None = json.loads(
+            _read(self._connection, "meta", "cache_snapshot") or b"null"
+        )
+        return snapshot
+
+    def save_cache_snapshot(self, snapshot: list[Any]) -> None:
+        """Save what a later run of the job may read of the reward cache."""
+        self._write("meta", [("cache_snapshot", json.dumps(snapshot).encode())])
+
     def find(self, digests: Iterable[Digest]) -> dict[Digest, Result]:
         """Return the results of those conversations that saved chunks have."""
         found = ((digest, _read(self._connection, "results", digest)) for digest in digests)
-        return {digest: _result_from_json(json.loads(text)) for digest, text in found if text}
+        return {digest: result_from_json(json.loads(text)) for digest, text in found if text}
 
     def add_chunk(
         self,
@@ -166,7 +178,7 @@ class JobStore:
             "summary": total.as_json(),
         }
         results = (
-            (digest, json.dumps(_result_to_json(new_results[digest])).encode())
+            (digest, json.dumps(result_to_json(new_results[digest])).encode())
             for digest in sorted(new_results)
         )
         self._connection.execute("BEGIN IMMEDIATE")
@@ -307,8 +319,8 @@ def _encode_rows(rows: Sequence[RowResults]) -> bytes:
     values = [
         [
             row.kind,
-            [_result_to_json(result) for result in row.results],
-            row.error and _result_to_json(row.error),
+            [result_to_json(result) for result in row.results],
+            row.error and result_to_json(row.error),
             row.warnings,
         ]
         for row in rows
@@ -320,7 +332,7 @@ def _decode_rows(content: bytes) -> list[RowResults]:
     return [
         RowResults(
             kind,
-            [_result_from_json(result) for result in results],
+            [result_from_json(result) for result in results],
             error and ScoreError(**error),
             tuple(warnings),
         )
@@ -328,7 +340,7 @@ def _decode_rows(content: bytes) -> list[RowResults]:
     ]
 
 
-def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
+def result_to_json(result: Result) -> list[Any] | dict[str, str]:
     """Return a result as JSON data, which keeps every bit of a reward: a float is its `repr`."""
     if isinstance(result, ScoreError):
         return {"code": result.code, "message": result.message}
@@ -338,7 +350,8 @@ def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
     return [result.reward, result.num_tokens]
 
 
-def _result_from_json(value: Any) -> Result:
+def result_from_json(value: Any) -> Result:
+    """Create a result from the data of `result_to_json`."""
     if isinstance(value, dict):
         return ScoreError(**value)
     defaults: list[Any] = [False, (), (), None]
