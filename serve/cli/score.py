@@ -18,6 +18,8 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    pop_push,
+    push_options,
     reward_cache_option,
     truncation_option,
 )
@@ -57,6 +59,7 @@ from serve.cli.options import (
     metavar="FILE",
     help="Write an HTML report with the distributions of rewards and margins.",
 )
+@push_options
 @handle_errors
 def score(input: str, output: Path | None, **options: Any) -> None:
     """Score a file of any size. An interrupted job resumes when the command is run again.
@@ -74,6 +77,9 @@ def score(input: str, output: Path | None, **options: Any) -> None:
 
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
+    push = pop_push(options)
     executor = pop_executor_options(options)
     columns = pop_columns(options)
-    sys.exit(run(input, output, executor, notify=echo_status, columns=columns, **options))
+    sys.exit(
+        run(input, output, executor, notify=echo_status, columns=columns, push=push, **options)
+    )

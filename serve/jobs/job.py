@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rm_core.config import Kind
+from serve import __version__
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
 from serve.jobs.executors.base import Executor, ScoringModel
@@ -134,6 +135,7 @@ class Job:
             self.notify(line)
         try:
             self._score(manifest)
+            manifest = self.store.manifest or manifest
             if self.spec.writes_rows:
                 return self._write_output(manifest)
             self._require_same_input(manifest)
@@ -158,17 +160,20 @@ class Job:
             if num_scored:
                 self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
-            with self._open_reward_cache() as reward_cache:
-                ChunkRunner(
-                    self.spec,
-                    manifest.kind,
-                    self.store,
-                    self.executor,
-                    self.progress,
-                    self.shutdown,
-                    get_max_image_bytes(manifest.model),
-                    reward_cache,
-                ).run()
+            try:
+                with self._open_reward_cache() as reward_cache:
+                    ChunkRunner(
+                        self.spec,
+                        manifest.kind,
+                        self.store,
+                        self.executor,
+                        self.progress,
+                        self.shutdown,
+                        get_max_image_bytes(manifest.model),
+                        reward_cache,
+                    ).run()
+            finally:
+                self._save_scored_by()
         if self.store.summary.num_rows != num_rows:
             raise self._input_changed_error(
                 f"it had {num_rows:,} rows and has {self.store.summary.num_rows:,}"
@@ -203,6 +208,16 @@ class Job:
                 self.notify(f"the job began with another --reward-cache than {path}; {_OTHER_BITS}")
             self.store.save_cache_snapshot(cache.snapshot)
             yield cache
+
+    def _save_scored_by(self) -> None:
+        """Save which model scored; a finished job does not open a model to find that out."""
+        manifest, model = self.store.manifest, self.executor.get_scoring_model()
+        if manifest and model:
+            scored_by = asdict(model) | {
+                "fingerprint": model.fingerprint.as_dict(),
+                "version": __version__,
+            }
+            self.store.save_manifest(replace(manifest, scored_by=scored_by))
 
     def _write_output(self, manifest: Manifest) -> Summary:
         output, summary = self.spec.output, self.store.summary

@@ -31,7 +31,8 @@ def measured(number: int, folder: Path) -> tuple[dict[str, bool], dict[str, Any]
     figures: dict[str, Any] = {}
     reused, computed = {}, {}
     for name, flags in jobs.items():
-        ended[name], summary = job_of(number, folder, model, *flags)
+        (folder / name).mkdir()
+        ended[name], summary = job_of(number, folder / name, model, *flags)
         reused[name], computed[name] = summary["num_reused_rewards"], summary["num_computed_tokens"]
     start, _ = job_of(1, folder, model, *with_cache)
     for name, one in ended.items():
