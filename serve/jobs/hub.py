@@ -95,13 +95,19 @@ class DatasetRepository:
         return f"pushed {self.path} to {commit.commit_url}"
 
     def require_free_path(self) -> None:
-        """Check that a data file of this name, if there is one, was uploaded by skyreward.
+        """Check that the data file neither replaces a file of other origin nor has another format.
 
         Raises:
-            HubError: the repository has another file of this name.
+            HubError: the repository has another file of this name, or files of another format.
         """
         head = self._api.repo_info(self.repo_id, repo_type="dataset").sha
-        if self._find_file(head) and self.path not in list_sections(self._read_card(head)):
+        own = list_sections(self._read_card(head))
+        if other := next((path for path in own if _is_table(path) != _is_table(self.path)), None):
+            raise HubError(
+                f"{self.repo_id} has {other}, and `datasets` reads files of one format in a "
+                "repository; name an output of that format, or give another repository"
+            )
+        if self._find_file(head) and self.path not in own:
             raise HubError(
                 f"{self.repo_id} has a file {self.path} which its {_CARD} does not describe as "
                 "written by skyreward; give another name for the output, or another repository"
@@ -132,6 +138,11 @@ class DatasetRepository:
             )
             return Path(path).read_bytes().decode("utf-8", "surrogateescape")
         return ""
+
+
+def _is_table(path: str) -> bool:
+    """Return whether a data file is Parquet, in contrast to JSON lines."""
+    return path.endswith(".parquet")
 
 
 def open_repository(push: Push, output: Path) -> DatasetRepository:
@@ -168,9 +179,7 @@ def open_repository(push: Push, output: Path) -> DatasetRepository:
             "or run `hf auth login`"
         )
     api = HfApi(token=token)
-    with _translate_errors(
-        f"nothing can be pushed to {repo_id}", "nothing was scored; correct this and run again"
-    ):
+    with _translate_errors(f"nothing can be pushed to {repo_id}", "nothing was scored"):
         api.whoami()
         try:
             api.repo_info(repo_id, repo_type="dataset")

@@ -140,7 +140,7 @@ def test_card_names_model_input_results_columns_and_command(
         "--limit 50\n",
     ):
         assert line in card.text
-    assert re.search(r"\| `in.jsonl` \| SHA-256 `[0-9a-f]{64}` of the first", card.text)
+    assert re.search(r"\| `in.jsonl` \| SHA-256 `[0-9a-f]{64}`", card.text)
     assert str(source.parent) not in card.content
 
 
@@ -202,19 +202,32 @@ def test_published_names_have_no_folders_and_no_credentials(name: str, published
 
 
 def test_datasets_reads_the_pushed_files(hub: FakeHub, score: Score, tmp_path: Path) -> None:
-    score("scored.parquet")
     score("scored.jsonl")
+    score("scored.jsonl.gz")
+    done, executor = score("scored.parquet")
+    assert done.exit_code == 1
+    assert "org/scores has data/scored.jsonl, and `datasets` reads files of one" in done.stderr
+    assert executor.calls == []
     folder = tmp_path / "clone"
     for name, content in hub.repositories[REPO].files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     cache = str(tmp_path / "cache")
-    assert datasets.get_dataset_config_names(str(folder)) == ["scored", "scored.jsonl"]
-    table = datasets.load_dataset(str(folder), "scored", split="train", cache_dir=cache)
-    assert table["id"] == pq.read_table(tmp_path / "scored.parquet")["id"].to_pylist()
-    lines = datasets.load_dataset(str(folder), "scored.jsonl", split="train", cache_dir=cache)
-    assert lines.num_rows == 60
+    assert datasets.get_dataset_config_names(str(folder)) == ["scored", "scored.jsonl.gz"]
+    for name in ("scored", "scored.jsonl.gz"):
+        table = datasets.load_dataset(str(folder), name, split="train", cache_dir=cache)
+        assert table["id"] == list(range(60))
     assert read_card(hub).data.size_categories == ["n<1K"]
+
+
+def test_datasets_reads_a_pushed_table(hub: FakeHub, score: Score, tmp_path: Path) -> None:
+    score("scored.parquet")
+    (tmp_path / "clone" / "data").mkdir(parents=True)
+    for name, content in hub.repositories[REPO].files.items():
+        (tmp_path / "clone" / name).write_bytes(content)
+    clone, cache = str(tmp_path / "clone"), str(tmp_path / "cache")
+    table = datasets.load_dataset(clone, split="train", cache_dir=cache)
+    assert table["id"] == pq.read_table(tmp_path / "scored.parquet")["id"].to_pylist()
 
 
 def test_text_and_metadata_of_a_person_stay(hub: FakeHub, score: Score) -> None:
