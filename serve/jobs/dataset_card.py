@@ -43,6 +43,7 @@ _SIZES = (
     (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"),
     (10**9, "100M<n<1B"),
+    (10**10, "1B<n<10B"),
 )
 _MAX_FILES = 20
 _QUANTILES = ("0", "0.05", "0.25", "0.5", "0.75", "0.95", "1")
@@ -348,7 +349,7 @@ def _has_file(config: Mapping[str, Any], path: str) -> bool:
 
 
 def _choose_size(num_rows: int) -> str:
-    return next((name for limit, name in _SIZES if num_rows < limit), "n>1T")
+    return next((name for limit, name in _SIZES if num_rows < limit), "10B<n<100B")
 
 
 def format_code(value: object) -> str:

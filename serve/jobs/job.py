@@ -205,7 +205,7 @@ class Job:
             other_files=[self.spec.output, *self.spec.input_paths],
         ) as cache:
             if self.store.num_chunks and cache.snapshot != earlier:
-                self.notify(f"the job began with another --reward-cache than {path}; {_OTHER_BITS}")
+                self.notify(f"the job began without the rewards of {path}; {_OTHER_BITS}")
             self.store.save_cache_snapshot(cache.snapshot)
             yield cache
 

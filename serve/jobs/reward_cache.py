@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -79,7 +80,8 @@ class RewardCache:
         snapshot: list[Any] | None,
     ) -> None:
         self._path, self._connection = path, connection
-        connection.execute("PRAGMA synchronous = NORMAL")
+        # A snapshot has to survive a loss of power, as the chunks that depend on it do.
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_PAGES_KIB}")
         description = json.dumps(_describe(model, truncation), sort_keys=True)
         connection.execute("INSERT OR IGNORE INTO models (description) VALUES (?)", (description,))
@@ -216,10 +218,25 @@ def _create_file(path: Path) -> None:
         with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             connection.executescript(_SCHEMA)
             connection.execute("INSERT INTO file VALUES (?, 0)", (secrets.token_hex(8),))
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+        with _hold_folder(path.parent):
+            if not path.exists():
+                # SQLite would write the log of a file that was deleted into the new one.
+                for suffix in ("-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+                os.link(temporary, path)
     finally:
         os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which the operating system releases when the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _require_format(path: Path, connection: sqlite3.Connection) -> None:

@@ -269,6 +269,22 @@ def test_damaged_reward_is_reported_and_not_used(
     assert output.read_bytes() == (tmp_path / "a.jsonl").read_bytes()
 
 
+def test_log_of_a_deleted_file_is_not_read(source: Path, cache: Path, tmp_path: Path) -> None:
+    run_job(source, tmp_path / "a.jsonl", FakeExecutor(), reward_cache=cache, limit=10)
+    log = cache.with_name("cache.sqlite-wal")
+    with contextlib.closing(sqlite3.connect(cache)) as connection:
+        connection.execute("UPDATE file SET num_additions = 1000000")
+        connection.commit()
+        content = log.read_bytes()
+    cache.unlink()
+    log.write_bytes(content)  # as a killed job leaves it
+    summary = run_job(source, tmp_path / "b.jsonl", FakeExecutor(), reward_cache=cache)
+    assert summary.num_reused_rewards == 0
+    with contextlib.closing(sqlite3.connect(cache)) as connection:
+        assert connection.execute("SELECT num_additions FROM file").fetchone() == (10,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 def test_truncated_file_is_reported(source: Path, cache: Path, tmp_path: Path) -> None:
     run_job(source, tmp_path / "a.jsonl", FakeExecutor(), reward_cache=cache)
     cache.write_bytes(cache.read_bytes()[: cache.stat().st_size // 2])
