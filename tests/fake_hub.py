@@ -51,9 +51,8 @@ class Repository:
         return hashlib.sha1(str(len(self.commits)).encode()).hexdigest()
 
     def write(self, **files: bytes) -> None:
-        """Commit files as another client would; `__` is a slash in names."""
-        named = {name.replace("__", "/"): content for name, content in files.items()}
-        self.commits.append({**self.files, **named})
+        """Commit files as another client would."""
+        self.commits.append({**self.files, **files})
         self.messages.append("by another client")
 
     def describe(self, path: str) -> dict[str, Any]:
@@ -123,7 +122,9 @@ class FakeHub:
             paths = parse_qs(body.decode()).get("paths", [])
             return Answer([repository.describe(p) for p in paths if p in repository.files])
         if not rest:
-            return Answer({"id": name, "sha": repository.head, "private": repository.private})
+            siblings = [{"rfilename": path} for path in [".gitattributes", *repository.files]]
+            described = {"id": name, "sha": repository.head, "siblings": siblings}
+            return Answer({**described, "private": repository.private})
         if not self._may_write(token, name):
             return Answer({"error": "Forbidden"}, 403)
         if rest == "auth-check/write":

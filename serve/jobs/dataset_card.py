@@ -105,6 +105,13 @@ def list_sections(card: str) -> dict[str, int]:
     return {match["path"]: int(match["rows"]) for match in _SECTION.finditer(card)}
 
 
+def has_configs(card: str) -> bool:
+    """Return whether a card that `update_card` can read says which files `datasets` reads."""
+    from huggingface_hub import DatasetCard
+
+    return bool(_METADATA.match(card)) and bool(DatasetCard(card).data.get("configs"))
+
+
 def update_card(card: str, repo_id: str, section: CardSection) -> str:
     """Return a card with a section, and with its data file in the metadata.
 
@@ -128,7 +135,9 @@ def update_card(card: str, repo_id: str, section: CardSection) -> str:
         own = list_sections(parsed.text)
         configs = _put_config(metadata.get("configs") or [], section.path)
         metadata["configs"] = configs
-        metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), *section.tags]))
+        tags = metadata.get("tags") or []
+        tags = [tags] if isinstance(tags, str) else tags
+        metadata["tags"] = list(dict.fromkeys([*tags, *section.tags]))
         if all(any(_has_file(config, path) for path in own) for config in configs):
             metadata["size_categories"] = [_choose_size(sum(own.values()))]
         parsed.data = DatasetCardData(**metadata)

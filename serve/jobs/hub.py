@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.errors import HubError
-from serve.jobs.dataset_card import CardSection, list_sections, update_card
+from serve.jobs.dataset_card import CardSection, has_configs, list_sections, update_card
 from serve.jobs.inputs.storage import compute_sha256
 
 if TYPE_CHECKING:  # imported only by commands that push
@@ -74,7 +75,7 @@ class DatasetRepository:
             "run the same command again, without --overwrite, to push it",
         )
         with _translate_errors(*failed):
-            head = self._api.repo_info(self.repo_id, repo_type="dataset").sha
+            head = self._api.dataset_info(self.repo_id).sha
             card = self._read_card(head)
             new_card = update_card(card, self.repo_id, section)
             operations = []
@@ -94,23 +95,33 @@ class DatasetRepository:
             )
         return f"pushed {self.path} to {commit.commit_url}"
 
-    def require_free_path(self) -> None:
-        """Check that the data file neither replaces a file of other origin nor has another format.
+    def require_compatible(self) -> None:
+        """Check that the data file can be in the repository together with what is there.
 
         Raises:
-            HubError: the repository has another file of this name, or files of another format.
+            HubError: the card cannot be read; or the repository has a file of this name, files of
+                another format, or files which `datasets` would not find any more.
         """
-        head = self._api.repo_info(self.repo_id, repo_type="dataset").sha
-        own = list_sections(self._read_card(head))
+        info = self._api.dataset_info(self.repo_id)
+        card = self._read_card(info.sha)
+        update_card(card, self.repo_id, CardSection(self.path, 0, (), ""))
+        own = list_sections(card)
+        files = [file.rfilename for file in info.siblings or ()]
         if other := next((path for path in own if _is_table(path) != _is_table(self.path)), None):
             raise HubError(
                 f"{self.repo_id} has {other}, and `datasets` reads files of one format in a "
                 "repository; name an output of that format, or give another repository"
             )
-        if self._find_file(head) and self.path not in own:
+        if self.path in files and self.path not in own:
             raise HubError(
                 f"{self.repo_id} has a file {self.path} which its {_CARD} does not describe as "
                 "written by skyreward; give another name for the output, or another repository"
+            )
+        if not has_configs(card) and (other := next(filter(_is_data, files), None)):
+            raise HubError(
+                f"{self.repo_id} has {other}, and its {_CARD} has no `configs`: with an entry for "
+                f"{self.path} alone, `datasets` would not find it any more; add an entry for it, "
+                "or give another repository"
             )
 
     def _find_file(self, revision: str | None) -> Any:
@@ -140,6 +151,12 @@ class DatasetRepository:
         return ""
 
 
+def _is_data(path: str) -> bool:
+    """Return whether `datasets` may read a file of a repository without an entry in `configs`."""
+    is_text = path.endswith((".md", ".py")) or path.startswith((".", "LICENSE"))
+    return not is_text
+
+
 def _is_table(path: str) -> bool:
     """Return whether a data file is Parquet, in contrast to JSON lines."""
     return path.endswith(".parquet")
@@ -158,6 +175,7 @@ def open_repository(push: Push, output: Path) -> DatasetRepository:
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     repo_id, private = push.repo_id, push.private
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
@@ -178,21 +196,23 @@ def open_repository(push: Push, output: Path) -> DatasetRepository:
             "--push-to-hub needs a token with write permission, and there is none; set HF_TOKEN, "
             "or run `hf auth login`"
         )
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     api = HfApi(token=token)
     with _translate_errors(f"nothing can be pushed to {repo_id}", "nothing was scored"):
         api.whoami()
         try:
-            api.repo_info(repo_id, repo_type="dataset")
+            api.dataset_info(repo_id)
         except RepositoryNotFoundError:
             api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         api.auth_check(repo_id, repo_type="dataset", write=True)
-        if private and not api.repo_info(repo_id, repo_type="dataset").private:
+        if private and not api.dataset_info(repo_id).private:
             raise HubError(
                 f"--private was given, and {repo_id} exists and is public; make it private in its "
                 "settings on the hub, give another name, or leave --private out"
             )
         repository = DatasetRepository(repo_id, output, api)
-        repository.require_free_path()
+        repository.require_compatible()
     return repository
 
 

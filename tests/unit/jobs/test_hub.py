@@ -108,7 +108,8 @@ def test_output_and_card_are_one_commit_and_a_second_push_makes_none(
 def test_card_names_model_input_results_columns_and_command(
     hub: FakeHub, score: Score, source: Path
 ) -> None:
-    score("scored.parquet", "--api-key", "sk-secret", "--report", "report.html", "--limit", 50)
+    report = source.with_name("report.html")
+    score("scored.parquet", "--api-key", "sk-secret", "--report", report, "--limit", 50)
     card = read_card(hub)
     assert card.data.to_dict() == {
         "configs": [
@@ -232,8 +233,7 @@ def test_datasets_reads_a_pushed_table(hub: FakeHub, score: Score, tmp_path: Pat
 
 def test_text_and_metadata_of_a_person_stay(hub: FakeHub, score: Score) -> None:
     repository = hub.repositories[REPO] = Repository()
-    repository.write(README__md=b"", raw__csv=b"a\n1\n")
-    repository.write(**{"README.md": PERSONS_CARD.encode()})
+    repository.write(**{"README.md": PERSONS_CARD.encode(), "raw.csv": b"a\n1\n"})
     score("scored.jsonl")
     for _ in range(2):
         card = read_card(hub)
@@ -258,7 +258,7 @@ def test_text_and_metadata_of_a_person_stay(hub: FakeHub, score: Score) -> None:
 def test_cards_without_readable_metadata(hub: FakeHub, score: Score, card: str) -> None:
     hub.repositories[REPO] = Repository()
     hub.repositories[REPO].write(**{"README.md": card.encode()})
-    done, _ = score("scored.jsonl")
+    done, executor = score("scored.jsonl")
     if card.startswith("#"):
         assert read_card(hub).text.startswith("# Sums\n\nNo metadata.\n\n<!-- skyreward: begin")
         assert read_card(hub).data.configs[0]["config_name"] == "scored"
@@ -266,17 +266,33 @@ def test_cards_without_readable_metadata(hub: FakeHub, score: Score, card: str) 
     assert done.exit_code == 1
     assert "the metadata at the beginning of README.md of org/scores cannot be read" in done.stderr
     assert hub.repositories[REPO].files["README.md"] == card.encode()
+    assert executor.calls == []
 
 
 def test_file_of_other_origin_is_not_replaced(hub: FakeHub, score: Score) -> None:
     repository = hub.repositories[REPO] = Repository()
-    repository.write(data__scored="x", **{"data/scored.jsonl": b"by a person"})  # type: ignore[arg-type]
+    repository.write(**{"data/scored.jsonl": b"by a person", "README.md": PERSONS_CARD.encode()})
     done, executor = score("scored.jsonl")
     assert done.exit_code == 1
     assert "has a file data/scored.jsonl which its README.md does not describe" in done.stderr
     assert executor.calls == []
     assert score("other.jsonl")[0].exit_code == 3
     assert repository.files["data/scored.jsonl"] == b"by a person"
+
+
+def test_files_that_datasets_would_not_find_any_more_are_protected(
+    hub: FakeHub, score: Score
+) -> None:
+    repository = hub.repositories[REPO] = Repository()
+    repository.write(**{"train.csv": b"a\n1\n", "LICENSE": b"MIT"})
+    repository.write(**{"README.md": b"---\ntags: sums\n---\n"})
+    done, executor = score("scored.jsonl")
+    assert done.exit_code == 1
+    assert "org/scores has train.csv, and its README.md has no `configs`" in done.stderr
+    assert executor.calls == []
+    repository.commits.append({name: repository.files[name] for name in ("LICENSE", "README.md")})
+    assert score("scored.jsonl")[0].exit_code == 3
+    assert read_card(hub).data.tags == ["sums", "skyreward", "reward-model"]
 
 
 def test_private_repository(hub: FakeHub, score: Score) -> None:
