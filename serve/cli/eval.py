@@ -17,6 +17,7 @@ from serve.cli.options import (
     handle_errors,
     loading_options,
     refuse_with_url,
+    reward_cache_option,
     service_options,
 )
 from serve.escaping import dump_json
@@ -89,6 +90,7 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
     help="How to handle conversations that are too long.  [default: as the benchmark's own runner]",
 )
 @loading_options
+@reward_cache_option
 @click.option("--overwrite", is_flag=True, help="Discard the results in DIR and start over.")
 @handle_errors
 def evaluate(
@@ -118,7 +120,7 @@ def evaluate(
             raise click.UsageError(
                 "--scores already provides the rewards; leave out --model and --url"
             )
-        for unused in get_given_options(("truncation", *LOADING_OPTIONS)):
+        for unused in get_given_options(("truncation", "reward_cache", *LOADING_OPTIONS)):
             raise click.UsageError(
                 f"--{unused.replace('_', '-')} has no effect with --scores; leave it out"
             )
@@ -133,6 +135,7 @@ def evaluate(
             _build_executor_options(models, urls, options),
             truncation=options["truncation"],
             overwrite=options["overwrite"],
+            reward_cache=options["reward_cache"],
         )
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,7 +19,11 @@ from serve.escaping import EscapingFormatter, escape_line
 
 if TYPE_CHECKING:
     from serve.jobs.command import ExecutorOptions
+    from serve.jobs.hub import Push
 
+_ARGUMENTS = "serve.cli.options.arguments"
+_UNPUBLISHED = ("api_key", "overwrite", "report", "retry_s", "timeout_s", "reward_cache", "private")
+_PLACEHOLDERS = {"urls": "URL", "ray": "ADDRESS"}
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
@@ -39,6 +45,7 @@ class SingleValueCommand(click.Command):
                     "give it once",
                     ctx,
                 )
+        ctx.meta[_ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
 
@@ -428,6 +435,76 @@ aggregation_option = click.option(
     type=click.Choice(["last", "min", "mean", "product"]),
     help="How a step model's rewards of steps become the reward.  [default: last]",
 )
+
+
+reward_cache_option = click.option(
+    "--reward-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Take the rewards that FILE has of the same model and conversations, and add new ones. "
+    "Created if missing; several jobs of a machine may use it at a time.",
+)
+
+
+def push_options(command: CommandT) -> CommandT:
+    """Add the options that upload an output to the hub; see `pop_push`."""
+    options = (
+        click.option(
+            "--push-to-hub",
+            metavar="ORG/NAME",
+            help="Upload the output with a data card to this dataset repository on the Hugging "
+            "Face hub, which is created if missing. Needs HF_TOKEN or `hf auth login`.",
+        ),
+        click.option(
+            "--private", is_flag=True, help="With --push-to-hub: the repository has to be private."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def pop_push(options: dict[str, Any]) -> Push | None:
+    """Remove the options of `push_options` from a command's options, and return them.
+
+    Raises:
+        click.UsageError: `--private` is given without `--push-to-hub`.
+    """
+    repo_id, private = options.pop("push_to_hub"), options.pop("private")
+    if repo_id is None:
+        if private:
+            raise click.UsageError("--private needs --push-to-hub ORG/NAME")
+        return None
+    from serve.jobs.hub import Push
+
+    return Push(repo_id, private, _format_command())
+
+
+def _format_command() -> str:
+    """Return the command line without what a data card must not or need not have.
+
+    These are keys, addresses of services and clusters, folders of this machine, and options that do
+    not decide the output.
+    """
+    from serve.jobs.dataset_card import publish_name
+
+    context = click.get_current_context()
+    arguments = context.meta[_ARGUMENTS]
+    values, _, order = context.command.make_parser(context).parse_args(args=list(arguments))
+    words = ["skyreward", str(context.info_name)]
+    # Arguments first, as in the help.
+    for param in sorted(dict.fromkeys(order), key=lambda one: isinstance(one, click.Option)):
+        name = str(param.name)
+        if name in _UNPUBLISHED:
+            continue
+        value = values[name]
+        if isinstance(param, click.Option) and param.is_flag:
+            words.append((param.opts if value else param.secondary_opts)[0])
+            continue
+        option = param.opts[:1] if isinstance(param, click.Option) else []
+        for text in value if isinstance(value, list | tuple) else [value]:
+            words += [*option, _PLACEHOLDERS.get(name) or publish_name(str(text))]
+    return shlex.join(words)
 
 
 def executor_options(command: CommandT) -> CommandT:

@@ -18,6 +18,9 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    pop_push,
+    push_options,
+    reward_cache_option,
     truncation_option,
 )
 
@@ -26,6 +29,7 @@ from serve.cli.options import (
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
 @executor_options
+@reward_cache_option
 @truncation_option
 @aggregation_option
 @click.option(
@@ -61,6 +65,7 @@ from serve.cli.options import (
     metavar="FILE",
     help="Write an HTML report with the distributions of rewards and margins.",
 )
+@push_options
 @handle_errors
 def score(input: str, output: Path | None, **options: Any) -> None:
     """Score a file of any size. An interrupted job resumes when the command is run again.
@@ -84,6 +89,9 @@ def score(input: str, output: Path | None, **options: Any) -> None:
                 f"--retry-errors and --{other.replace('_', '-')} exclude each other; give one of "
                 "the two"
             )
+    push = pop_push(options)
     executor = pop_executor_options(options)
     columns = pop_columns(options)
-    sys.exit(run(input, output, executor, notify=echo_status, columns=columns, **options))
+    sys.exit(
+        run(input, output, executor, notify=echo_status, columns=columns, push=push, **options)
+    )

@@ -78,6 +78,7 @@ def evaluate_models(
     *,
     truncation: Truncation | None,
     overwrite: bool,
+    reward_cache: Path | None = None,
 ) -> int:
     """Score the items with each model, write the results and return the exit code.
 
@@ -87,6 +88,7 @@ def evaluate_models(
             within the output.
         truncation: truncation of longer conversations; None for that of the official runs.
         overwrite: whether to discard existing rewards.
+        reward_cache: file of rewards that is kept across jobs.
 
     Raises:
         RewardError: the data cannot be read, or a job cannot start or continue.
@@ -108,7 +110,9 @@ def evaluate_models(
     gc.freeze()
     evaluations: list[Evaluation] = []
     with GracefulShutdown(_NOTE) as shutdown, Progress(request.notify) as progress:
-        context = EvalContext(applied_truncation, overwrite, request.notify, progress, shutdown)
+        context = EvalContext(
+            applied_truncation, overwrite, request.notify, progress, shutdown, reward_cache
+        )
         for options, folder, kind in zip(executor_options, folders, inputs, strict=True):
             _make_folder(folder)
             try:

@@ -104,6 +104,7 @@ class EvalContext:
         notify: prints a line for the user.
         progress: progress display.
         shutdown: signals when to stop.
+        reward_cache: file of rewards that is kept across jobs.
     """
 
     truncation: Truncation
@@ -111,6 +112,7 @@ class EvalContext:
     notify: Callable[[str], None]
     progress: Progress
     shutdown: GracefulShutdown
+    reward_cache: Path | None = None
 
 
 def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path:
@@ -233,6 +235,7 @@ def run_scoring_job(
         chunk_rows=_CHUNK_ROWS,
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,
+        reward_cache=context.reward_cache,
         images=collect_images(item.prompt for item in items),
     )
     provenance_path = folder / PROVENANCE

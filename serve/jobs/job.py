@@ -9,15 +9,17 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rm_core.config import Kind
+from serve import __version__
 from serve.errors import JobInputError, JobRefusedError, JobStoppedError
 from serve.jobs.atomic_io import open_atomic
 from serve.jobs.correlation import RewardCorrelation
-from serve.jobs.executors.base import Executor
+from serve.jobs.executors.base import Executor, ScoringModel
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.storage import compute_sha256, measure_file
 from serve.jobs.manifest import (
@@ -31,12 +33,15 @@ from serve.jobs.manifest import (
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
 from serve.jobs.retry import RetryRunner, format_retry, summarize_again
+from serve.jobs.reward_cache import RewardCache, open_reward_cache
 from serve.jobs.runner import ChunkRunner, raise_on_error
 from serve.jobs.spec import JobSpec, require_fitting_options
 from serve.jobs.store import JobStore, find_result_columns
 from serve.jobs.summary import Summary
 from serve.jobs.writers import Writer, is_tabular, open_writer
 from serve.shutdown import GracefulShutdown
+
+_OTHER_BITS = "unless the model is deterministic, rewards may differ in their last bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +161,43 @@ class Job:
                 return
         completed = store.retry.summary.num_retried if store.retry else 0
         self.progress.start_phase("retrying", total=num_failed, completed=completed)
-        self._run_chunks(RetryRunner, manifest)
+        # A new retry reads what the reward cache has now, and not what it had for the job.
+        snapshot = store.cache_snapshot if store.retry else None
+        self._run_chunks(RetryRunner, manifest, snapshot, is_new=not store.retry)
         store.finish_retry(summarize_again(store))
         for line in format_retry(store.summary):
             self.notify(line)
 
-    def _run_chunks(self, runner: type[ChunkRunner], manifest: Manifest) -> None:
-        runner(
-            self.spec,
-            manifest.kind,
-            self.store,
-            self.executor,
-            self.progress,
-            self.shutdown,
-            get_max_image_bytes(manifest.model),
-        ).run()
+    def _run_chunks(
+        self,
+        runner: type[ChunkRunner],
+        manifest: Manifest,
+        snapshot: list[Any] | None,
+        *,
+        is_new: bool,
+    ) -> None:
+        """Score the chunks that are left.
+
+        Args:
+            runner: which chunks these are.
+            manifest: manifest of the job.
+            snapshot: what to read of the reward cache, see `RewardCache.snapshot`; None for all.
+            is_new: whether no chunk is saved that an earlier run of `runner` scored.
+        """
+        try:
+            with self._open_reward_cache(snapshot, is_new=is_new) as reward_cache:
+                runner(
+                    self.spec,
+                    manifest.kind,
+                    self.store,
+                    self.executor,
+                    self.progress,
+                    self.shutdown,
+                    get_max_image_bytes(manifest.model),
+                    reward_cache,
+                ).run()
+        finally:
+            self._save_scored_by()
 
     def _finish(self, manifest: Manifest) -> Summary:
         """Score what is left and write the output, if it has the rows."""
@@ -178,6 +205,7 @@ class Job:
             self.notify(line)
         try:
             self._score(manifest)
+            manifest = self.store.manifest or manifest
             if self.spec.writes_rows:
                 return self._write_output(manifest)
             self._require_same_input(manifest)
@@ -202,11 +230,54 @@ class Job:
             if num_scored:
                 self.notify(f"resuming at row {num_scored:,} of {num_rows:,} (counted from 0)")
             self.progress.start_phase("scoring", total=num_rows, completed=num_scored)
-            self._run_chunks(ChunkRunner, manifest)
+            snapshot, is_new = self.store.cache_snapshot, not num_scored
+            self._run_chunks(ChunkRunner, manifest, snapshot, is_new=is_new)
         if self.store.summary.num_rows != num_rows:
             raise self._input_changed_error(
                 f"it had {num_rows:,} rows and has {self.store.summary.num_rows:,}"
             )
+
+    @contextlib.contextmanager
+    def _open_reward_cache(
+        self, snapshot: list[Any] | None, *, is_new: bool
+    ) -> Iterator[RewardCache | None]:
+        """Open the reward cache, if the job has one; see `_run_chunks` for the arguments."""
+        path = self.spec.reward_cache
+        if path is None:
+            if snapshot:
+                self.notify(
+                    f"the job began with --reward-cache, and goes on without; {_OTHER_BITS}"
+                )
+            yield None
+            return
+
+        def get_model() -> ScoringModel:
+            with self.shutdown.allow_interrupt(self.executor.drain_timeout_s is not None):
+                model = self.executor.get_scoring_model(fetch=True)
+            assert model
+            return model
+
+        with open_reward_cache(
+            path,
+            get_model,
+            self.spec.truncation,
+            snapshot=snapshot,
+            other_files=[self.spec.output, *self.spec.input_paths],
+        ) as cache:
+            if not is_new and cache.snapshot != snapshot:
+                self.notify(f"the job began without the rewards of {path}; {_OTHER_BITS}")
+            self.store.save_cache_snapshot(cache.snapshot)
+            yield cache
+
+    def _save_scored_by(self) -> None:
+        """Save which model scored; a finished job does not open a model to find that out."""
+        manifest, model = self.store.manifest, self.executor.get_scoring_model()
+        if manifest and model:
+            scored_by = asdict(model) | {
+                "fingerprint": model.fingerprint.as_dict(),
+                "version": __version__,
+            }
+            self.store.save_manifest(replace(manifest, scored_by=scored_by))
 
     def _write_output(self, manifest: Manifest) -> Summary:
         output, summary = self.spec.output, self.store.summary

@@ -47,6 +47,8 @@ class Manifest:
         options: options by their names on the command line, as JSON data.
         model_spec: how the user specified the model; may change while `model` stays the same.
         completion: end of the job; None while the job runs.
+        scored_by: the model of the rewards and the version of this program, as JSON data; None if
+            nothing was scored yet, or by an older version.
     """
 
     scan: InputScan
@@ -54,6 +56,7 @@ class Manifest:
     options: dict[str, Any]
     model_spec: dict[str, Any]
     completion: Completion | None = None
+    scored_by: dict[str, Any] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -68,6 +71,7 @@ class Manifest:
             "model": self.model,
             "options": self.options,
             "model_spec": self.model_spec,
+            "scored_by": self.scored_by,
             "completion": completion
             and {
                 "size": completion.size,
@@ -88,6 +92,7 @@ class Manifest:
             model_spec=content["model_spec"],
             completion=completion
             and Completion(**{**completion, "summary": Summary.from_json(completion["summary"])}),
+            scored_by=content.get("scored_by"),
         )
 
 

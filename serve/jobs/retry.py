@@ -140,6 +140,8 @@ def summarize_again(store: JobStore) -> Summary:
         summary.num_repeated_tokens += one.num_repeated_tokens
         summary.num_computed_tokens += one.num_computed_tokens
         summary.num_cached_tokens += one.num_cached_tokens
+        summary.num_reused_rewards += one.num_reused_rewards
+        summary.num_reused_tokens += one.num_reused_tokens
         summary.seconds += one.seconds
     return summary
 

@@ -24,6 +24,7 @@ from serve.jobs.inputs.items import ScoringInput, compute_digest, list_pairs, li
 from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
 from serve.jobs.record_reader import ParsedRecord, try_parse_record
+from serve.jobs.reward_cache import RewardCache
 from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import Digest, JobStore
@@ -87,12 +88,15 @@ class PendingChunk:
 
     Attributes:
         chunk: the chunk.
-        own_digests: conversations that occur first in this chunk, and that were submitted with it.
-        future: results of `own_digests`; None if there are none.
+        cached: results of those conversations that occur first in this chunk, and that the reward
+            cache has.
+        submitted: the other conversations that occur first in this chunk.
+        future: results of `submitted`; None if there are none.
     """
 
     chunk: Chunk
-    own_digests: Sequence[Digest]
+    cached: Mapping[Digest, Result]
+    submitted: Sequence[Digest]
     future: Future[ScoreBatchResult] | None
 
 
@@ -100,7 +104,8 @@ class PendingChunk:
 class ChunkRunner:
     """One run over the remaining chunks of a job; see `serve.jobs.job.Job` for the attributes.
 
-    `kind` is the kind of the model, and `max_image_bytes` that of `read_chunks`.
+    `kind` is the kind of the model, `max_image_bytes` that of `read_chunks`, and `reward_cache` has
+    rewards of other jobs.
     """
 
     spec: JobSpec
@@ -110,6 +115,7 @@ class ChunkRunner:
     progress: Progress
     shutdown: GracefulShutdown
     max_image_bytes: int | None = None
+    reward_cache: RewardCache | None = None
     _in_flight: set[Digest] = field(default_factory=set)
     _finished_at: float = 0.0
     _drain_deadline: float | None = None
@@ -163,16 +169,18 @@ class ChunkRunner:
         self.store.add_chunk(rows, results, summary, max_batch_tokens)
 
     def _submit(self, chunk: Chunk) -> PendingChunk:
-        """Submit the conversations of a chunk that no earlier chunk has."""
+        """Submit the conversations of a chunk that neither an earlier chunk nor the cache has."""
         unseen = [digest for digest in chunk.conversations if digest not in self._in_flight]
         known_results = self._find(unseen)
         own_digests = [digest for digest in unseen if digest not in known_results]
         self._in_flight.update(own_digests)
-        conversations = [chunk.conversations[digest] for digest in own_digests]
+        cached = self.reward_cache.find(own_digests) if self.reward_cache else {}
+        submitted = [digest for digest in own_digests if digest not in cached]
+        conversations = [chunk.conversations[digest] for digest in submitted]
         future = (
             self.executor.submit(conversations, self.spec.truncation) if conversations else None
         )
-        return PendingChunk(chunk, own_digests, future)
+        return PendingChunk(chunk, cached, submitted, future)
 
     def _wait(self, pending: deque[PendingChunk]) -> bool:
         """Wait for the results of the first chunk; return False if it was cancelled or given up."""
@@ -199,8 +207,14 @@ class ChunkRunner:
         """Fill the results of a chunk into its rows, and save it."""
         chunk = pending.chunk
         scored = pending.future.result() if pending.future else ScoreBatchResult([], 0)
-        results = [self._aggregate(result) for result in scored.results]
-        new_results = dict(zip(pending.own_digests, results, strict=True))
+        scored_results = dict(zip(pending.submitted, scored.results, strict=True))
+        if self.reward_cache:
+            # Before the chunk is saved: a chunk that is saved is never scored again.
+            self.reward_cache.add(scored_results)
+        new_results = {
+            digest: self._aggregate(result)
+            for digest, result in {**pending.cached, **scored_results}.items()
+        }
         repeated = [digest for digest in chunk.conversations if digest not in new_results]
         rows = chunk.fill(self._find(repeated) | new_results)
         if self.spec.fail_fast:
@@ -208,10 +222,13 @@ class ChunkRunner:
         summary = chunk.summarize(rows, new_results)
         summary.num_computed_tokens = scored.num_computed_tokens
         summary.num_cached_tokens = scored.num_cached_tokens
+        rewards = [result for result in pending.cached.values() if isinstance(result, Reward)]
+        summary.num_reused_rewards = len(rewards)
+        summary.num_reused_tokens = sum(reward.num_tokens for reward in rewards)
         now = time.monotonic()
         summary.seconds, self._finished_at = now - self._finished_at, now
         self._save(chunk, rows, new_results, summary, scored.max_batch_tokens)
-        self._in_flight.difference_update(pending.own_digests)
+        self._in_flight.difference_update(new_results)
         self.progress.add(summary)
 
     def _aggregate(self, result: Result) -> Result:

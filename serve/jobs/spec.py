@@ -42,6 +42,7 @@ class JobSpec:
         writes_rows: whether the output has the rows; False for statistics of them.
         follows_protocol: whether `truncation` is that of a benchmark's official runs; models that
             truncate nothing then ignore it.
+        reward_cache: file of rewards that is kept across jobs; see `serve.jobs.reward_cache`.
         images: images of the prompts by SHA-256, for rows that refer to them; see
             `serve.jobs.inputs.image_references`.
     """
@@ -62,6 +63,7 @@ class JobSpec:
     model_spec: dict[str, Any] = field(default_factory=dict)
     writes_rows: bool = True
     follows_protocol: bool = False
+    reward_cache: Path | None = None
     images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property

@@ -172,6 +172,18 @@ class JobStore:
         self._write("meta", [("manifest", json.dumps(manifest.as_json()).encode())])
         self.manifest = manifest
 
+    @property
+    def cache_snapshot(self) -> list[Any] | None:
+        """`RewardCache.snapshot` of the job; None without one."""
+        snapshot: list[Any] | None = json.loads(
+            _read(self._connection, "meta", "cache_snapshot") or b"null"
+        )
+        return snapshot
+
+    def save_cache_snapshot(self, snapshot: list[Any]) -> None:
+        """Save what a later run of the job may read of the reward cache."""
+        self._write("meta", [("cache_snapshot", json.dumps(snapshot).encode())])
+
     def find(self, digests: Iterable[Digest]) -> dict[Digest, Result]:
         """Return the results of those conversations that saved chunks have."""
         return self._find("results", digests)
@@ -265,7 +277,7 @@ class JobStore:
 
     def _find(self, table: str, digests: Iterable[Digest]) -> dict[Digest, Result]:
         found = ((digest, _read(self._connection, table, digest)) for digest in digests)
-        return {digest: _result_from_json(json.loads(text)) for digest, text in found if text}
+        return {digest: result_from_json(json.loads(text)) for digest, text in found if text}
 
     def _write_progress(
         self, num_chunks: int, summary: Summary, max_batch_tokens: int | None
@@ -402,8 +414,8 @@ def _encode_rows(rows: Sequence[RowResults]) -> bytes:
     values = [
         [
             row.kind,
-            [_result_to_json(result) for result in row.results],
-            row.error and _result_to_json(row.error),
+            [result_to_json(result) for result in row.results],
+            row.error and result_to_json(row.error),
             row.warnings,
         ]
         for row in rows
@@ -413,14 +425,14 @@ def _encode_rows(rows: Sequence[RowResults]) -> bytes:
 
 def _encode_results(results: Mapping[Digest, Result]) -> Iterator[tuple[Digest, bytes]]:
     for digest in sorted(results):
-        yield digest, json.dumps(_result_to_json(results[digest])).encode()
+        yield digest, json.dumps(result_to_json(results[digest])).encode()
 
 
 def _decode_rows(content: bytes) -> list[RowResults]:
     return [
         RowResults(
             kind,
-            [_result_from_json(result) for result in results],
+            [result_from_json(result) for result in results],
             error and ScoreError(**error),
             tuple(warnings),
         )
@@ -428,7 +440,7 @@ def _decode_rows(content: bytes) -> list[RowResults]:
     ]
 
 
-def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
+def result_to_json(result: Result) -> list[Any] | dict[str, str]:
     """Return a result as JSON data, which keeps every bit of a reward: a float is its `repr`."""
     if isinstance(result, ScoreError):
         return {"code": result.code, "message": result.message}
@@ -438,7 +450,8 @@ def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
     return [result.reward, result.num_tokens]
 
 
-def _result_from_json(value: Any) -> Result:
+def result_from_json(value: Any) -> Result:
+    """Create a result from the data of `result_to_json`."""
     if isinstance(value, dict):
         return ScoreError(**value)
     defaults: list[Any] = [False, (), (), None]

@@ -36,6 +36,8 @@ class Summary:
         num_computed_tokens: number of tokens that went through the model.
         num_cached_tokens: number of tokens of conversations whose rewards came from the cache of a
             service.
+        num_reused_rewards: number of rewards that came from the reward cache.
+        num_reused_tokens: number of tokens of their conversations.
         seconds: seconds spent on scoring chunks, without the time between two starts.
         examples: the first row and its error message, by error code.
         renamed: columns that hold results under another name, by result name.
@@ -55,6 +57,8 @@ class Summary:
     num_repeated_tokens: int = 0
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    num_reused_rewards: int = 0
+    num_reused_tokens: int = 0
     seconds: float = 0.0
     examples: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
@@ -78,13 +82,16 @@ class Summary:
     @property
     def num_shared_tokens(self) -> int:
         """Number of tokens not computed because conversations in a batch share a prefix."""
-        saved = self.num_repeated_tokens + self.num_cached_tokens
-        return max(0, self.num_tokens - saved - self.num_computed_tokens)
+        return max(0, self.num_tokens - self._num_copied_tokens - self.num_computed_tokens)
 
     @property
     def num_saved_tokens(self) -> int:
         """Number of tokens not computed, for any reason."""
-        return self.num_repeated_tokens + self.num_cached_tokens + self.num_shared_tokens
+        return self._num_copied_tokens + self.num_shared_tokens
+
+    @property
+    def _num_copied_tokens(self) -> int:
+        return self.num_repeated_tokens + self.num_cached_tokens + self.num_reused_tokens
 
     @property
     def tokens_per_s(self) -> float:
@@ -143,6 +150,9 @@ def format_summary(summary: Summary) -> Iterable[Line]:
     if summary.num_cached_tokens:
         share = _format_share(summary.num_cached_tokens, summary.num_tokens)
         yield "  in the service's cache", share
+    if summary.num_reused_rewards:
+        share = _format_share(summary.num_reused_tokens, summary.num_tokens)
+        yield f"  {summary.num_reused_rewards:,} rewards in the reward cache", share
     yield "  shared prefixes", _format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", format_duration(summary.seconds)

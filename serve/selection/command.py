@@ -17,6 +17,7 @@ from rm_core.text import format_keys, shorten
 from serve.errors import JobInputError, JobOutputError
 from serve.jobs.atomic_io import open_atomic, write_atomically
 from serve.jobs.columns import Columns
+from serve.jobs.hub import Push, open_repository
 from serve.jobs.inputs.folders import SELECTION_SUFFIX
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields
@@ -24,6 +25,7 @@ from serve.jobs.inputs.source import FileSource, open_source
 from serve.jobs.summary import Line, print_lines
 from serve.jobs.writers import is_tabular, open_plain_writer
 from serve.selection.answer_store import AnswerStore, SelectedRow
+from serve.selection.card import build_selection_section
 from serve.selection.choices import Answer, Choice, choose_best, choose_pairs, explain_drop
 from serve.selection.scored_rows import UnusedRow, read_scored_row
 
@@ -80,6 +82,7 @@ def run_selection(
     split: str | None,
     columns: dict[str, Any],
     keep_columns: Sequence[str] = (),
+    push: Push | None = None,
 ) -> None:
     """Select answers of a scored input, and write them with a report next to the output.
 
@@ -91,12 +94,14 @@ def run_selection(
         split: split of the input.
         columns: fields of `Columns`, as the job had them.
         keep_columns: columns of the chosen answer's row to copy.
+        push: where to upload the output; None for nowhere.
 
     Raises:
         JobInputError: the input has no rewards, mixes kinds of rows, lacks a column to keep, or
             gives no row.
         JobOutputError: the output's format cannot be written or cannot hold the rows, or the
             output is a file of the input.
+        HubError: the output cannot be pushed.
     """
     is_table = is_tabular(output)
     if reserved := sorted(_OUTPUT_COLUMNS.intersection(keep_columns)):
@@ -107,6 +112,7 @@ def run_selection(
     source = open_source(input, split=split, exclude=output)
     if output.resolve() in {Path(file.path).resolve() for file in source.files}:
         raise JobOutputError(f"{output} is the input; give another name for the output")
+    repository = open_repository(push, output) if push else None
     gc.freeze()  # the collector need not walk through the imported modules again and again
     with AnswerStore(output.parent) as store:
         reading = _read(source, store, Columns(**columns), keep_columns, notify)
@@ -130,6 +136,11 @@ def run_selection(
     for problem, example in reading.examples.items():
         notify(f"{problem}, first seen in {example}")
     print_lines(_format_lines(report))
+    if push and repository:
+        section = build_selection_section(
+            report, source, repository.path, push.command, keep_columns, reading.has_tools
+        )
+        notify(repository.push(section))
 
 
 def _read(

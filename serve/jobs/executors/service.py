@@ -23,7 +23,12 @@ from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
 from serve.client.errors import ModelChangedError
 from serve.client.responses import Comparison, ResultsWithUsage, StepRewards, read_count
-from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import (
+    Executor,
+    ScoreBatchResult,
+    ScoringModel,
+    collect_reward_settings,
+)
 from serve.jobs.inputs.items import ScoringInput
 
 # Requests of one call to each service. Services batch across requests, so a few fill them.
@@ -183,12 +188,16 @@ class ServiceExecutor(Executor):
                     if state == "ready" and model.get("encoding_sha256"):
                         fingerprint = model["fingerprint"]
                         max_length = read_count(model["max_model_len"])
+                        settings = collect_reward_settings(model)
+                        if self._served and self._served.reward_settings != settings:
+                            settings = {}
                         self._served = ScoringModel(
                             name,
                             Fingerprint(**fingerprint),
                             max_length,
                             model["kind"],
                             model.get("step_format"),
+                            settings,
                         )
                         identity = {
                             "fingerprint": fingerprint,
