@@ -49,7 +49,7 @@ def test_run_equals_itself(base: Path) -> None:
     assert both + neither == comparison.num_items == 12
     assert comparison.agreement == 1
     assert comparison.test.exact_p == 1
-    assert comparison.correlation == pytest.approx((1, 1))
+    assert comparison.correlations["rewards"] == pytest.approx((1, 1))
     assert not comparison.flipped_items
 
 
@@ -61,7 +61,7 @@ def test_negated_rewards_flip_all_items(base: Path, tmp_path: Path) -> None:
     assert (both, neither) == (0, 0)
     assert only_first + only_second == 12
     assert comparison.agreement == 0
-    assert comparison.correlation == pytest.approx((-1, -1))
+    assert comparison.correlations["rewards"] == pytest.approx((-1, -1))
     shifts = [abs(flipped.shift) for flipped in comparison.flipped_items]
     assert shifts == sorted(shifts, reverse=True)
     for flipped in comparison.flipped_items:
@@ -78,7 +78,7 @@ def test_ties_are_wrong_and_missing_items_are_excluded(base: Path, tmp_path: Pat
     assert comparison.only == (5, 0)
     assert [len(run.scored_items) for run in comparison.runs] == [7, 7]
     assert comparison.counts[0] == comparison.counts[2] == 0
-    assert comparison.correlation is None
+    assert not comparison.correlations
 
 
 def test_rm_bench_counts_comparisons(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_run_has_options_of_its_folder(evaluate: Evaluate, tmp_path: Path) -> No
     run = load(tmp_path / "out")
     assert run.benchmark.options.to_dict()["xstest"] == "swapped"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert run.result.overall == summary["overall"]
+    assert run.metrics["overall"] == summary["overall"]
 
 
 def test_comparison_as_table_and_as_json(
@@ -137,7 +137,7 @@ def test_comparison_as_table_and_as_json(
     assert "Largest margin shifts, 3 of 12" in printed
     as_json = json.loads(json.dumps(comparison.to_dict()))
     assert as_json["right_in_first_only"] == comparison.counts[1]
-    assert as_json["figures"]["overall"] == [run.result.overall for run in comparison.runs]
+    assert as_json["figures"]["overall"] == [run.metrics["overall"] for run in comparison.runs]
     assert len(as_json["changed"]) == 12
 
 
