@@ -250,18 +250,15 @@ def leaderboard(names: tuple[str, ...], output: Path | None, as_json: bool) -> N
     benchmarks, folders = _split_names(names)
     results = read_local_results(folders)
     shown = choose_benchmarks(benchmarks, results)
-    if len(benchmarks) == 1:
-        rows = build_leaderboard(benchmarks[0], folders)
-        if as_json:
-            click.echo(dump_json([asdict(row) for row in rows], indent=2))
-        else:
-            print_leaderboard(benchmarks[0], rows)
+    if as_json and len(benchmarks) != 1:
+        click.echo(dump_json(build_overview(shown, results).to_dict(), indent=2))
+    elif as_json:
+        rows = build_leaderboard(shown[0], folders)
+        click.echo(dump_json([asdict(row) for row in rows], indent=2))
+    elif len(shown) == 1:
+        print_leaderboard(shown[0], build_leaderboard(shown[0], folders))
     else:
-        overview = build_overview(shown, results)
-        if as_json:
-            click.echo(dump_json(overview.to_dict(), indent=2))
-        else:
-            print_overview(overview)
+        print_overview(build_overview(shown, results))
     if output:
         from serve.evaluation.leaderboard_page import write_leaderboard_page
 

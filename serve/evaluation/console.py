@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rich.cells import cell_len
 from rich.table import Table
 
 from rm_core.benchmarks.base import Item
@@ -197,7 +198,7 @@ def print_overview(overview: Overview) -> None:
         ),
     )
     if any(row.is_local for row in overview.rows):
-        print("> is a local result, the other rows are published; * is explained below.")
+        print("> is a local result; the other rows are published.")
     for row in overview.rows:
         for name, cell in row.cells.items():
             _print_notes(f"{row.model}, {name}", cell.missing, cell.variant or {})
@@ -215,21 +216,16 @@ def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]])
     console, cells = Console(), [list(row) for row in rows]
     heads = [textwrap.fill(head, _HEAD_WIDTH, break_long_words=False) for head in heads]
     columns = [[row[index] for row in cells] for index in range(len(heads))]
-    widths = [
-        min(
-            max(map(len, [*head.splitlines(), *column]), default=0),
-            max(_MIN_TEXT_WIDTH, *map(len, head.splitlines())) if index else console.width,
-        )
-        for index, (head, column) in enumerate(zip(heads, columns, strict=True))
-    ]
+    widths = []
+    for index, (head, column) in enumerate(zip(heads, columns, strict=True)):
+        longest = max(map(cell_len, [*head.splitlines(), *column]), default=0)
+        limit = max([_MIN_TEXT_WIDTH, *map(cell_len, head.splitlines())])
+        widths.append(min(longest, limit) if index else longest)
     for shown in _fill_tables(widths, console.width):
         table = Table(title=title, title_justify="left")
         for index in shown:
-            fits = max(map(len, columns[index]), default=0) <= widths[index]
-            no_wrap = fits or index == 0
-            table.add_column(
-                heads[index], no_wrap=no_wrap, min_width=widths[index], overflow="fold"
-            )
+            fits = all(cell_len(text) <= widths[index] for text in columns[index])
+            table.add_column(heads[index], no_wrap=fits, min_width=widths[index], overflow="fold")
         for row in cells:
             table.add_row(*(row[index] for index in shown))
         console.print(table)

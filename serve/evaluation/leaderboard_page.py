@@ -200,14 +200,19 @@ def _build_section(name: str, results: Sequence[LocalResult], target: Path) -> B
     }
 
     def build_row(row: LeaderboardRow, same: LeaderboardRow | None = None) -> TableRow:
-        return TableRow(row, labels[row.folder] if row.folder else short_names[row.model], same)
+        if row.folder is not None:
+            return TableRow(row, labels[row.folder])
+        return TableRow(row, short_names[row.model], same)
 
     local_rows = []
+    checkpoints: dict[str, LeaderboardRow] = {}
     for row in rows:
         if row.folder is not None:
             entry = find_entry(row.model)
             same = [one for one in published if entry and one.model == entry.id]
             local_rows += [build_row(row), *(build_row(one, row) for one in same)]
+            if entry:
+                checkpoints.setdefault(entry.id, row)
     return BenchmarkSection(
         name=name,
         title=BENCHMARKS[name].title,
@@ -218,7 +223,7 @@ def _build_section(name: str, results: Sequence[LocalResult], target: Path) -> B
             for metric in metrics
         },
         local_rows=local_rows,
-        all_rows=[build_row(row) for row in rows],
+        all_rows=[build_row(row, checkpoints.get(row.model)) for row in rows],
         num_published=len(published),
         is_transposed=len(metrics) > _MAX_COLUMNS,
         local={

@@ -173,12 +173,12 @@ def compute_difference_intervals(
         _resample_results(benchmark, run, resamples, seed, is_complete=is_complete)
         for run in (first, second)
     )
-    differences: dict[str, list[float]] = defaultdict(list)
+    differences: dict[str, list[float]] = {name: [] for name in collect(result)}
     for before, after in zip(*(map(collect, run) for run in runs), strict=True):
-        for name, value in before.items():
-            other = after.get(name)
+        for name, values in differences.items():
+            value, other = before.get(name), after.get(name)
             if value is not None and other is not None:
-                differences[name].append(other - value)
+                values.append(other - value)
     alone = collect(benchmark.compute_result(_find_items_alone(first)))
     intervals = {
         name: percentile_interval(values)
