@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -196,21 +196,29 @@ def _choose_published(benchmarks: Sequence[str]) -> dict[str, dict[str, Publishe
     return chosen
 
 
-def _group_by_model(results: Iterable[LocalResult]) -> list[list[LocalResult]]:
-    """Group results by model; no group has two results of one benchmark.
+def _group_by_model(results: Iterable[LocalResult]) -> Iterator[list[LocalResult]]:
+    """Yield the results of each model; no group has two results of one benchmark.
 
     Results of one name are results of one model, unless their fingerprints differ; rewards from a
-    file have none. Where a benchmark is there twice, the folders decide: the outer one, then the
-    name of the inner one.
+    file have none. Where a benchmark is there twice, the folders decide: those that contain the
+    folders of the evaluations (MODEL/BENCHMARK), or else the names of these (BENCHMARK/MODEL).
     """
-    groups = _group_by(results, lambda one: one.summary["model"])
-    for get_key in (_get_identity, _get_outer_folder, _get_inner_folder, _get_folder):
-        groups = [
-            part
-            for group in groups
-            for part in (_group_by(group, get_key) if _is_ambiguous(group) else [group])
-        ]
-    return groups
+    for named in _group_by(results, lambda one: one.summary["model"]):
+        identities = {identity for one in named if any(identity := _get_identity(one))}
+        for group in _group_by(named, _get_identity) if len(identities) > 1 else [named]:
+            yield from _split_duplicates(group)
+
+
+def _split_duplicates(group: list[LocalResult]) -> list[list[LocalResult]]:
+    for get_key in (
+        lambda one: None,
+        lambda one: one.folder.parent,
+        lambda one: one.folder.name,
+    ):
+        parts = _group_by(group, get_key)
+        if all(len({one.benchmark for one in part}) == len(part) for part in parts):
+            return parts
+    return [[one] for one in group]
 
 
 def _group_by(
@@ -222,27 +230,9 @@ def _group_by(
     return list(groups.values())
 
 
-def _is_ambiguous(group: Sequence[LocalResult]) -> bool:
-    """Return whether a group has results of several models, or two of one benchmark."""
-    identities = {identity for one in group if any(identity := _get_identity(one))}
-    return len(identities) > 1 or len({one.benchmark for one in group}) < len(group)
-
-
 def _get_identity(one: LocalResult) -> tuple[object, ...]:
     used = one.summary.get("used", {})
     return tuple(used.get(name) for name in _IDENTITY)
-
-
-def _get_outer_folder(one: LocalResult) -> Hashable:
-    return one.folder.parent
-
-
-def _get_inner_folder(one: LocalResult) -> Hashable:
-    return one.folder.name
-
-
-def _get_folder(one: LocalResult) -> Hashable:
-    return one.folder
 
 
 def _build_cell(one: LocalResult, published: Published | None) -> OverviewCell:
