@@ -115,7 +115,7 @@ def find_evaluations(folder: Path) -> list[Path]:
     """Return the folder of an evaluation, and those of all evaluations below it, sorted.
 
     Raises:
-        EvaluationError: there is no evaluation.
+        EvaluationError: the folder has no evaluation.
     """
     # `**` does not follow links.
     found = {path.parent for pattern in ("*", "**") for path in folder.glob(f"{pattern}/{SUMMARY}")}

@@ -39,7 +39,7 @@ from serve.reports.plots import Bar, BarRow
 _TEMPLATE = Path(__file__).with_name("leaderboard_page.html.j2")
 # A table of more metrics has them as rows.
 _MAX_COLUMNS = 10
-# More bars would not be told apart by their colors.
+# More bars would be too thin to compare.
 _MAX_PLOTTED = 4
 _MAX_BARS = 24
 # Provenance that is a fact of scoring, in the order of the table.

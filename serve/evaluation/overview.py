@@ -137,7 +137,7 @@ def choose_benchmarks(names: Iterable[str], results: Sequence[LocalResult]) -> t
 
     Args:
         names: names that the user gave; without names, the benchmarks of the local results, or
-            those with published results if there are no local ones.
+            those with published results if nothing is local.
         results: local results.
     """
     wanted = {*names} or {one.benchmark for one in results}
