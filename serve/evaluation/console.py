@@ -174,6 +174,8 @@ def print_leaderboard(benchmark: str, rows: Sequence[LeaderboardRow]) -> None:
         print("Subsets of which few results are published are left out; --json has them.")
     if all(row.folder for row in rows):
         print(f"{title}: the catalogue has no published results.")
+    if not rows:
+        print("Give the folder of an evaluation for local results.")
 
 
 def print_overview(overview: Overview) -> None:

@@ -119,7 +119,7 @@ def build_leaderboard(benchmark: str, folders: Iterable[Path]) -> list[Leaderboa
         if all(one.benchmark != benchmark for one in found):
             others = format_names(dict.fromkeys(one.benchmark for one in found))
             raise EvaluationError(
-                f"{folder} is an evaluation of {others}, not of {benchmark}; leave it out"
+                f"{folder} has evaluations of {others}, not of {benchmark}; leave it out"
             )
     return rank_results(benchmark, results)
 

@@ -274,7 +274,10 @@ def test_arguments_are_benchmarks_and_folders(tmp_path: Path) -> None:
     assert "Did you mean rewardbench2" in result.output
     result = invoke("leaderboard", "judgebench", folder)
     assert result.exit_code == 1
-    assert "is an evaluation of rmb, not of judgebench" in result.output
+    assert "has evaluations of rmb, not of judgebench" in result.output
+    result = invoke("leaderboard", "m-rewardbench")
+    assert "M-RewardBench: the catalogue has no published results." in result.stdout
+    assert "Give the folder of an evaluation" in result.stdout
     (tmp_path / "empty").mkdir()
     result = invoke("leaderboard", tmp_path / "empty")
     assert result.exit_code == 1
