@@ -232,6 +232,7 @@ class OfficialProtocol:
             further items, with the ids `ID#2`, `ID#3` and so on in the order of the rows.
         step_format: step format of the official runs of Skywork's step models, if it is not that
             of the models. Steps after its maximum length have no reward and do not count.
+        has_images: whether prompts have images, so that a model must read them.
     """
 
     max_length: int | None
@@ -241,6 +242,7 @@ class OfficialProtocol:
     keeps_first: bool = False
     numbers_repeats: bool = False
     step_format: StepFormat | None = None
+    has_images: bool = False
 
 
 class Benchmark(Protocol):

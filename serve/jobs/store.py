@@ -24,10 +24,10 @@ import socket
 import sqlite3
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +40,8 @@ from serve.jobs.manifest import Manifest
 from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec, require_output_path
 from serve.jobs.summary import Summary
+
+T = TypeVar("T")
 
 Digest = bytes
 Key = str | int | bytes
@@ -323,6 +325,25 @@ def read_finished_manifest(output: Path) -> Manifest | None:
 
     The folder may be that of somebody else.
     """
+    manifest = _read_state(output, _read_manifest)
+    return manifest if manifest and manifest.completion else None
+
+
+def read_job_summary(output: Path) -> Summary | None:
+    """Return the summary of the job of an output; None if none can be read.
+
+    The folder may be that of somebody else.
+    """
+
+    def read(_: Path, connection: sqlite3.Connection) -> Summary:
+        progress = json.loads(_read(connection, "meta", "progress") or b"")
+        return Summary.from_json(progress["summary"])
+
+    return _read_state(output, read)
+
+
+def _read_state(output: Path, read: Callable[[Path, sqlite3.Connection], T]) -> T | None:
+    """Read from the state of an output's job without a lock; None if that raises."""
     path = get_job_folder(output) / STATE_FILE
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for a writer
@@ -331,11 +352,10 @@ def read_finished_manifest(output: Path) -> Manifest | None:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
             connection.set_progress_handler(lambda: 1, 100_000)  # a view may never end
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 64 << 20)
-            manifest = _read_manifest(path, connection)
+            return read(path, connection)
     # The file may have any content, so reading it may raise any exception.
     except Exception:
         return None
-    return manifest if manifest and manifest.completion else None
 
 
 def find_result_columns(file: FileDigest) -> frozenset[str]:
