@@ -31,7 +31,7 @@ from serve.evaluation.runner import REWARDS
 from serve.evaluation.statistics import Interval, is_proportion, wilson
 from serve.jobs.atomic_io import write_atomically
 from serve.jobs.store import read_job_summary
-from serve.jobs.summary import format_duration
+from serve.jobs.summary import format_duration, format_share
 from serve.reports.format import format_number, format_percent
 from serve.reports.page import render_page
 from serve.reports.plots import Bar, BarRow
@@ -281,6 +281,7 @@ def _iter_scoring(one: LocalResult) -> Iterator[tuple[str, str]]:
     job = read_job_summary(one.folder / REWARDS)
     if job is not None:
         yield "tokens", f"{job.num_tokens:,}"
+        yield "not computed", format_share(job.num_saved_tokens, job.num_tokens)
         yield "tokens/s", f"{job.tokens_per_s:,.0f}"
         yield "scored in", format_duration(job.seconds)
 

@@ -142,18 +142,18 @@ def format_summary(summary: Summary) -> Iterable[Line]:
     yield "scored", f"{summary.num_scored:,}"
     yield from format_problems(summary)
     yield "tokens", f"{summary.num_tokens:,}"
-    yield "not computed", _format_share(summary.num_saved_tokens, summary.num_tokens)
+    yield "not computed", format_share(summary.num_saved_tokens, summary.num_tokens)
     yield (
         "  repeated conversations",
-        _format_share(summary.num_repeated_tokens, summary.num_tokens),
+        format_share(summary.num_repeated_tokens, summary.num_tokens),
     )
     if summary.num_cached_tokens:
-        share = _format_share(summary.num_cached_tokens, summary.num_tokens)
+        share = format_share(summary.num_cached_tokens, summary.num_tokens)
         yield "  in the service's cache", share
     if summary.num_reused_rewards:
-        share = _format_share(summary.num_reused_tokens, summary.num_tokens)
+        share = format_share(summary.num_reused_tokens, summary.num_tokens)
         yield f"  {summary.num_reused_rewards:,} rewards in the reward cache", share
-    yield "  shared prefixes", _format_share(summary.num_shared_tokens, summary.num_tokens)
+    yield "  shared prefixes", format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", format_duration(summary.seconds)
     for column, correlation in summary.correlations.items():
@@ -166,7 +166,7 @@ def format_summary(summary: Summary) -> Iterable[Line]:
 
 def describe_tokens(summary: Summary) -> str:
     """Return the number of tokens and the share that was not computed, as a phrase."""
-    saved = _format_share(summary.num_saved_tokens, summary.num_tokens)
+    saved = format_share(summary.num_saved_tokens, summary.num_tokens)
     return f"{summary.num_tokens:,} tokens, of which {saved} were not computed"
 
 
@@ -222,5 +222,6 @@ def _format_example(row: int, text: str) -> str:
     return f"row {row}: {shorten(text, _MAX_EXAMPLE)}"
 
 
-def _format_share(part: int, total: int) -> str:
+def format_share(part: int, total: int) -> str:
+    """Format a number of tokens with its share of all tokens."""
     return f"{part:,} ({100 * part / total:.1f}%)" if total else f"{part:,}"
