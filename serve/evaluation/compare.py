@@ -73,9 +73,14 @@ class LoadedRun:
     scored_items: tuple[ScoredItem, ...]
 
     @property
+    def result(self) -> BenchmarkResult:
+        """Result of the benchmark on the run's items."""
+        return self.benchmark.compute_result(self.scored_items)
+
+    @property
     def metrics(self) -> dict[str, float | None]:
         """Metrics of the run's items by name."""
-        return self.collect_metrics(self.benchmark.compute_result(self.scored_items))
+        return self.collect_metrics(self.result)
 
     def collect_metrics(self, result: BenchmarkResult) -> dict[str, float | None]:
         """Return the metrics of a result; those of steps include the subsets."""
