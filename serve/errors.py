@@ -35,6 +35,7 @@
     ├── StorageError                    a file at an address cannot be read or written
     ├── JobRefusedError                 another job, or another run of this job, uses the output
     ├── DiskFullError                   the disk is full
+    ├── HubError                        the output cannot be pushed to the hub
     ├── BadRowError                     a row has an error, and --fail-fast was given
     └── JobStoppedError                 the job was asked to stop
 
@@ -217,6 +218,12 @@ class DiskFullError(JobError):
     """The disk is full."""
 
     code = "disk_full"
+
+
+class HubError(JobError):
+    """The output cannot be pushed to the hub; the files on this machine are not affected."""
+
+    code = "hub"
 
 
 class BadRowError(JobError):

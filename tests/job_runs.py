@@ -56,6 +56,12 @@ class FakeExecutor:
         self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
         if max_image_bytes is not None:
             self.model["max_image_bytes"] = max_image_bytes
+        self.scoring_model = ScoringModel(
+            "fake",
+            Fingerprint("r1", "t1", "float32", "sdpa"),
+            100,
+            reward_settings={"encoding_sha256": "e1", "deterministic": False},
+        )
         self.num_asked = 0
         self.failure: Exception = RuntimeError("the executor failed")
         self.before: Callable[[int], None] = lambda number: None
@@ -71,7 +77,7 @@ class FakeExecutor:
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         if not (fetch or self.calls):
             return None
-        return ScoringModel("fake", Fingerprint("r1", "t1", "float32", "sdpa"), 100)
+        return self.scoring_model
 
     @property
     def capacity(self) -> int:

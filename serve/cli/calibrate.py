@@ -17,6 +17,7 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    reward_cache_option,
     state_option,
     truncation_option,
 )
@@ -33,6 +34,7 @@ from serve.cli.options import (
     help="File or address of the calibration, which ends with .json.",
 )
 @executor_options
+@reward_cache_option
 @truncation_option
 @aggregation_option
 @column_options

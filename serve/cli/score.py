@@ -19,6 +19,9 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    pop_push,
+    push_options,
+    reward_cache_option,
     state_option,
     truncation_option,
 )
@@ -28,6 +31,7 @@ from serve.cli.options import (
 @click.argument("input")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="File or address to write.")
 @executor_options
+@reward_cache_option
 @truncation_option
 @aggregation_option
 @click.option(
@@ -46,6 +50,12 @@ from serve.cli.options import (
     help="Discard the existing output and job state, and score all rows again.",
 )
 @click.option(
+    "--retry-errors",
+    is_flag=True,
+    help="Score the rows again that have an error in the job of OUTPUT, finished or interrupted, "
+    "and replace OUTPUT. All other rows keep their results.",
+)
+@click.option(
     "--replace-results",
     is_flag=True,
     help="Treat columns of INPUT that are named like results (`reward`, `margin`, "
@@ -58,6 +68,7 @@ from serve.cli.options import (
     metavar="FILE",
     help="Write an HTML report with the distributions of rewards and margins.",
 )
+@push_options
 @handle_errors
 def score(input: str, output: str | None, **options: Any) -> None:
     """Score a file of any size. An interrupted job resumes when the command is run again.
@@ -76,6 +87,15 @@ def score(input: str, output: str | None, **options: Any) -> None:
 
     if output is None and not options["dry_run"]:
         raise click.UsageError("give an output: -o FILE")
+    for other in ("dry_run", "overwrite"):
+        if options["retry_errors"] and options[other]:
+            raise click.UsageError(
+                f"--retry-errors and --{other.replace('_', '-')} exclude each other; give one of "
+                "the two"
+            )
+    push = pop_push(options)
     executor = pop_executor_options(options)
     columns = pop_columns(options)
-    sys.exit(run(input, output, executor, notify=echo_status, columns=columns, **options))
+    sys.exit(
+        run(input, output, executor, notify=echo_status, columns=columns, push=push, **options)
+    )

@@ -14,6 +14,8 @@ from serve.cli.options import (
     echo_status,
     handle_errors,
     pop_columns,
+    pop_push,
+    push_options,
 )
 
 
@@ -84,6 +86,7 @@ class _Top(click.ParamType[int | Fraction]):
 )
 @column_options
 @click.option("--split", help="Split to read, for a `datasets` folder or an hf:// dataset.")
+@push_options
 @handle_errors
 def select(
     input: str,
@@ -122,5 +125,6 @@ def select(
                 "skyreward select --help"
             )
     choice = Choice("best-of-n" if best_of_n else "pairs" if pairs else "top", top, **given)
+    push = pop_push(options)
     columns = pop_columns(options)
-    run_selection(input, output, choice, notify=echo_status, columns=columns, **options)
+    run_selection(input, output, choice, notify=echo_status, columns=columns, push=push, **options)

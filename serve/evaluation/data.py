@@ -152,9 +152,9 @@ def _number_repeat(item: Item, items: Mapping[ItemKey, Item]) -> Item:
     numbered = item
     for number in itertools.count(2):
         earlier = items.get(numbered.key)
-        if earlier is None or (earlier.prompt, sorted(earlier.responses)) == (
+        if earlier is None or (earlier.prompt, sorted(earlier.responses, key=repr)) == (
             item.prompt,
-            sorted(item.responses),
+            sorted(item.responses, key=repr),
         ):
             break
         numbered = replace(item, id=f"{item.id}#{number}")

@@ -34,7 +34,11 @@ def write_scores(path: Path, scored_items: Iterable[ScoredItem]) -> None:
             {
                 "id": one.item.id,
                 "subset": one.item.subset,
-                **{name: value for name in _NUMBERS if (value := getattr(one, name))},
+                # An item without pairs has no verdicts, but a judge has read it.
+                **(
+                    {name: value for name in _NUMBERS if (value := getattr(one, name))}
+                    or {"log_odds": []}
+                ),
             },
             ensure_ascii=False,
             allow_nan=False,

@@ -17,8 +17,10 @@ from serve.config.model_settings import ModelSettings
 from serve.config.settings import format_validation_error
 from serve.errors import JobStoppedError
 from serve.jobs.columns import Columns
+from serve.jobs.dataset_card import CardSection, build_job_section
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.base import Executor
+from serve.jobs.hub import Push, open_repository
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
 from serve.jobs.output import Output
@@ -120,6 +122,7 @@ def run(
     notify: Callable[[str], None],
     dry_run: bool,
     report: Path | None,
+    push: Push | None = None,
     **options: Any,
 ) -> int:
     """Run a job from the options of `skyreward score`; return the exit code.
@@ -131,11 +134,14 @@ def run(
         notify: prints a line for the user.
         dry_run: whether to only count and estimate.
         report: file of the HTML report; None for no report.
+        push: where to upload the output; None for nowhere.
         **options: `state`, `split`, `columns` and fields of `JobSpec`.
     """
     spec = _build_spec(input, output, executor_options, keep_copies=not dry_run, **options)
     if report:
         require_report_path(report, spec)
+    repository = open_repository(push, spec.output) if push and not dry_run else None
+    section: CardSection | None = None
     gc.freeze()  # half of a row's overhead was the collector's walk through imported modules
     with (
         GracefulShutdown(NOTICE) as shutdown,
@@ -156,10 +162,16 @@ def run(
                 lines, has_errors = format_summary(summary), bool(summary.num_failed)
                 for line in format_examples(summary):
                     notify(line)
+                if push and repository:
+                    section = build_job_section(
+                        store, spec.source.name, repository.path, push.command
+                    )
         except JobStoppedError as error:
             notify(f"{error.detail}; run the same command again to resume")
             return shutdown.exit_code
     print_lines(lines)
+    if repository and section:
+        notify(repository.push(section))
     if shutdown.received_signal is not None and dry_run:
         notify("stopped: the input was counted only in part")
         return shutdown.exit_code

@@ -49,6 +49,8 @@ class Manifest:
         model_spec: how the user specified the model; may change while `model` stays the same.
         completion: end of the job; None while the job runs.
         output_before: the output when the job began; None if an earlier version began the job.
+        scored_by: the model of the rewards and the version of this program, as JSON data; None if
+            nothing was scored yet, or by an older version.
     """
 
     scan: InputScan
@@ -57,6 +59,7 @@ class Manifest:
     model_spec: dict[str, Any]
     completion: Completion | None = None
     output_before: FileState | None = None
+    scored_by: dict[str, Any] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -71,6 +74,7 @@ class Manifest:
             "model": self.model,
             "options": self.options,
             "model_spec": self.model_spec,
+            "scored_by": self.scored_by,
             "completion": completion
             and {
                 "size": completion.size,
@@ -94,6 +98,7 @@ class Manifest:
             completion=completion
             and Completion(**{**completion, "summary": Summary.from_json(completion["summary"])}),
             output_before=before and FileState(**before),
+            scored_by=content.get("scored_by"),
         )
 
 

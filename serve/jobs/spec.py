@@ -14,7 +14,6 @@ from serve.jobs.columns import DEFAULT_COLUMNS, Columns
 from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import FileSource
 from serve.jobs.output import Output
-from serve.jobs.storage import LocalFile
 
 CHUNK_ROWS = 2_000
 
@@ -36,11 +35,15 @@ class JobSpec:
         chunk_rows: maximum number of rows in a chunk.
         fail_fast: whether to stop at the first row with an error.
         overwrite: whether to discard existing output and state.
+        retry_errors: whether to score rows with errors again that the job has so far.
         replace_results: whether columns of the input that are named like results are results of an
             earlier run, to be replaced.
         model_spec: how the user specified the model, as JSON data. If it is unchanged, a finished
             job neither opens a model nor contacts a service.
         writes_rows: whether the output has the rows; False for statistics of them.
+        follows_protocol: whether `truncation` is that of a benchmark's official runs; models that
+            truncate nothing then ignore it.
+        reward_cache: file of rewards that is kept across jobs; see `serve.jobs.reward_cache`.
         images: images of the prompts by SHA-256, for rows that refer to them; see
             `serve.jobs.inputs.image_references`.
     """
@@ -56,9 +59,12 @@ class JobSpec:
     chunk_rows: int = CHUNK_ROWS
     fail_fast: bool = False
     overwrite: bool = False
+    retry_errors: bool = False
     replace_results: bool = False
     model_spec: dict[str, Any] = field(default_factory=dict)
     writes_rows: bool = True
+    follows_protocol: bool = False
+    reward_cache: Path | None = None
     images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -77,6 +83,12 @@ class JobSpec:
             **({"output": str(self.output)} if self.output.is_state_elsewhere else {}),
         }
 
+    @property
+    def local_paths(self) -> list[Path]:
+        """Paths of the output and of the input's files, without those that are at an address."""
+        locations = [self.output.location, *(file.location for file in self.source.files)]
+        return [location.local_path for location in locations if location.local_path]
+
 
 def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
     """Check that the options of a job fit the kind of its model."""
@@ -85,7 +97,9 @@ def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
             "the model is a judge, which compares two answers and gives no rewards to calibrate; "
             "name a classifier or a step model"
         )
+    truncation = None if spec.follows_protocol or spec.truncation == "error" else spec.truncation
     for option, value, models, needed in (
+        (f"--truncation {truncation}", truncation, "classifiers", "classifier"),
         ("--aggregation", spec.aggregation, "step models", "step"),
         ("--orders", spec.orders, "judges", "judge"),
     ):
@@ -98,15 +112,13 @@ def require_fitting_options(spec: JobSpec, kind: Kind) -> None:
 
 def require_report_path(report: Path, spec: JobSpec) -> None:
     """Check that a report has a folder, and that it does not replace another kind of file."""
-    location = LocalFile(report)
     if not report.parent.is_dir():
         raise JobOutputError(f"the folder {report.parent} does not exist; create it first")
-    others = [spec.output.location, *(file.location for file in spec.source.files)]
     is_html = True
     if report.is_file():
         with report.open("rb") as file:
             is_html = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if any(location.is_inside(other) for other in others) or not is_html:
+    if report.resolve() in {path.resolve() for path in spec.local_paths} or not is_html:
         raise JobOutputError(
             f"the report would replace {report}, which is not an HTML report; give another name, "
             "such as report.html"

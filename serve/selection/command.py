@@ -16,6 +16,7 @@ import pyarrow as pa
 from rm_core.text import format_keys, shorten
 from serve.errors import JobInputError
 from serve.jobs.columns import Columns
+from serve.jobs.hub import Push, open_repository
 from serve.jobs.inputs.folders import SELECTION_SUFFIX
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields
@@ -25,6 +26,7 @@ from serve.jobs.storage import strip_secrets
 from serve.jobs.summary import Line, print_lines
 from serve.jobs.writers import is_tabular, open_plain_writer
 from serve.selection.answer_store import AnswerStore, SelectedRow
+from serve.selection.card import build_selection_section
 from serve.selection.choices import Answer, Choice, choose_best, choose_pairs, explain_drop
 from serve.selection.scored_rows import UnusedRow, read_scored_row
 
@@ -81,6 +83,7 @@ def run_selection(
     split: str | None,
     columns: dict[str, Any],
     keep_columns: Sequence[str] = (),
+    push: Push | None = None,
 ) -> None:
     """Select answers of a scored input, and write them with a report next to the output.
 
@@ -92,12 +95,14 @@ def run_selection(
         split: split of the input.
         columns: fields of `Columns`, as the job had them.
         keep_columns: columns of the chosen answer's row to copy.
+        push: where to upload the output; None for nowhere.
 
     Raises:
         JobInputError: the input has no rewards, mixes kinds of rows, lacks a column to keep, or
             gives no row.
         JobOutputError: the output's format cannot be written or cannot hold the rows, or the
             output is a file of the input.
+        HubError: the output cannot be pushed.
     """
     output = Output.parse(output_name)
     is_table = is_tabular(output)
@@ -108,6 +113,7 @@ def run_selection(
         )
     source = open_source(input, split=split, exclude=output.location)
     output.require_writable(source)
+    repository = open_repository(push, output) if push else None
     gc.freeze()  # the collector need not walk through the imported modules again and again
     with output.location.open_work_folder() as folder, AnswerStore(folder) as store:
         reading = _read(source, store, Columns(**columns), keep_columns, notify)
@@ -134,6 +140,11 @@ def run_selection(
     for problem, example in reading.examples.items():
         notify(f"{problem}, first seen in {example}")
     print_lines(_format_lines(report))
+    if push and repository:
+        section = build_selection_section(
+            report, source, repository.path, push.command, keep_columns, reading.has_tools
+        )
+        notify(repository.push(section))
 
 
 def _read(

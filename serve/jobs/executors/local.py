@@ -34,7 +34,12 @@ from rm_core import (
     open_checkpoint,
 )
 from rm_core.model.placement import resolve_devices, resolve_dtype
-from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import (
+    Executor,
+    ScoreBatchResult,
+    ScoringModel,
+    collect_reward_settings,
+)
 from serve.jobs.inputs.items import ScoringInput
 from serve.jobs.storage import LocalFile
 
@@ -81,7 +86,14 @@ class LocalExecutor(Executor):
         scorer = self._load()
         name = self._config.catalog_name or self._config.name
         info = scorer.describe()
-        return ScoringModel(name, info.fingerprint, info.max_length, info.kind, info.step_format)
+        return ScoringModel(
+            name,
+            info.fingerprint,
+            info.max_length,
+            info.kind,
+            info.step_format,
+            collect_reward_settings(info.as_dict()),
+        )
 
     def count_tokens(
         self, conversations: Sequence[ScoringInput], truncation: Truncation

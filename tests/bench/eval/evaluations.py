@@ -54,13 +54,18 @@ class Way:
         assert manifest
         assert manifest.completion
         took = manifest.completion.summary
-        saved = took.num_tokens - took.num_computed_tokens
+        saved = {
+            "not_computed": took.num_saved_tokens,
+            "shared": took.num_shared_tokens,
+            "repeated": took.num_repeated_tokens,
+            "in_score_cache": took.num_cached_tokens,
+        }
         return {
             "wall_s": round(self.seconds, 1),
             "scoring_s": round(took.seconds, 1),
             "conversations": took.num_conversations,
             "tokens": took.num_tokens,
-            "not_computed": round(saved / max(1, took.num_tokens), 4),
+            **{name: round(count / max(1, took.num_tokens), 4) for name, count in saved.items()},
             "tokens_per_s": round(took.tokens_per_s),
         }
 
