@@ -121,7 +121,9 @@ class FakeHub:
         if rest.startswith("paths-info/"):
             paths = parse_qs(body.decode()).get("paths", [])
             return Answer([repository.describe(p) for p in paths if p in repository.files])
-        if not rest:
+        if rest.startswith("tree/"):
+            return list_folder(repository, rest)
+        if rest.partition("/")[0] in ("", "revision"):
             siblings = [{"rfilename": path} for path in [".gitattributes", *repository.files]]
             described = {"id": name, "sha": repository.head, "siblings": siblings}
             return Answer({**described, "private": repository.private})
@@ -199,6 +201,8 @@ class FakeHub:
                     answer = Answer({"error": "Invalid credentials in Authorization header"}, 401)
                 else:
                     answer = hub.respond(self.command, path, token, body)
+                if answer.status == 200 and "Range" in self.headers:
+                    answer = answer.cut(self.headers["Range"])
                 self.send_response(answer.status)
                 for header, value in answer.headers.items():
                     self.send_header(header, value)
@@ -235,6 +239,11 @@ class Answer:
         self.status = status
         self.headers = headers or {}
 
+    def cut(self, wanted: str) -> Answer:
+        """Return the response to a request with the header `Range: bytes=FIRST-LAST`."""
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        return Answer(self.content[first : last + 1], 206, self.headers)
+
 
 def git_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -256,6 +265,20 @@ def resolve(repository: Repository, rest: str) -> Answer:
         return Answer({"error": "none"}, 404, {"X-Error-Code": "EntryNotFound", **commit})
     content = repository.files[path]
     return Answer(content, headers={"ETag": f'"{git_id(content)}"', **commit})
+
+
+def list_folder(repository: Repository, rest: str) -> Answer:
+    """Return the files and folders in a folder, as `tree/REVISION/FOLDER` names it."""
+    folder = "".join(f"{name}/" for name in rest.split("/")[2:] if name)
+    inside = [path for path in repository.files if path.startswith(folder)]
+    if folder and not inside:
+        return Answer({"error": "none"}, 404, {"X-Error-Code": "EntryNotFound"})
+    folders = {
+        path[: path.index("/", len(folder))] for path in inside if "/" in path[len(folder) :]
+    }
+    described = [{"type": "directory", "path": path, "oid": git_id(b"")} for path in folders]
+    files = [repository.describe(path) for path in inside if "/" not in path[len(folder) :]]
+    return Answer(described + files)
 
 
 def plan_file(repository: Repository, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -1,39 +1,37 @@
-"""Jobs whose input and output are objects of a store: moto's server for S3, an emulator for GCS."""
+"""Jobs at addresses: moto's server for S3, an emulator of GCS, a fake of the hub."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import itertools
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import fake_hub
 import fsspec
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 from command_line import invoke
-from huggingface_hub import HfApi, HfFileSystem
-from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.hf_api import RepoFile
+from fake_hub import READ_TOKEN, TOKEN, FakeHub, Repository
+from huggingface_hub import HfFileSystem
 from job_runs import FakeExecutor, run_job, write_lines
 from object_stores import S3Server, run_gs_server, run_s3_server
 from waiting import silent_port
 
-from rm_core import RewardError
+from rm_core import RewardError, ScoreError
 from rm_core.calibration import read_calibration
 from serve.errors import JobInputError, JobOutputError, JobRefusedError, StorageError
 from serve.jobs import storage
 from serve.jobs.command import ExecutorOptions
+from serve.jobs.executors.base import ScoreBatchResult
 from serve.jobs.output import Output
 from serve.jobs.storage import RemoteFile, parse_location
 
@@ -528,40 +526,115 @@ def test_job_from_and_to_google_cloud_storage(
     gcsfs.GCSFileSystem.clear_instance_cache()
 
 
-def test_output_in_repository_of_hub_is_one_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commits: list[dict[str, bytes]] = []
-    files: dict[str, bytes] = {}
-
-    def list_tree(self: HfApi, repo_id: str, folder: str | None, **_: Any) -> Iterator[RepoFile]:
-        assert repo_id == "org/data"
-        found = [name for name in files if name.startswith(f"{folder}/")]
-        if folder and not found:
-            raise EntryNotFoundError("none", httpx.Response(404, request=httpx.Request("GET", "x")))
-        for name in found:
-            oid = hashlib.sha1(files[name]).hexdigest()
-            yield RepoFile(path=name, size=len(files[name]), oid=oid)
-
-    def upload(self: HfApi, *, path_or_fileobj: str, path_in_repo: str, **_: Any) -> None:
-        commits.append({path_in_repo: Path(path_or_fileobj).read_bytes()})
-        files.update(commits[-1])
-
-    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: SimpleNamespace(sha="0" * 40))
-    monkeypatch.setattr(HfApi, "list_repo_tree", list_tree)
-    monkeypatch.setattr(HfApi, "upload_file", upload)
-    source, output = write_lines(tmp_path / "in.jsonl", PAIRS), "hf://datasets/org/data/x/out.jsonl"
-    HfFileSystem.clear_instance_cache()
-    try:
-        with pytest.raises(RuntimeError):
-            run_job(source, output, FakeExecutor(fail_at=5))
-        assert not commits
-        for _ in range(2):
-            run_job(source, output, FakeExecutor())
-        run_job(source, tmp_path / "out.jsonl", FakeExecutor())
-        assert commits == [{"x/out.jsonl": (tmp_path / "out.jsonl").read_bytes()}]
-        files["x/out.jsonl"] = b"theirs"
-        says = get_refusal(lambda: run_job(source, output, FakeExecutor()), JobRefusedError)
-        assert f"since then {output} changed" in says
-    finally:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub.run_fake_hub() as running:
+        fake_hub.use_in_this_process(running, monkeypatch)
         HfFileSystem.clear_instance_cache()
+        running.repositories["org/data"] = Repository()
+        yield running
+        HfFileSystem.clear_instance_cache()
+
+
+# The client passes the file to its HTTP library in a way that the library will drop.
+@pytest.mark.filterwarnings("ignore:Use 'content=")
+@pytest.mark.parametrize("name", ["out.jsonl", "x/out.parquet"])
+def test_output_in_repository_of_hub_is_one_commit(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", PAIRS), f"hf://datasets/org/data/{name}"
+    repository = hub.repositories["org/data"]
+    with pytest.raises(RuntimeError):
+        run_job(source, output, FakeExecutor(fail_at=5))
+    assert len(repository.commits) == 1
+    notices: list[str] = []
+    for _ in range(2):
+        run_job(source, output, FakeExecutor(), notices=notices)
+    assert notices == [
+        "resuming at row 50 of 95 (counted from 0)",
+        f"{output} is complete already",
+    ]
+    local = tmp_path / Path(name).name
+    run_job(source, local, FakeExecutor())
+    assert repository.commits[1:] == [{name: local.read_bytes()}]
+    repository.write(**{"README.md": b"another file"})
+    run_job(source, output, FakeExecutor(), notices=notices)
+    assert notices[2:] == [f"{output} is complete already"]
+    repository.write(**{name: b"x" * len(local.read_bytes())})
+    says = get_refusal(lambda: run_job(source, output, FakeExecutor()), JobRefusedError)
+    assert f"since then {output} changed" in says
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=")
+def test_upload_that_hub_refuses_is_repeated(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", PAIRS), "hf://datasets/org/data/out.jsonl"
+    for address, says in {
+        "hf://datasets/org/none/out.jsonl": "datasets/org/none does not exist or is not visible",
+        "hf://datasets/org/data": "is a folder",
+    }.items():
+        executor = FakeExecutor()
+        assert says in get_refusal(partial(run_job, source, address, executor), JobOutputError)
+        assert not executor.calls
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    says = get_refusal(lambda: run_job(source, output, FakeExecutor()), StorageError)
+    assert re.match(rf"access to {output} was refused \(.*403 Forbidden.*; set HF_TOKEN, or", says)
+    assert READ_TOKEN not in says
+    assert not hub.repositories["org/data"].files
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    HfFileSystem.clear_instance_cache()
+    executor = FakeExecutor()
+    run_job(source, output, executor)
+    assert not executor.calls
+    assert hub.repositories["org/data"].files.keys() == {"out.jsonl"}
+
+
+def test_push_of_output_at_address_is_refused(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExecutorOptions, "build_executor", lambda *_: FakeExecutor())
+    source = write_lines(tmp_path / "in.jsonl", PAIRS)
+    for command in (["score", source], ["select", source, "--pairs"]):
+        for output in (f"s3://{bucket}/out.jsonl", f"s3://{bucket}/out.parquet"):
+            result = invoke(*command, "-o", output, "--push-to-hub", "org/data")
+            assert result.exit_code == 1
+            assert f"the output {output} is at an address; give a path" in result.stderr
+
+
+class LosingExecutor(FakeExecutor):
+    """Loses all but one conversation of each batch."""
+
+    def _score(
+        self, number: int, conversations: Sequence[object], texts: list[str]
+    ) -> ScoreBatchResult:
+        scored = super()._score(number, conversations, texts)
+        lost = [ScoreError("lost_replicas", "two replicas were lost")] * (len(texts) - 1)
+        return ScoreBatchResult([*scored.results[:1], *lost], scored.num_computed_tokens)
+
+
+def test_retry_replaces_object_of_first_run(
+    s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put(f"{bucket}/in.jsonl", encode(PAIRS, ""))
+    source, output = f"s3://{bucket}/in.jsonl", f"s3://{bucket}/out.jsonl"
+    assert run_job(source, output, LosingExecutor()).num_failed > len(PAIRS) // 2
+    before = s3.get(f"{bucket}/out.jsonl")
+    upload = RemoteFile._upload
+
+    def fail(self: RemoteFile, path: Path) -> None:
+        raise StorageError("the store is away")
+
+    monkeypatch.setattr(RemoteFile, "_upload", fail)
+    with pytest.raises(StorageError, match="is away"):
+        run_job(source, output, FakeExecutor(), retry_errors=True)
+    monkeypatch.setattr(RemoteFile, "_upload", upload)
+    assert s3.get(f"{bucket}/out.jsonl") == before
+    s3.put(f"{bucket}/out.jsonl", b"theirs")
+    says = get_refusal(lambda: run_job(source, output, FakeExecutor(), retry_errors=True))
+    assert "was written by something else since the job began" in says
+    assert before
+    s3.put(f"{bucket}/out.jsonl", before)
+    executor = FakeExecutor()
+    run_job(source, output, executor, retry_errors=True)
+    assert not executor.calls
+    run_job(source, tmp_path / "out.jsonl", FakeExecutor())
+    assert s3.get(f"{bucket}/out.jsonl") == (tmp_path / "out.jsonl").read_bytes()
