@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +17,8 @@ from serve.cli.options import (
     input_options,
     pop_columns,
     pop_executor_options,
+    reward_cache_option,
+    state_option,
     truncation_option,
 )
 
@@ -28,18 +29,20 @@ from serve.cli.options import (
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="File of the calibration, which ends with .json.",
+    help="File or address of the calibration, which ends with .json.",
 )
 @executor_options
+@reward_cache_option
 @truncation_option
 @aggregation_option
 @column_options
 @input_options
+@state_option
 @click.option("--overwrite", is_flag=True, help="Discard an earlier state, and score all again.")
 @handle_errors
-def calibrate(input: str, output: Path, **options: Any) -> None:
+def calibrate(input: str, output: str, **options: Any) -> None:
     """Write mean, standard deviation and quantiles of the rewards of INPUT.
 
     INPUT is read as `skyreward score` reads it, and an interrupted run resumes. The file is for the
