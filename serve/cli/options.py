@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from serve.jobs.hub import Push
 
 _ARGUMENTS = "serve.cli.options.arguments"
-_UNPUBLISHED = ("api_key", "overwrite", "report", "retry_s", "timeout_s", "reward_cache", "private")
+_UNPUBLISHED = (
+    *("api_key", "overwrite", "private", "report", "retry_errors", "retry_s", "reward_cache"),
+    "timeout_s",
+)
 _PLACEHOLDERS = {"urls": "URL", "ray": "ADDRESS"}
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
