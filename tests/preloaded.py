@@ -1,7 +1,7 @@
-"""A service in a process that is forked from one in which everything is imported already.
+"""Commands in processes that are forked from one in which everything is imported already.
 
-A new interpreter needs about 7 s of CPU time for its imports. Tests of the start and of the command
-line as a program start one; all others need no more than a service.
+A new interpreter needs about 5 s of CPU time for its imports. Tests of the start and of the command
+line as a program start one; all others need no more than a service, or a job that gets signals.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import small_chunks
 from command_line import SKYREWARD
 
-from serve.cli import demo
+from serve.cli.demo import run_service as run_in_new_process
 from serve.cli.main import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -37,16 +39,36 @@ _CONTEXT.set_forkserver_preload(
 
 def run_service(*options: str) -> contextlib.AbstractContextManager[str]:
     """Run a service without Ray in a forked process; see `serve.cli.demo.run_service`."""
-    return demo.run_service("--local", *options, start=PreloadedProcess)
+
+    def start(command: Sequence[str], **_: Any) -> PreloadedProcess:
+        return PreloadedProcess(_run_command, command[len(SKYREWARD) :])
+
+    return run_in_new_process("--local", *options, start=start)  # type: ignore[arg-type]
+
+
+def start_job(arguments: Sequence[object], errors: Path, chunk_rows: int = 0) -> PreloadedProcess:
+    """Start a command in a forked process.
+
+    Args:
+        arguments: of `skyreward`.
+        errors: file for its standard error.
+        chunk_rows: rows of a chunk of `skyreward score`; 0 for the default.
+    """
+    words = [str(argument) for argument in arguments]
+    return PreloadedProcess(_run_job, words, errors, chunk_rows)
 
 
 class PreloadedProcess:
-    """What `run_service` uses of `subprocess.Popen`, for a command of `skyreward`."""
+    """What tests use of `subprocess.Popen`, for a function in a forked process."""
 
-    def __init__(self, command: Sequence[str], **_: Any) -> None:
-        arguments = command[len(SKYREWARD) :]
-        self._process = _CONTEXT.Process(target=_run, args=(arguments, dict(os.environ)))
+    def __init__(self, function: Callable[..., None], *arguments: object) -> None:
+        self._process = _CONTEXT.Process(target=_run, args=(function, dict(os.environ), *arguments))
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:
@@ -64,14 +86,26 @@ class PreloadedProcess:
 
     def send_signal(self, number: int) -> None:
         if self._process.is_alive():
-            os.kill(self._process.pid or 0, number)
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+def _run(function: Callable[..., None], environment: Mapping[str, str], *arguments: object) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
+    function(*arguments)
+
+
+def _run_command(arguments: Sequence[str]) -> None:
+    main(arguments)
+
+
+def _run_job(arguments: Sequence[str], errors: Path, chunk_rows: int) -> None:
+    with errors.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    if chunk_rows:
+        small_chunks.set_chunk_rows(chunk_rows)
     main(arguments)

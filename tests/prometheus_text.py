@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -107,6 +108,7 @@ def eventful() -> Metrics:
     return metrics
 
 
+@functools.cache
 def known_labels() -> dict[str, set[str]]:
     """Return the labels of every series of the service, by name."""
     labels: dict[str, set[str]] = defaultdict(set)
@@ -118,4 +120,4 @@ def known_labels() -> dict[str, set[str]]:
             for parsed in metric.samples:
                 labels[parsed.name] |= {*parsed.labels}
     labels["skyreward_model_info"] |= {"template_sha256", "attention", "version"}
-    return labels
+    return dict(labels)

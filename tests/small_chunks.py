@@ -11,6 +11,11 @@ from functools import partial
 from serve.cli.main import main
 from serve.jobs import command
 
+
+def set_chunk_rows(chunk_rows: int) -> None:
+    command.JobSpec = partial(command.JobSpec, chunk_rows=chunk_rows)  # type: ignore[misc, assignment]
+
+
 if __name__ == "__main__":
-    command.JobSpec = partial(command.JobSpec, chunk_rows=int(sys.argv.pop(1)))  # type: ignore[misc, assignment]
+    set_chunk_rows(int(sys.argv.pop(1)))
     main()

@@ -1,7 +1,7 @@
 """The command line: score, render, models, verify.
 
-Three tests start a process, for the exit code, the streams and the entry point; all others invoke
-the command in this one.
+Two tests start a process, for the exit code, the streams and the entry point; all others invoke the
+command in this one.
 """
 
 from __future__ import annotations
@@ -49,11 +49,15 @@ def jobs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("where", ["model", "url"])
 def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: str) -> None:
     model = get_model_options(where, served)
-    completed = run("score", jobs / "in.jsonl", "-o", jobs / "out.jsonl", *model)
-    assert completed.returncode == 3, completed.stderr
-    summary = dict(
-        line.rsplit(maxsplit=1) for line in completed.stderr.splitlines() if line.strip()
-    )
+    arguments = ("score", jobs / "in.jsonl", "-o", jobs / "out.jsonl", *model)
+    if where == "url":
+        process = run(*arguments)
+        code, stderr = process.returncode, process.stderr
+    else:
+        result = invoke(*arguments)
+        code, stderr = result.exit_code, result.stderr
+    assert code == 3, stderr
+    summary = dict(line.rsplit(maxsplit=1) for line in stderr.splitlines() if line.strip())
     assert (summary["rows"], summary["with an error"]) == ("8", "4")
     reference = Reference(served.folders["llama"])
     paris, lyon = reference.reward([QUESTION, PARIS]), reference.reward([QUESTION, LYON])
@@ -76,7 +80,7 @@ def test_score_writes_records_with_rewards(jobs: Path, served: Served, where: st
     assert "error" not in last
     assert [r.get("id") for r in out] == [1, 2, 3, 4, None, 5, 6, 7]
     assert sorted(f.name for f in jobs.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.job"]
-    rerun = invoke("score", jobs / "in.jsonl", "-o", jobs / "out.jsonl", *model)
+    rerun = invoke(*arguments)
     assert rerun.exit_code == 3
     assert "is complete already" in rerun.stderr
 

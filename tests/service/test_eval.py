@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import benchmark_files
 import pytest
-from command_line import SKYREWARD, invoke
+from command_line import invoke
 from conftest import BENCHMARK_DATA
 from job_runs import count_chunks
 from peer_service import TINY_MAX_LENGTH, Served
+from preloaded import start_job
 from waiting import PATIENCE_S
 
 RM_BENCH, RMB = BENCHMARK_DATA / "rm-bench", BENCHMARK_DATA / "rmb"
@@ -112,17 +111,16 @@ def test_interrupted_evaluation_resumes(served: Served, tmp_path: Path) -> None:
     data = benchmark_files.write(tmp_path / "data", {"filtered.jsonl": rows})
     arguments = ("rewardbench", "--data", data, "--model", served.folders["tiny"])
     run_eval(*arguments, "-o", tmp_path / "uninterrupted")
-    command = [*SKYREWARD, "eval", *map(str, arguments), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    errors = tmp_path / "errors"
+    process = start_job(("eval", *arguments, "-o", tmp_path / "out"), errors)
     deadline = time.monotonic() + 2 * PATIENCE_S
     while not count_chunks(tmp_path / "out" / "rewards.jsonl"):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, stderr
-    assert "run the same command again to continue" in stderr
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE_S) == 130, errors.read_text()
+    assert "run the same command again to continue" in errors.read_text()
     assert not (tmp_path / "out" / "summary.json").exists()
     assert "resuming at row" in run_eval(*arguments, "-o", tmp_path / "out")
     for name in ("summary.json", "scores.jsonl"):

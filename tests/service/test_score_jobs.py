@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,10 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import small_chunks
 from command_line import invoke
 from job_runs import count_chunks, records, write_lines
 from peer_service import Served
+from preloaded import start_job
 from waiting import PATIENCE_S
 
 from serve.jobs import command
@@ -60,17 +57,15 @@ def uninterrupted(source: Path, served: Served) -> bytes:
 
 def run_and_interrupt(arguments: list[object], output: Path, signal_number: int) -> tuple[int, str]:
     """Send a signal to a run after its next chunk; return its exit code and messages."""
-    before = count_chunks(output)
-    program = [sys.executable, small_chunks.__file__, str(CHUNK_ROWS)]
-    process = subprocess.Popen([*program, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    before, errors = count_chunks(output), output.with_name("errors")
+    process = start_job(arguments, errors, CHUNK_ROWS)
     deadline = time.monotonic() + 2 * PATIENCE_S
     while count_chunks(output) <= before:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal_number)
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, errors
+    process.send_signal(signal_number)
+    return process.wait(PATIENCE_S), errors.read_text()
 
 
 def test_stopped_and_killed_job_resumes(

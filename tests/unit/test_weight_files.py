@@ -221,6 +221,7 @@ def test_compressed_archive_is_refused(prm: Path, tmp_path: Path) -> None:
         (lambda t: t.to(torch.float8_e4m3fn), "has the dtype float8_e4m3fn"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch 2.11
 def test_tensors_of_other_kinds_are_refused(
     change: Callable[[torch.Tensor], torch.Tensor], says: str, prm: Path, tmp_path: Path
 ) -> None:

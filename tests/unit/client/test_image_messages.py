@@ -18,7 +18,7 @@ from rm_core.inputs.sample_image import write_png
 from serve.client import ScoringFailedError, ServiceError
 from serve.client.image_places import fill_places
 from serve.client.images import to_wire
-from serve.client.integrations import verl
+from serve.client.integrations import base, verl
 from serve.client.integrations.trl import TRLJudgeReward, TRLReward
 
 WIDE, HIGH = write_png(100, 60), write_png(57, 90)
@@ -232,5 +232,7 @@ def test_verl_takes_images_of_extra_info(
 ) -> None:
     monkeypatch.setenv("SKYREWARD_CLIENT_URLS", stub.url)
     info = {"question": "<image>Q", "images": [{"bytes": WIDE, "path": None}]}
-    assert verl.compute_score_batch(["d"], ["3"], [""], [info]) == [3.0]
+    with base.get_reward_client().client:
+        assert verl.compute_score_batch(["d"], ["3"], [""], [info]) == [3.0]
+    base._build_reward_client.cache_clear()
     assert get_sent(stub) == [[sent(WIDE), text("Q")]]

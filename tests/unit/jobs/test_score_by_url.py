@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import small_chunks
 from click.testing import CliRunner
 from job_runs import count_chunks, write_lines
 from job_service import Service
+from preloaded import start_job
 from waiting import PATIENCE_S, until
 
 from rm_core.inputs.conversations import Messages
@@ -125,18 +123,18 @@ def test_one_signal_ends_job_waiting_for_silent_service(
             return answered(conversations)
 
         monkeypatch.setattr(service, "score", silent_at_third_chunk)
-    program = [sys.executable, small_chunks.__file__, "5", "score", str(source), "-o", str(output)]
-    process = subprocess.Popen([*program, "--url", service.url], stderr=subprocess.PIPE, text=True)
+    errors = tmp_path / "errors"
+    process = start_job(("score", source, "-o", output, "--url", service.url), errors, 5)
     try:
         until(lambda: service.num_asked and count_chunks(output) == num_kept)
         process.send_signal(signal_number)
-        _, output_text = process.communicate(timeout=PATIENCE_S)
+        code = process.wait(PATIENCE_S)
     finally:
         process.kill()
         process.wait()
         service.stopped.set()
-    assert process.returncode == 128 + signal_number, output_text
-    assert "run the same command again to resume" in output_text
+    assert code == 128 + signal_number, errors.read_text()
+    assert "run the same command again to resume" in errors.read_text()
     assert count_chunks(output) == num_kept
     num_requests = len(service.requests)
     score(source, output, service.url)
