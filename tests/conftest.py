@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Ray is started once per run, by the service itself."""
+"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from checkpoints import SPECS, PathOf, build_checkpoint
@@ -113,22 +112,3 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> PathOf:
     """Return the folder of a checkpoint of SPECS. Tests must not change it."""
     root = tmp_path_factory.mktemp("checkpoints")
     return functools.cache(lambda name: build_checkpoint(root / name, SPECS[name]))
-
-
-@pytest.fixture(scope="session")
-def service(checkpoint_of: PathOf) -> Iterator[str]:
-    """Address of a real service on Ray with the demo model and one of each other family."""
-    from serve.cli.demo import run_service
-
-    options = ["--model", "demo"]
-    for alias, spec in (("llama", "llama-v0.1"), ("gemma", "gemma2")):
-        options += ["--model", f"{alias}={checkpoint_of(spec)}"]
-    with run_service(*options) as url:
-        yield url
-
-
-@pytest.fixture
-def http(service: str) -> Iterator[httpx.Client]:
-    """A client of the running service."""
-    with httpx.Client(base_url=service, timeout=300, trust_env=False) as client:
-        yield client

@@ -15,13 +15,13 @@ from xdist.scheduler import LoadScopeScheduling
 GROUPS = {
     "service": (
         "test_commands_on_ray", "test_demo", "test_ingress", "test_lost_replica",
-        "test_other_routes", "test_ray_executor", "test_rm_bench", "test_score",
-        "test_serve_run", "test_startup_on_ray",
+        "test_other_routes", "test_ray_executor", "test_score", "test_serve_run",
+        "test_startup_on_ray", "test_verl_service",
     ),
     "served": (
         "test_cli", "test_docs_pages", "test_eval", "test_more_trainers", "test_openapi",
         "test_peer_trainers", "test_peers", "test_playground", "test_playground_file",
-        "test_score_jobs", "test_trl",
+        "test_rm_bench", "test_score_jobs", "test_trl",
     ),
     "demo_url": ("test_docs_blocks", "test_recorded_answers"),
 }  # fmt: skip
@@ -37,7 +37,8 @@ def find_group(path: str) -> str:
 class GroupScheduling(LoadScopeScheduling):
     """Sends the tests of a group to one process.
 
-    Other tests than those of services are a group a function. They come last (`testpaths` in
+    The group on Ray comes first, because it takes longest (`tests/service/conftest.py`). Other
+    tests than those of services are a group a function. They come last (`testpaths` in
     pyproject.toml), so that all processes end at about the same time.
     """
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from browser import CHROMIUM, OpenPage, PageLog, wait
 from checkpoints import PathOf
@@ -19,18 +21,81 @@ from scheduling import GROUPS, find_group
 from waiting import PATIENCE_S
 
 from rm_core import seeds_dir
+from serve.cli import demo
 from serve.client.integrations import base
+
+# Shared services that run, and the number of tests to come that use each, by fixture.
+_running: dict[str, contextlib.ExitStack] = {}
+_num_left: Counter[str] = Counter()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark the tests that need Ray, and refuse a test outside the group of its service."""
     group = find_group(item.path.name)
-    for fixture in {*GROUPS}.intersection(getattr(item, "fixturenames", ())):
+    for fixture in _find_shared(item):
         if group != fixture:
             message = f"{item.nodeid} uses `{fixture}`: list its file there in tests/scheduling.py"
             raise pytest.UsageError(message)
     if group == "service":
         item.add_marker(pytest.mark.ray)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest group first, and in it the tests that share the service on Ray."""
+
+    def find_position(item: pytest.Item) -> int:
+        if item.get_closest_marker("ray") is None:
+            return 1
+        return 0 if _find_shared(item) else 2
+
+    items.sort(key=find_position)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _num_left.update(fixture for item in session.items for fixture in _find_shared(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Stop a shared service after the last test that uses it: on Ray it is never quite idle."""
+    yield
+    for fixture in _find_shared(item):
+        _num_left[fixture] -= 1
+        if not _num_left[fixture] and fixture in _running:
+            _running.pop(fixture).close()
+
+
+def _find_shared(item: pytest.Item) -> set[str]:
+    """Return the fixtures of shared services that a test uses."""
+    if item.path.parent != Path(__file__).parent:  # others have fixtures of the same names
+        return set()
+    return {*GROUPS}.intersection(getattr(item, "fixturenames", ()))
+
+
+@contextlib.contextmanager
+def _until_last_test(
+    fixture: str, service: contextlib.AbstractContextManager[str]
+) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        _running[fixture] = stack
+        yield stack.enter_context(service)
+
+
+@pytest.fixture(scope="session")
+def service(checkpoint_of: PathOf) -> Iterator[str]:
+    """Address of a real service on Ray with the demo model and one of each other family."""
+    options = ["--model", "demo"]
+    for alias, spec in (("llama", "llama-v0.1"), ("gemma", "gemma2")):
+        options += ["--model", f"{alias}={checkpoint_of(spec)}"]
+    with _until_last_test("service", demo.run_service(*options)) as url:
+        yield url
+
+
+@pytest.fixture
+def http(service: str) -> Iterator[httpx.Client]:
+    """A client of the running service."""
+    with httpx.Client(base_url=service, timeout=300, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +110,7 @@ def served(checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory) -> I
     ]
     config = tmp_path_factory.mktemp("served") / "models.yaml"
     config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
-    with run_service("--config", str(config)) as url:
+    with _until_last_test("served", run_service("--config", str(config))) as url:
         yield Served(url, {"demo": seeds_dir() / "demo", **folders})
 
 
@@ -57,7 +122,7 @@ def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     config = tmp_path_factory.mktemp("demo") / "models.yaml"
     config.write_text("models: [{name: demo, device: cpu, cache_bytes: 0}]")
-    with run_service("--config", str(config)) as url:
+    with _until_last_test("demo_url", run_service("--config", str(config))) as url:
         yield url
 
 

@@ -235,7 +235,10 @@ def run_and_interrupt(command: list[str], output: Path, signal_number: int) -> t
 def test_stopped_and_killed_job_removes_its_application_and_resumes(
     cluster: Any, tmp_path: Path
 ) -> None:
-    """Another application of the same Ray Serve is not disturbed."""
+    """Another application of the same Ray Serve is not disturbed.
+
+    One replica, because each takes seconds to start; the next test has more.
+    """
     from ray import serve as ray_serve
 
     class Other:
@@ -249,13 +252,13 @@ def test_stopped_and_killed_job_removes_its_application_and_resumes(
 
     rows = [
         {"id": number, "messages": conversation(f"{number}: " + "word " * 100)}
-        for number in range(400)
+        for number in range(200)
     ]
     source = write_lines(tmp_path / "in.jsonl", rows)
     output = tmp_path / "out.jsonl"
     command = [
         *(sys.executable, small_chunks.__file__, "10", "score", str(source), "-o", str(output)),
-        *("--ray", cluster.address, "--model", "demo", "--deterministic"),
+        *("--ray", cluster.address, "--ray-actors", "1", "--model", "demo", "--deterministic"),
     ]
 
     def list_jobs() -> list[str]:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from conftest import BENCHMARK_DATA, ROOT
+from peer_service import Served
 
 from rm_core import seeds_dir
 
@@ -26,10 +27,11 @@ def load_bench() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason=f"the file {DATA} of RM-Bench is missing")
-def test_rewards_of_rm_bench_match_plain_transformers(service: str) -> None:
+def test_rewards_of_rm_bench_match_plain_transformers(served: Served) -> None:
     # A sample of the items; the script compares all of them, which takes minutes.
-    outcome = load_bench().run(DATA, service, "demo", seeds_dir() / "demo", every=8)
+    outcome = load_bench().run(DATA, served.url, "demo", seeds_dir() / "demo", every=8)
     assert outcome.items == 129
     assert outcome.pairs == 387
     assert outcome.conversations == 2 * 49

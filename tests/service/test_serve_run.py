@@ -44,7 +44,10 @@ def config_file(tmp_path: Path, folder: Path, port: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("target_kind", ["import path", "yaml"])
+# Both start the same application; arguments are parsed as those of `skyreward serve`.
+@pytest.mark.parametrize(
+    "target_kind", [pytest.param("import path", marks=pytest.mark.slow), "yaml"]
+)
 def test_serve_run_starts_same_application(
     tmp_path: Path, checkpoint_of: PathOf, http: httpx.Client, target_kind: str
 ) -> None:

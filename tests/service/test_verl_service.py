@@ -8,7 +8,7 @@ from peers import run_trainer_script
 
 from rm_core import ModelConfig, Reward, RewardScorer, seeds_dir
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_verl_starts_wakes_and_ends_the_service() -> None:
