@@ -34,19 +34,14 @@ _APPENDED: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class KindChoice:
-    """What a checkpoint is served as.
+    """What a checkpoint is served as."""
 
-    Attributes:
-        kind: `classifier`, `step` or `judge`.
-        step_format: how a solution is divided into steps and marked; None unless `kind` is `step`.
-        reason: why this kind was chosen, in words.
-        appended_token: token that follows every conversation, and at which it is read; None for the
-            last token of the conversation itself.
-    """
-
-    kind: Kind
+    kind: Kind  # `classifier`, `step` or `judge`
+    # How a solution is divided into steps and marked; None unless `kind` is `step`.
     step_format: StepFormat | None
-    reason: str
+    reason: str  # why this kind was chosen, in words
+    # Token that follows every conversation, and at which it is read; None for the last token of the
+    # conversation itself.
     appended_token: str | None = None
 
 

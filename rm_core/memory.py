@@ -46,45 +46,28 @@ _VISION_CACHE_IMAGES = 256
 
 @dataclass(frozen=True, slots=True)
 class PrefixCacheSize:
-    """Size of the prefix cache, and the reason for it.
+    """Size of the prefix cache, and the reason for it."""
 
-    Attributes:
-        num_tokens: maximum number of tokens in the cache; 0 if there is none.
-        num_bytes: memory of that many tokens, over all devices.
-        reason: explanation of the size, for people.
-    """
-
-    num_tokens: int
-    num_bytes: int
-    reason: str
+    num_tokens: int  # maximum number of tokens in the cache; 0 if there is none
+    num_bytes: int  # memory of that many tokens, over all devices
+    reason: str  # explanation of the size, for people
 
 
 @dataclass(frozen=True, slots=True)
 class VisionCacheSize:
-    """Size of the cache of image embeddings, and the reason for it.
+    """Size of the cache of image embeddings, and the reason for it."""
 
-    Attributes:
-        num_bytes: maximum memory of the embeddings in the cache; 0 if there is none.
-        reason: explanation of the size, for people.
-    """
-
-    num_bytes: int
-    reason: str
+    num_bytes: int  # maximum memory of the embeddings in the cache; 0 if there is none
+    reason: str  # explanation of the size, for people
 
 
 @dataclass(frozen=True, slots=True)
 class BatchBudget:
-    """Maximum number of tokens in a batch, and the reason for it.
-
-    Attributes:
-        max_batch_tokens: the limit.
-        reason: explanation of the limit, for people.
-        is_automatic: whether the limit was chosen by this module. The warm-up may lower only such
-            limits.
-    """
+    """Maximum number of tokens in a batch, and the reason for it."""
 
     max_batch_tokens: int
-    reason: str
+    reason: str  # explanation of the limit, for people
+    # Whether the limit was chosen by this module. The warm-up may lower only such limits.
     is_automatic: bool
 
 

@@ -70,19 +70,13 @@ _BATCHES_IN_FLIGHT = {"cuda": 2, "cpu": 1}
 
 
 class _RunningBatch(NamedTuple):
-    """A batch that was launched, or failed to.
+    """A batch that was launched, or failed to."""
 
-    Attributes:
-        tree: the batch.
-        row: the tree of the row that runs: without the tokens that are in the prefix cache.
-        logits: result of the forward pass; None if it failed.
-        failure: why it failed.
-    """
-
-    tree: PrefixTree
+    tree: PrefixTree  # the batch
+    # The tree of the row that runs: without the tokens that are in the prefix cache.
     row: PrefixTree
-    logits: LaunchedBatch | list[float] | None
-    failure: ScoreError | None = None
+    logits: LaunchedBatch | list[float] | None  # result of the forward pass; None if it failed
+    failure: ScoreError | None = None  # why it failed
 
 
 class _ScoredBatch(NamedTuple):

@@ -37,23 +37,14 @@ _SKIPPED_ERRORS = ("template_error", "conversation_too_long")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison with a reference.
+    """One comparison with a reference."""
 
-    Attributes:
-        name: name of the compared value.
-        ours: value of the scorer; None if the conversation could not be scored.
-        expected: value of the reference.
-        tolerance: largest allowed absolute difference.
-        passed: whether the difference is within the tolerance.
-        note: source of the reference, or the error.
-    """
-
-    name: str
-    ours: float | None
-    expected: float
-    tolerance: float
-    passed: bool
-    note: str
+    name: str  # name of the compared value
+    ours: float | None  # value of the scorer; None if the conversation could not be scored
+    expected: float  # value of the reference
+    tolerance: float  # largest allowed absolute difference
+    passed: bool  # whether the difference is within the tolerance
+    note: str  # source of the reference, or the error
 
     @property
     def difference(self) -> float | None:

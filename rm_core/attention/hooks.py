@@ -32,43 +32,30 @@ NAME = "skyreward_packed"
 
 @dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """Input of one batch's attention on a device, in addition to queries, keys and values.
-
-    Attributes:
-        backend: attention backend.
-        plan: the backend's plan for these queries.
-        num_queries: number of planned queries; later rows are padding and get zeros.
-        num_keys: number of the row's keys; later keys are padding.
-        cached: the batch's part of the prefix cache, whose keys come before those of the row; None
-            without a cache.
-        keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace the
-            layer's; None if the queries are the complete row.
-        readouts: int64 `[num_readouts]`, indices in the row for which the last layer runs; None
-            for all.
-        readout_plan: the backend's plan for the queries at `readouts`.
-    """
+    """Input of one batch's attention on a device, in addition to queries, keys and values."""
 
     backend: AttentionBackend
-    plan: Any
-    num_queries: int
-    num_keys: int
+    plan: Any  # the backend's plan for these queries
+    num_queries: int  # number of planned queries; later rows are padding and get zeros
+    num_keys: int  # number of the row's keys; later keys are padding
+    # The batch's part of the prefix cache, whose keys come before those of the row; None without a
+    # cache.
     cached: CachedBatch | None = None
+    # Keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace the layer's; None
+    # if the queries are the complete row.
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    # Int64 `[num_readouts]`, indices in the row for which the last layer runs; None for all.
     readouts: torch.Tensor | None = None
-    readout_plan: Any = None
+    readout_plan: Any = None  # the backend's plan for the queries at `readouts`
 
 
 @dataclass(slots=True)
 class _RunningBatch:
-    """A batch on its way through the decoder.
+    """A batch on its way through the decoder."""
 
-    Attributes:
-        stages: attention on each device.
-        next_layer: index of the layer that attends next. Counted, because a number that differs
-            from layer to layer would make the compiler compile each layer separately.
-    """
-
-    stages: Sequence[tuple[torch.device, PackedAttention]]
+    stages: Sequence[tuple[torch.device, PackedAttention]]  # attention on each device
+    # Index of the layer that attends next. Counted, because a number that differs from layer to
+    # layer would make the compiler compile each layer separately.
     next_layer: int = 0
 
     def get_attention(self, device: torch.device) -> PackedAttention:

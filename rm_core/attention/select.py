@@ -23,28 +23,18 @@ INSTALL_FLASH_ATTN_4 = "pip install --pre flash-attn-4"
 
 @dataclass(frozen=True, slots=True)
 class AttentionTarget:
-    """Properties of a model and its device on which the choice depends.
+    """Properties of a model and its device on which the choice depends."""
 
-    Attributes:
-        family: `model_type` of the decoder.
-        device_type: `cuda` or `cpu`.
-        dtype: resolved name of the dtype, such as `bfloat16`.
-        has_softcap: whether attention scores are soft-capped.
-        has_window: whether any layer has a sliding window.
-        deterministic: whether a reward must not depend on its batch, to the last bit.
-        is_old_gpu: whether the CUDA device is too old for FlashAttention-2 (compute capability
-            below 8.0).
-        is_new_gpu: whether the CUDA device has kernels in FlashAttention-4 that are faster than
-            those of FlashAttention-2 (compute capability 9.0 and newer).
-    """
-
-    family: str
-    device_type: str
-    dtype: str
-    has_softcap: bool = False
-    has_window: bool = False
-    deterministic: bool = False
+    family: str  # `model_type` of the decoder
+    device_type: str  # `cuda` or `cpu`
+    dtype: str  # resolved name of the dtype, such as `bfloat16`
+    has_softcap: bool = False  # whether attention scores are soft-capped
+    has_window: bool = False  # whether any layer has a sliding window
+    deterministic: bool = False  # whether a reward must not depend on its batch, to the last bit
+    # Whether the CUDA device is too old for FlashAttention-2 (compute capability below 8.0).
     is_old_gpu: bool = False
+    # Whether the CUDA device has kernels in FlashAttention-4 that are faster than those of
+    # FlashAttention-2 (compute capability 9.0 and newer).
     is_new_gpu: bool = False
 
     @property
@@ -55,17 +45,12 @@ class AttentionTarget:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """Name of a backend, and the reason for the choice.
-
-    Attributes:
-        name: name of the backend.
-        reason: why the backend was chosen, in words.
-        fallbacks: names of the backends to try in turn if this backend fails its self-check; eager
-            is the last fallback and not listed.
-    """
+    """Name of a backend, and the reason for the choice."""
 
     name: str
-    reason: str
+    reason: str  # why the backend was chosen, in words
+    # Names of the backends to try in turn if this backend fails its self-check; eager is the last
+    # fallback and not listed.
     fallbacks: tuple[str, ...] = ()
 
 

@@ -19,20 +19,14 @@ class JudgeHead:
 
     The second output is the logarithm of the probability, among all tokens, that the reply has one
     of the two labels here.
-
-    Attributes:
-        difference: head of the difference of the two logits.
-        weight: `[vocab_size, hidden_size]`, the language model's head, in the decoder's dtype.
-        bias: `[vocab_size]`; None without a bias.
-        softcap: see `cap`.
-        labels: ids of the two labels.
     """
 
-    difference: Head
+    difference: Head  # head of the difference of the two logits
+    # `[vocab_size, hidden_size]`, the language model's head, in the decoder's dtype.
     weight: torch.Tensor
-    bias: torch.Tensor | None
-    softcap: float | None
-    labels: tuple[int, int]
+    bias: torch.Tensor | None  # `[vocab_size]`; None without a bias
+    softcap: float | None  # see `cap`
+    labels: tuple[int, int]  # ids of the two labels
 
     @property
     def num_outputs(self) -> int:

@@ -46,22 +46,16 @@ _LOGIT_KEYS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_sc
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """Where a checkpoint has its head.
+    """Where a checkpoint has its head."""
 
-    Attributes:
-        name: which tensors the head has.
-        factors: factor of each label in the output; empty for `lm_head`.
-        tensors: names of the head's tensors in the checkpoint; for `lm_head` only if the rows are
-            not those of the token embedding.
-        description: what the head is, for people.
-        tokens: of `lm_head`, the tokens whose logits are read; empty for those that the encoder of
-            the checkpoint's kind finds (`Encoder.label_ids`).
-    """
-
-    name: LayoutName
-    factors: tuple[float, ...]
+    name: LayoutName  # which tensors the head has
+    factors: tuple[float, ...]  # factor of each label in the output; empty for `lm_head`
+    # Names of the head's tensors in the checkpoint; for `lm_head` only if the rows are not those of
+    # the token embedding.
     tensors: tuple[str, ...]
-    description: str
+    description: str  # what the head is, for people
+    # Of `lm_head`, the tokens whose logits are read; empty for those that the encoder of the
+    # checkpoint's kind finds (`Encoder.label_ids`).
     tokens: tuple[int, ...] = ()
 
 

@@ -11,17 +11,11 @@ from rm_core.heads.base import multiply_by_rows
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """The product with one row of weights, plus a bias; see `rm_core.heads.base.Head`.
+    """The product with one row of weights, plus a bias; see `rm_core.heads.base.Head`."""
 
-    Attributes:
-        row: float32 `[1, hidden_size]`.
-        bias: float32 `[1]`; None without a bias.
-        description: see `Head`.
-    """
-
-    row: torch.Tensor
-    bias: torch.Tensor | None
-    description: str
+    row: torch.Tensor  # float32 `[1, hidden_size]`
+    bias: torch.Tensor | None  # float32 `[1]`; None without a bias
+    description: str  # see `Head`
 
     @property
     def num_outputs(self) -> int:

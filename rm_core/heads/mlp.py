@@ -12,17 +12,11 @@ from rm_core.heads.linear import LinearHead
 
 @dataclass(frozen=True, slots=True)
 class MlpHead:
-    """A linear layer, a ReLU and a row of weights; see `rm_core.heads.base.Head`.
+    """A linear layer, a ReLU and a row of weights; see `rm_core.heads.base.Head`."""
 
-    Attributes:
-        weight: weight of the first layer, float32 `[size, hidden_size]`.
-        bias: bias of the first layer, float32 `[size]`; None without a bias.
-        last: second layer.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    last: LinearHead
+    weight: torch.Tensor  # weight of the first layer, float32 `[size, hidden_size]`
+    bias: torch.Tensor | None  # bias of the first layer, float32 `[size]`; None without a bias
+    last: LinearHead  # second layer
 
     @property
     def num_outputs(self) -> int:

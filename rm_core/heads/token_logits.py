@@ -14,18 +14,12 @@ class CappedTokensHead:
     """The capped logit of a token, minus that of a second; see `rm_core.heads.base.Head`.
 
     Without a cap, the difference is one row (`rm_core.heads.linear`).
-
-    Attributes:
-        rows: rows of the tokens, float32 `[1 or 2, hidden_size]`.
-        bias: float32 `[1 or 2]`; None without a bias.
-        softcap: logits become `softcap * tanh(logit / softcap)`.
-        description: see `Head`.
     """
 
-    rows: torch.Tensor
-    bias: torch.Tensor | None
-    softcap: float
-    description: str
+    rows: torch.Tensor  # rows of the tokens, float32 `[1 or 2, hidden_size]`
+    bias: torch.Tensor | None  # float32 `[1 or 2]`; None without a bias
+    softcap: float  # logits become `softcap * tanh(logit / softcap)`
+    description: str  # see `Head`
 
     @property
     def num_outputs(self) -> int:

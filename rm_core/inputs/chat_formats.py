@@ -21,27 +21,19 @@ ChatFormatName: TypeAlias = Literal["chatml", "llama3", "gemma", "mistral"]
 
 @dataclass(frozen=True, slots=True)
 class _ChatFormat:
-    """How a family of chat templates writes a conversation.
+    """How a family of chat templates writes a conversation."""
 
-    Attributes:
-        name: name of the chat format in settings.
-        markers: texts that only this family writes; their presence identifies the family.
-        start: pattern of the marker that begins a turn, without the rest of the turn's header.
-        header: pattern of the rest of the header, with the turn's role as group `role`. Empty if
-            the marker itself names the role.
-        ends: markers that end a turn or a conversation.
-        trims: whether these templates strip white space around a turn's text.
-        roles: our role for each role that this family names differently.
-        own_text: pattern of text that the template itself adds at the start of a system turn.
-    """
-
-    name: ChatFormatName
+    name: ChatFormatName  # name of the chat format in settings
+    # Texts that only this family writes; their presence identifies the family.
     markers: tuple[str, ...]
-    start: str
+    start: str  # pattern of the marker that begins a turn, without the rest of the turn's header
+    # Pattern of the rest of the header, with the turn's role as group `role`. Empty if the marker
+    # itself names the role.
     header: str
-    ends: tuple[str, ...]
-    trims: bool
-    roles: Mapping[str, str]
+    ends: tuple[str, ...]  # markers that end a turn or a conversation
+    trims: bool  # whether these templates strip white space around a turn's text
+    roles: Mapping[str, str]  # our role for each role that this family names differently
+    # Pattern of text that the template itself adds at the start of a system turn.
     own_text: str = ""
 
     @property
@@ -218,17 +210,11 @@ def read_turns(text: str, prompt: str, name: ChatFormatName) -> Messages:
 
 @dataclass(slots=True)
 class _Turn:
-    """A turn of the text.
+    """A turn of the text."""
 
-    Attributes:
-        role: one of our roles.
-        content: text of the turn.
-        is_complete: whether an end marker follows the content.
-    """
-
-    role: str
-    content: str = ""
-    is_complete: bool = False
+    role: str  # one of our roles
+    content: str = ""  # text of the turn
+    is_complete: bool = False  # whether an end marker follows the content
 
 
 class _TurnReader:

@@ -40,17 +40,11 @@ _MAX_CHECK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """What a template writes for a prompt with any answer.
+    """What a template writes for a prompt with any answer."""
 
-    Attributes:
-        snapshot: the prompt's messages and tools, see `_take_snapshot`.
-        around: what it writes; None if each conversation has to be rendered.
-        text: what it writes before the answer; empty if that is unknown.
-    """
-
-    snapshot: object
-    around: AnswerText | None
-    text: str
+    snapshot: object  # the prompt's messages and tools, see `_take_snapshot`
+    around: AnswerText | None  # what it writes; None if each conversation has to be rendered
+    text: str  # what it writes before the answer; empty if that is unknown
 
 
 class ChatRenderer:

@@ -99,17 +99,11 @@ class RenderingInterrupt(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class TemplateSubject:
-    """What a template is for, in messages.
+    """What a template is for, in messages."""
 
-    Attributes:
-        name: what it is.
-        owned_name: what it is, and whose.
-        setting: the setting that gives another one.
-    """
-
-    name: str
-    owned_name: str
-    setting: str
+    name: str  # what it is
+    owned_name: str  # what it is, and whose
+    setting: str  # the setting that gives another one
 
     @property
     def hint(self) -> str:

@@ -18,19 +18,12 @@ from rm_core.types import PlacedImage
 
 @dataclass(frozen=True, slots=True)
 class ImageMarkers:
-    """Tokens of the vocabulary that mean images and videos.
+    """Tokens of the vocabulary that mean images and videos."""
 
-    Attributes:
-        placeholder: text of the token that the template writes for an image.
-        placeholder_id: its id.
-        start_id: id of the token before an image; None for none.
-        texts: texts of all of these tokens, which no message may contain.
-    """
-
-    placeholder: str
-    placeholder_id: int
-    start_id: int | None
-    texts: tuple[str, ...]
+    placeholder: str  # text of the token that the template writes for an image
+    placeholder_id: int  # its id
+    start_id: int | None  # id of the token before an image; None for none
+    texts: tuple[str, ...]  # texts of all of these tokens, which no message may contain
 
 
 class ImageTokens:

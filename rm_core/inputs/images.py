@@ -37,15 +37,10 @@ _START_OF_SCAN = b"\xff\xda"
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits of one image, checked before it is decoded.
+    """Limits of one image, checked before it is decoded."""
 
-    Attributes:
-        max_image_bytes: size of the encoded file.
-        max_image_pixels: width times height, before the image is resized.
-    """
-
-    max_image_bytes: int = 10 * 2**20
-    max_image_pixels: int = 4096 * 4096
+    max_image_bytes: int = 10 * 2**20  # size of the encoded file
+    max_image_pixels: int = 4096 * 4096  # width times height, before the image is resized
 
 
 @functools.cache

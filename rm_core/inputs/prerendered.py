@@ -29,17 +29,12 @@ PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class PrerenderedInput:
-    """A prerendered conversation after it was read.
+    """A prerendered conversation after it was read."""
 
-    Attributes:
-        text: text to tokenize, with the special tokens it needs; None if the input was token ids.
-        input_ids: token ids; empty if the input was text.
-        input_format: how the input was interpreted, as the value of a response header.
-    """
-
+    # Text to tokenize, with the special tokens it needs; None if the input was token ids.
     text: str | None
-    input_ids: list[int]
-    input_format: str
+    input_ids: list[int]  # token ids; empty if the input was text
+    input_format: str  # how the input was interpreted, as the value of a response header
 
 
 class PrerenderedReader:

@@ -31,15 +31,10 @@ _MAX_VALIDATED = 16
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChoice:
-    """Name of a library, and the reason for the choice.
+    """Name of a library, and the reason for the choice."""
 
-    Attributes:
-        name: name of the library.
-        reason: why the library is used, in words.
-    """
-
-    name: Literal["fastokens", "tokenizers"]
-    reason: str
+    name: Literal["fastokens", "tokenizers"]  # name of the library
+    reason: str  # why the library is used, in words
 
 
 # The last tokenizers that were compared, by the digest of their definition. A tokenizer is loaded

@@ -47,19 +47,12 @@ _TOKENS = (re.compile(r"<[^<>\s]{1,60}>"), re.compile(r"\[[^\[\]\s]{1,40}\]"))
 
 @dataclass(frozen=True, slots=True)
 class ContentFindings:
-    """What a text contains that a content usually does not.
+    """What a text contains that a content usually does not."""
 
-    Attributes:
-        own_markers: markers of the checkpoint.
-        foreign_markers: markers of other templates.
-        transcript: words that begin an assistant's turn, see `find_transcript`.
-        is_json: whether the text is JSON of a list of messages.
-    """
-
-    own_markers: list[str]
-    foreign_markers: list[str]
-    transcript: str | None
-    is_json: bool
+    own_markers: list[str]  # markers of the checkpoint
+    foreign_markers: list[str]  # markers of other templates
+    transcript: str | None  # words that begin an assistant's turn, see `find_transcript`
+    is_json: bool  # whether the text is JSON of a list of messages
 
 
 class WarningFinder:

@@ -32,21 +32,14 @@ _MAX_REPEATS = 4
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A folder with an adapter that passed its checks.
+    """A folder with an adapter that passed its checks."""
 
-    Attributes:
-        path: local folder.
-        revision: commit of the hub repository, or `local-` and a digest of the files.
-        config: content of adapter_config.json.
-        files: weights of the adapter; None when only the tokenizer was requested.
-        head_shapes: shapes of the head that was trained with the adapter, by the names that they
-            have in a full checkpoint; empty without one.
-    """
-
-    path: Path
-    revision: str
-    config: Mapping[str, Any]
-    files: WeightFiles | None
+    path: Path  # local folder
+    revision: str  # commit of the hub repository, or `local-` and a digest of the files
+    config: Mapping[str, Any]  # content of adapter_config.json
+    files: WeightFiles | None  # weights of the adapter; None when only the tokenizer was requested
+    # Shapes of the head that was trained with the adapter, by the names that they have in a full
+    # checkpoint; empty without one.
     head_shapes: Mapping[str, Sequence[int]]
 
     def read_head(self) -> dict[str, torch.Tensor]:

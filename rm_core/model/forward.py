@@ -33,17 +33,13 @@ from rm_core.prefix_cache import CachedBatch
 
 @dataclass(frozen=True, slots=True)
 class LaunchedBatch:
-    """A batch whose work is on the device, and whose logits arrive when the device has done it.
+    """A batch whose work is on the device, and whose logits arrive when the device has done it."""
 
-    Attributes:
-        tree: the batch.
-        logits: float32 `[num_read_rows, num_outputs]` on the CPU, in the order of the row; valid
-            after the event.
-        event: event after the copy of the logits; None if the device is the CPU.
-    """
-
-    tree: PrefixTree
+    tree: PrefixTree  # the batch
+    # Float32 `[num_read_rows, num_outputs]` on the CPU, in the order of the row; valid after the
+    # event.
     logits: torch.Tensor
+    # Event after the copy of the logits; None if the device is the CPU.
     event: torch.cuda.Event | None
 
     def read(self) -> list[float]:

@@ -75,42 +75,28 @@ _MAX_SAMPLE_TOKENS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A checked model on its devices, with the choices made while loading.
+    """A checked model on its devices, with the choices made while loading."""
 
-    Attributes:
-        model: transformers' decoder without a head, in eval mode, with packed attention in its
-            layers and a last layer whose output has the readout tokens only.
-        head: maps the hidden states of the readouts to numbers, on the last device.
-        readout_layer: whether the last layer runs on the readout tokens only, in words.
-        pad_token_id: padding id of the config; determines the readout token.
-        checkpoint: the checkpoint that was loaded.
-        attention: name of the attention backend, and the reason for the choice.
-        backend: attention backend.
-        deterministic: whether a reward must not depend on its batch, to the last bit.
-        quantized: whether the linear layers are quantized.
-        compilation: whether the decoder layers are compiled, once for rows of any length.
-        devices: devices of the model, in the order of its layers; usually one.
-        fingerprint: fingerprint of the model's rewards.
-        encoder: turns conversations, steps or pairs of answers into token ids for the model.
-        self_check: rewards that the engine must reproduce; None if the self-check is off.
-        vision_tower: encodes images; None for a model that reads only text.
-    """
-
+    # Transformers' decoder without a head, in eval mode, with packed attention in its layers and a
+    # last layer whose output has the readout tokens only.
     model: PreTrainedModel
-    head: Head
-    readout_layer: str
-    pad_token_id: int | None
-    checkpoint: Checkpoint
-    attention: AttentionChoice
+    head: Head  # maps the hidden states of the readouts to numbers, on the last device
+    readout_layer: str  # whether the last layer runs on the readout tokens only, in words
+    pad_token_id: int | None  # padding id of the config; determines the readout token
+    checkpoint: Checkpoint  # the checkpoint that was loaded
+    attention: AttentionChoice  # name of the attention backend, and the reason for the choice
     backend: AttentionBackend
-    deterministic: bool
-    quantized: bool
+    deterministic: bool  # whether a reward must not depend on its batch, to the last bit
+    quantized: bool  # whether the linear layers are quantized
+    # Whether the decoder layers are compiled, once for rows of any length.
     compilation: CompilationChoice
+    # Devices of the model, in the order of its layers; usually one.
     devices: tuple[torch.device, ...]
-    fingerprint: Fingerprint
-    encoder: Encoder
+    fingerprint: Fingerprint  # fingerprint of the model's rewards
+    encoder: Encoder  # turns conversations, steps or pairs of answers into token ids for the model
+    # Rewards that the engine must reproduce; None if the self-check is off.
     self_check: SelfCheck | None
-    vision_tower: VisionTower | None = None
+    vision_tower: VisionTower | None = None  # encodes images; None for a model that reads only text
 
     @property
     def device(self) -> torch.device:

@@ -46,17 +46,11 @@ _OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the tiny row has shown.
+    """What the tiny row has shown."""
 
-    Attributes:
-        heads: head counts and head size, equal in all layers.
-        params: attention parameters of each layer, in order.
-        readout_layer_fault: why the last layer cannot run on the readout tokens only; None if it
-            can.
-    """
-
-    heads: AttentionHeads
-    params: tuple[AttentionParams, ...]
+    heads: AttentionHeads  # head counts and head size, equal in all layers
+    params: tuple[AttentionParams, ...]  # attention parameters of each layer, in order
+    # Why the last layer cannot run on the readout tokens only; None if it can.
     readout_layer_fault: str | None
 
 

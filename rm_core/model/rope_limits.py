@@ -23,15 +23,10 @@ _STRETCHED = ("linear", "proportional")
 
 @dataclass(frozen=True, slots=True)
 class PositionLimit:
-    """Maximum length of a conversation.
+    """Maximum length of a conversation."""
 
-    Attributes:
-        positions: maximum number of tokens.
-        reason: how the number was derived, for messages.
-    """
-
-    positions: int
-    reason: str
+    positions: int  # maximum number of tokens
+    reason: str  # how the number was derived, for messages
 
 
 def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:

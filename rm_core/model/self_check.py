@@ -99,26 +99,18 @@ _PREFIX_STEP = 16
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """Plain transformers' rewards of the built-in conversations and some of their prefixes.
+    """Plain transformers' rewards of the built-in conversations and some of their prefixes."""
 
-    Attributes:
-        model: name or folder of the model, for messages.
-        sequences: token ids of each sequence; the complete conversations first.
-        images: images whose token ids the sequences have.
-        outputs: the head's outputs on plain transformers' hidden states, for each sequence.
-        tolerances: largest allowed absolute difference of each output.
-        mean_error: mean absolute difference of plain transformers from itself in a wider dtype, or
-            without quantization.
-        description: dtype and attention of the reference, for messages.
-    """
-
-    model: str
-    sequences: tuple[TokenIds, ...]
-    images: tuple[EncodedImage, ...]
+    model: str  # name or folder of the model, for messages
+    sequences: tuple[TokenIds, ...]  # token ids of each sequence; the complete conversations first
+    images: tuple[EncodedImage, ...]  # images whose token ids the sequences have
+    # The head's outputs on plain transformers' hidden states, for each sequence.
     outputs: tuple[tuple[float, ...], ...]
-    tolerances: tuple[tuple[float, ...], ...]
+    tolerances: tuple[tuple[float, ...], ...]  # largest allowed absolute difference of each output
+    # Mean absolute difference of plain transformers from itself in a wider dtype, or without
+    # quantization.
     mean_error: float
-    description: str
+    description: str  # dtype and attention of the reference, for messages
 
     def compare(self, outputs: Sequence[float | ScoreError]) -> float:
         """Return the largest difference between the engine's outputs and plain transformers'.

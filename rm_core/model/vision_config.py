@@ -48,25 +48,15 @@ _MAX_SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """How a vision-language model turns an image into tokens.
+    """How a vision-language model turns an image into tokens."""
 
-    Attributes:
-        image_token_id: placeholder of an image, repeated for each of its tokens.
-        video_token_id: placeholder of a video.
-        vision_start_token_id: token before the placeholders.
-        vision_end_token_id: token after the placeholders.
-        patch_size: width and height of a patch, in pixels.
-        spatial_merge_size: a token has this number of patches in each direction.
-        temporal_patch_size: frames of a patch; an image is repeated for each.
-    """
-
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    patch_size: int
-    spatial_merge_size: int
-    temporal_patch_size: int
+    image_token_id: int  # placeholder of an image, repeated for each of its tokens
+    video_token_id: int  # placeholder of a video
+    vision_start_token_id: int  # token before the placeholders
+    vision_end_token_id: int  # token after the placeholders
+    patch_size: int  # width and height of a patch, in pixels
+    spatial_merge_size: int  # a token has this number of patches in each direction
+    temporal_patch_size: int  # frames of a patch; an image is repeated for each
 
 
 def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,14 +42,10 @@ _CONVERT_REMEDY = "; or convert them once with `skyreward convert`"
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files from which a model's tensors are read.
+    """The files from which a model's tensors are read."""
 
-    Attributes:
-        files: files of the decoder, all of one format.
-        value_head: file with the value head alone; None if the checkpoint has no such file.
-    """
-
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # files of the decoder, all of one format
+    # File with the value head alone; None if the checkpoint has no such file.
     value_head: Path | None
 
     @property

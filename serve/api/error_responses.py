@@ -81,25 +81,16 @@ def error_spec_for(error: RewardError) -> ErrorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """The failure of a whole request, before it is formatted for the client's wire format.
+    """The failure of a whole request, before it is formatted for the client's wire format."""
 
-    Attributes:
-        status: status of the native response.
-        type: error type of the native response.
-        code: stable snake_case error code.
-        message: message for a person.
-        param: name of the wrong field, if any.
-        field_errors: path and message of each wrong field of a malformed body.
-        error: the raised error; None for an error of the web framework.
-    """
-
-    status: int
-    type: str
-    code: str
-    message: str
-    param: str | None = None
+    status: int  # status of the native response
+    type: str  # error type of the native response
+    code: str  # stable snake_case error code
+    message: str  # message for a person
+    param: str | None = None  # name of the wrong field, if any
+    # Path and message of each wrong field of a malformed body.
     field_errors: Sequence[tuple[str, str]] = ()
-    error: RewardError | None = None
+    error: RewardError | None = None  # the raised error; None for an error of the web framework
 
     @classmethod
     def from_error(

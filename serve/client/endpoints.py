@@ -44,24 +44,16 @@ _MIN_RETRY_AFTER_S = 0.1
 
 @dataclass(eq=False, slots=True)
 class Endpoint:
-    """An address of a service and its state.
+    """An address of a service and its state."""
 
-    Attributes:
-        url: URL without user and password, so that no library logs them.
-        display_url: the URL for errors, logs and files.
-        headers: header with the user and password of the address, if there are any.
-        num_in_flight: number of requests in flight.
-        num_failures: number of consecutive failures.
-        failed_at: time of the last failure, on the monotonic clock.
-        cooldown_until: time until which other endpoints are preferred, on the monotonic clock.
-    """
-
-    url: httpx.URL
-    display_url: str
+    url: httpx.URL  # URL without user and password, so that no library logs them
+    display_url: str  # the URL for errors, logs and files
+    # Header with the user and password of the address, if there are any.
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    num_in_flight: int = 0
-    num_failures: int = 0
-    failed_at: float = 0.0
+    num_in_flight: int = 0  # number of requests in flight
+    num_failures: int = 0  # number of consecutive failures
+    failed_at: float = 0.0  # time of the last failure, on the monotonic clock
+    # Time until which other endpoints are preferred, on the monotonic clock.
     cooldown_until: float = 0.0
 
     def describe_failure(self, failure: httpx.Response | httpx.HTTPError) -> str:

@@ -27,18 +27,12 @@ _MAX_TOKENS = 2**53
 
 @dataclass(frozen=True, slots=True)
 class ResultsWithUsage:
-    """The results of one call, and their cost.
+    """The results of one call, and their cost."""
 
-    Attributes:
-        results: a reward or an error for each conversation, in order.
-        num_computed_tokens: tokens that went through the model for this call; shared prefixes
-            count once.
-        num_cached_tokens: tokens of the conversations whose rewards the service had computed
-            before.
-    """
-
-    results: list[Reward | ScoreError]
+    results: list[Reward | ScoreError]  # a reward or an error for each conversation, in order
+    # Tokens that went through the model for this call; shared prefixes count once.
     num_computed_tokens: int
+    # Tokens of the conversations whose rewards the service had computed before.
     num_cached_tokens: int
 
 

@@ -72,17 +72,11 @@ Steps: TypeAlias = Generator[OutgoingRequest | Pause, httpx.Response | httpx.HTT
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Sends requests to the endpoints of a client, with retries.
+    """Sends requests to the endpoints of a client, with retries."""
 
-    Attributes:
-        endpoints: endpoints of the service.
-        retry_timeout_s: seconds after a request's first failure in which it is retried.
-        on_retry: called before each retry.
-    """
-
-    endpoints: EndpointPool
-    retry_timeout_s: float
-    on_retry: Callable[[], None]
+    endpoints: EndpointPool  # endpoints of the service
+    retry_timeout_s: float  # seconds after a request's first failure in which it is retried
+    on_retry: Callable[[], None]  # called before each retry
 
     def request(
         self, method: str, route: str, content: bytes | None = None
@@ -177,21 +171,15 @@ def control_model(
 
 @dataclass(frozen=True, slots=True)
 class ScoringRoute(Generic[R]):
-    """A route of the service that returns a result for each item.
+    """A route of the service that returns a result for each item."""
 
-    Attributes:
-        path: path of the route.
-        field: field of the request body that holds the items.
-        read: function that parses one result of the response.
-        item_name: name of one item in messages.
-        is_group: whether the result of an item may depend on the others, so that the items are sent
-            in one request if they fit.
-    """
-
-    path: str
-    field: str
+    path: str  # path of the route
+    field: str  # field of the request body that holds the items
+    # Function that parses one result of the response.
     read: Callable[[Mapping[str, Any]], R | ScoreError]
-    item_name: str
+    item_name: str  # name of one item in messages
+    # Whether the result of an item may depend on the others, so that the items are sent in one
+    # request if they fit.
     is_group: bool = False
 
 
@@ -207,15 +195,10 @@ RENDER_ROUTE = ScoringRoute("/v1/render", "conversations", read_num_tokens, "con
 
 @dataclass(frozen=True, slots=True)
 class RequestShard:
-    """The items of one request.
+    """The items of one request."""
 
-    Attributes:
-        indices: positions of the items in the call.
-        items: the items, JSON-encoded.
-    """
-
-    indices: list[int]
-    items: list[str]
+    indices: list[int]  # positions of the items in the call
+    items: list[str]  # the items, JSON-encoded
 
     def split(self) -> tuple[RequestShard, RequestShard]:
         """Return the two halves of the shard."""

@@ -31,21 +31,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GatewayKeys:
-    """The API keys of a gateway, as digests; see `KeyRing.from_digests`. Is sent between processes.
+    """The API keys of a gateway as digests, sent between processes; see `KeyRing.from_digests`."""
 
-    Attributes:
-        keys: keys that may score.
-        listed_keys: those of `keys` that come from settings and not from a file.
-        admin_keys: keys that may control models.
-        listed_admin_keys: those of `admin_keys` that do not come from a file.
-        admin_without_key: who may control models without a key.
-    """
-
-    keys: Sequence[str]
-    listed_keys: Sequence[str]
-    admin_keys: Sequence[str]
-    listed_admin_keys: Sequence[str]
-    admin_without_key: AdminWithoutKey
+    keys: Sequence[str]  # keys that may score
+    listed_keys: Sequence[str]  # those of `keys` that come from settings and not from a file
+    admin_keys: Sequence[str]  # keys that may control models
+    listed_admin_keys: Sequence[str]  # those of `admin_keys` that do not come from a file
+    admin_without_key: AdminWithoutKey  # who may control models without a key
 
 
 @ray_serve.ingress()

@@ -28,16 +28,11 @@ _MIN_BAR_HEIGHT = 0.008
 
 @dataclass(frozen=True, slots=True)
 class HistogramBars:
-    """Bars of a histogram.
+    """Bars of a histogram."""
 
-    Attributes:
-        start: lower edge of the first bar.
-        width: width of each bar.
-        counts: count of each bar, in order; numbers outside the range are not counted.
-    """
-
-    start: float
-    width: float
+    start: float  # lower edge of the first bar
+    width: float  # width of each bar
+    # Count of each bar, in order; numbers outside the range are not counted.
     counts: tuple[int, ...]
 
     @property
@@ -122,31 +117,18 @@ class StreamingHistogram:
 
 @dataclass(frozen=True, slots=True)
 class HistogramPlot:
-    """A histogram of several series and a table of their quantiles, as templates show them.
+    """A histogram of several series and a table of their quantiles, as templates show them."""
 
-    Attributes:
-        title: heading of the section.
-        about: what is counted, and how many outliers are not drawn.
-        names: names of the series.
-        frame: axes of the plot.
-        edges: edges of the bars, one more than there are bars.
-        heights: height of each bar on the vertical axis, by series.
-        tooltips: text of each bar.
-        has_zero: whether 0 is marked.
-        table_head: heads of the table's columns.
-        table_rows: quantiles of each series that has numbers.
-    """
-
-    title: str
-    about: str
-    names: Sequence[str]
-    frame: Frame
-    edges: Sequence[float]
-    heights: Sequence[Sequence[float]]
-    tooltips: Sequence[str]
-    has_zero: bool
-    table_head: Sequence[str]
-    table_rows: Sequence[Sequence[str]]
+    title: str  # heading of the section
+    about: str  # what is counted, and how many outliers are not drawn
+    names: Sequence[str]  # names of the series
+    frame: Frame  # axes of the plot
+    edges: Sequence[float]  # edges of the bars, one more than there are bars
+    heights: Sequence[Sequence[float]]  # height of each bar on the vertical axis, by series
+    tooltips: Sequence[str]  # text of each bar
+    has_zero: bool  # whether 0 is marked
+    table_head: Sequence[str]  # heads of the table's columns
+    table_rows: Sequence[Sequence[str]]  # quantiles of each series that has numbers
 
 
 def build_histogram(

@@ -14,19 +14,12 @@ _CHARACTER, _MARGIN, _LINE = 7, 8, 16
 
 
 class Bar(NamedTuple):
-    """One bar.
+    """One bar."""
 
-    Attributes:
-        value: length of the bar, at least 0.
-        text: number to the right of the bar.
-        interval: confidence interval of the value; None if unknown.
-        tooltip: text that is shown on hover; may be empty.
-    """
-
-    value: float
-    text: str
-    interval: tuple[float, float] | None = None
-    tooltip: str = ""
+    value: float  # length of the bar, at least 0
+    text: str  # number to the right of the bar
+    interval: tuple[float, float] | None = None  # confidence interval of the value; None if unknown
+    tooltip: str = ""  # text that is shown on hover; may be empty
 
 
 class BarRow(NamedTuple):
@@ -37,36 +30,22 @@ class BarRow(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a line.
-
-    Attributes:
-        x: horizontal coordinate.
-        y: vertical coordinate.
-        interval: confidence interval of `y`; None if unknown.
-        tooltip: text that is shown on hover; may be empty.
-    """
+    """A point of a line."""
 
     x: float
     y: float
-    interval: tuple[float, float] | None = None
-    tooltip: str = ""
+    interval: tuple[float, float] | None = None  # confidence interval of `y`; None if unknown
+    tooltip: str = ""  # text that is shown on hover; may be empty
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis.
+    """An axis."""
 
-    Attributes:
-        title: title of the axis; may be empty.
-        start: lower end of the axis.
-        end: upper end of the axis.
-        ticks: positions and labels; those outside the axis are not drawn.
-    """
-
-    title: str
-    start: float
-    end: float
-    ticks: Sequence[tuple[float, str]]
+    title: str  # title of the axis; may be empty
+    start: float  # lower end of the axis
+    end: float  # upper end of the axis
+    ticks: Sequence[tuple[float, str]]  # positions and labels; those outside the axis are not drawn
 
     @property
     def visible_ticks(self) -> list[tuple[float, str]]:
@@ -80,13 +59,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The area between two axes, in pixels of the plot.
-
-    Attributes:
-        x_axis: the horizontal axis.
-        y_axis: the vertical axis.
-        height: height of the plot.
-    """
+    """The area between two axes, in pixels of the plot."""
 
     x_axis: Axis
     y_axis: Axis

@@ -90,34 +90,24 @@ _ASLEEP_RETRY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """Rewards in the order of the conversations, and their cost.
+    """Rewards in the order of the conversations, and their cost."""
 
-    Attributes:
-        model: alias of the model.
-        kind: kind of the model; of rewards read at every token, `classifier`.
-        results: a reward or an error for each conversation.
-        fingerprint: fingerprint of the model that computed all rewards.
-        num_computed_tokens: tokens that went through the model for this request; tokens that are
-            computed for several requests at once are counted in one of them.
-        num_cached_tokens: tokens of the conversations whose rewards came from the cache.
-        tokenize_s: seconds of rendering and tokenizing, with the wait for the tokenizer.
-        queue_duration_s: seconds until the first conversation went to the model.
-        inference_s: seconds of the forward passes of the batches with the request's conversations.
-        encoded: the encoded conversations, if they were asked for, without pixels.
-        calibration: calibration of these rewards; None if there is none for the model that computed
-            them, or for their aggregation.
-    """
-
-    model: str
-    kind: Kind
-    results: list[Reward | ScoreError]
-    fingerprint: Fingerprint
+    model: str  # alias of the model
+    kind: Kind  # kind of the model; of rewards read at every token, `classifier`
+    results: list[Reward | ScoreError]  # a reward or an error for each conversation
+    fingerprint: Fingerprint  # fingerprint of the model that computed all rewards
+    # Tokens that went through the model for this request; tokens that are computed for several
+    # requests at once are counted in one of them.
     num_computed_tokens: int
-    num_cached_tokens: int
-    tokenize_s: float
-    queue_duration_s: float
+    num_cached_tokens: int  # tokens of the conversations whose rewards came from the cache
+    tokenize_s: float  # seconds of rendering and tokenizing, with the wait for the tokenizer
+    queue_duration_s: float  # seconds until the first conversation went to the model
+    # Seconds of the forward passes of the batches with the request's conversations.
     inference_s: float
+    # The encoded conversations, if they were asked for, without pixels.
     encoded: Sequence[Encoded | ScoreError] = ()
+    # Calibration of these rewards; None if there is none for the model that computed them, or for
+    # their aggregation.
     calibration: Calibration | None = None
 
     @property
@@ -127,18 +117,12 @@ class ScoreResult:
 
 
 class _ScoredSlice(NamedTuple):
-    """Results of a slice of a request.
+    """Results of a slice of a request."""
 
-    Attributes:
-        results: result of each conversation.
-        num_cached_tokens: tokens of the sequences whose outputs came from the cache.
-        has_cached: whether any output came from the cache.
-        encoded: the encoded conversations, if they were asked for, without pixels.
-    """
-
-    results: list[Reward | ScoreError]
-    num_cached_tokens: int
-    has_cached: bool
+    results: list[Reward | ScoreError]  # result of each conversation
+    num_cached_tokens: int  # tokens of the sequences whose outputs came from the cache
+    has_cached: bool  # whether any output came from the cache
+    # The encoded conversations, if they were asked for, without pixels.
     encoded: Sequence[Encoded | ScoreError]
 
 
@@ -712,17 +696,11 @@ class ServedModel:
 
 
 class MissingOutputs(NamedTuple):
-    """A sequence with outputs that no cache has.
+    """A sequence with outputs that no cache has."""
 
-    Attributes:
-        sequence: token ids, up to the last readout that is missing.
-        readouts: readouts that are missing; see `rm_core.packing.pack`.
-        outputs: indices of the outputs that are missing among those of the slice.
-    """
-
-    sequence: TokenIds
-    readouts: Readouts
-    outputs: list[int]
+    sequence: TokenIds  # token ids, up to the last readout that is missing
+    readouts: Readouts  # readouts that are missing; see `rm_core.packing.pack`
+    outputs: list[int]  # indices of the outputs that are missing among those of the slice
 
 
 def find_missing(

@@ -61,41 +61,27 @@ _CHARACTERS_PER_RECURRENCE = 2_000
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a request asks for, and its limits.
+    """What a request asks for, and its limits."""
 
-    Attributes:
-        client: client whose fair share the request counts toward.
-        priority: of the client's requests, those with a lower value go first.
-        truncation: what to do with conversations that are too long.
-        max_length: maximum number of tokens in a conversation, if less than the model's limit.
-        aggregation: how a step model's rewards of steps become the reward.
-        every_token: whether the model is read at each token, and its outputs are returned raw.
-        keep_encoded: whether the result has the encoded conversations.
-        max_messages: see the setting.
-        max_queued_tokens: see the setting.
-        max_request_characters: maximum of all conversations together; a prompt counts for each of
-            its answers.
-        max_request_tokens: maximum of all conversations together.
-        max_request_readouts: maximum of all conversations together: a step model is read at every
-            step, and each value takes time of the gateway.
-        max_request_images: see the setting.
-        max_queued_image_bytes: see the setting.
-    """
-
-    client: str = ANONYMOUS
-    priority: int = 0
-    truncation: Truncation = "error"
+    client: str = ANONYMOUS  # client whose fair share the request counts toward
+    priority: int = 0  # of the client's requests, those with a lower value go first
+    truncation: Truncation = "error"  # what to do with conversations that are too long
+    # Maximum number of tokens in a conversation, if less than the model's limit.
     max_length: int | None = None
-    aggregation: Aggregation = "last"
+    aggregation: Aggregation = "last"  # how a step model's rewards of steps become the reward
+    # Whether the model is read at each token, and its outputs are returned raw.
     every_token: bool = False
-    keep_encoded: bool = False
-    max_messages: int = 1_000
-    max_queued_tokens: int = 2_000_000
+    keep_encoded: bool = False  # whether the result has the encoded conversations
+    max_messages: int = 1_000  # see the setting
+    max_queued_tokens: int = 2_000_000  # see the setting
+    # Maximum of all conversations together; a prompt counts for each of its answers.
     max_request_characters: int = 268_435_456
-    max_request_tokens: int = 100_000_000
+    max_request_tokens: int = 100_000_000  # maximum of all conversations together
+    # Maximum of all conversations together: a step model is read at every step, and each value
+    # takes time of the gateway.
     max_request_readouts: int = 262_144
-    max_request_images: int = 256
-    max_queued_image_bytes: int = 2**30
+    max_request_images: int = 256  # see the setting
+    max_queued_image_bytes: int = 2**30  # see the setting
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
@@ -285,17 +271,11 @@ def drop_pixels(item: Encoded | ScoreError) -> Encoded | ScoreError:
 
 
 class InputSize(NamedTuple):
-    """Estimated size of a conversation, or of a slice.
+    """Estimated size of a conversation, or of a slice."""
 
-    Attributes:
-        num_characters: characters (or token ids), with a fixed number for an image.
-        num_images: images that may be decoded.
-        num_new: images that the conversation before does not have.
-    """
-
-    num_characters: int
-    num_images: int = 0
-    num_new: int = 0
+    num_characters: int  # characters (or token ids), with a fixed number for an image
+    num_images: int = 0  # images that may be decoded
+    num_new: int = 0  # images that the conversation before does not have
 
 
 def estimate_sizes(
@@ -448,19 +428,14 @@ class AbandonedError(Exception):
 
 @dataclass(eq=False, slots=True)
 class EncoderTask:
-    """Work of one request for the encoder's thread.
+    """Work of one request for the encoder's thread."""
 
-    Attributes:
-        work: called on the thread, with a function that raises `AbandonedError` once no request
-            waits for the work.
-        size: characters that count against the share of the client.
-        future: future of the event loop that gets the result.
-        is_abandoned: set when no request waits.
-    """
-
+    # Called on the thread, with a function that raises `AbandonedError` once no request waits for
+    # the work.
     work: Callable[[Callable[[], None]], Any]
-    size: int
-    future: asyncio.Future[Any]
+    size: int  # characters that count against the share of the client
+    future: asyncio.Future[Any]  # future of the event loop that gets the result
+    # Set when no request waits.
     is_abandoned: threading.Event = field(default_factory=threading.Event)
 
     def check_cancelled(self) -> None:

@@ -52,23 +52,17 @@ _SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch(Sequence[TokenIds]):
-    """The sequences of a batch, as a gateway sends them to a replica. Is sent between processes.
+    """The sequences of a batch, as a gateway sends them to a replica. Is sent between processes."""
 
-    Attributes:
-        sequences: token ids of each sequence, none empty.
-        salts: salt of each sequence, see `rm_core.packing.pack`; empty if no two differ.
-        preferred_replica: id of the replica whose prefix cache has most of the prompts; empty if
-            any replica will do.
-        readouts: readouts of each sequence, see `rm_core.packing.pack`; empty if each is read at
-            its last token.
-        images: images whose token ids the sequences have, each once.
-    """
-
-    sequences: tuple[TokenIds, ...]
+    sequences: tuple[TokenIds, ...]  # token ids of each sequence, none empty
+    # Salt of each sequence, see `rm_core.packing.pack`; empty if no two differ.
     salts: tuple[str, ...] = ()
+    # Id of the replica whose prefix cache has most of the prompts; empty if any replica will do.
     preferred_replica: str = ""
+    # Readouts of each sequence, see `rm_core.packing.pack`; empty if each is read at its last
+    # token.
     readouts: tuple[Readouts, ...] = ()
-    images: tuple[EncodedImage, ...] = ()
+    images: tuple[EncodedImage, ...] = ()  # images whose token ids the sequences have, each once
 
     @overload
     def __getitem__(self, index: int) -> TokenIds: ...

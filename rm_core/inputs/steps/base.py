@@ -27,19 +27,12 @@ _FIND_PLACEHOLDERS = re.compile("[\ue000-\uf8ff]").findall
 
 @dataclass(slots=True)
 class TokenSequence:
-    """The token ids of one item while they are written.
+    """The token ids of one item while they are written."""
 
-    Attributes:
-        extend: see `Extend`.
-        input_ids: token ids so far.
-        readouts: indices of the tokens that are read so far.
-        texts: texts of the token ids so far, without BOS.
-    """
-
-    extend: Extend
-    input_ids: list[int] = field(default_factory=list)
-    readouts: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    extend: Extend  # see `Extend`
+    input_ids: list[int] = field(default_factory=list)  # token ids so far
+    readouts: list[int] = field(default_factory=list)  # indices of the tokens that are read so far
+    texts: list[str] = field(default_factory=list)  # texts of the token ids so far, without BOS
 
     def add_text(self, text: str) -> None:
         """Append a text, which is tokenized alone."""
@@ -58,22 +51,15 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class FormatTools:
-    """What the formats use of their encoder.
+    """What the formats use of their encoder."""
 
-    Attributes:
-        tokenizer: tokenizer of the checkpoint.
-        tokenize: returns the token ids of a text, without BOS.
-        find_ends: returns the indices of the tokens that end at positions of a text, as if the
-            whole text was tokenized.
-        special_tokens: special tokens that the tokenizer adds to every text.
-        renderer: renders the chat template; None unless the format needs one.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    tokenize: Callable[[str], list[int]]
+    tokenizer: PreTrainedTokenizerBase  # tokenizer of the checkpoint
+    tokenize: Callable[[str], list[int]]  # returns the token ids of a text, without BOS
+    # Returns the indices of the tokens that end at positions of a text, as if the whole text was
+    # tokenized.
     find_ends: Callable[[str, Sequence[int]], list[int]]
-    special_tokens: tuple[str, ...]
-    renderer: ChatRenderer | None
+    special_tokens: tuple[str, ...]  # special tokens that the tokenizer adds to every text
+    renderer: ChatRenderer | None  # renders the chat template; None unless the format needs one
 
 
 class StepFormatBase(ABC):

@@ -101,41 +101,27 @@ class CompatBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """Options for scoring the conversations of a body.
+    """Options for scoring the conversations of a body."""
 
-    Attributes:
-        truncation: how to truncate conversations that are too long.
-        max_length: limit in tokens, below the model's limit; None for the model's limit.
-        priority: see `ScoringService.score`.
-        hint: text appended to the error message if a text uses another model's chat template.
-        every_token: see `ScoringService.score`.
-        aggregation: how a step model's rewards of steps become the reward.
-    """
-
-    truncation: Truncation = "error"
+    truncation: Truncation = "error"  # how to truncate conversations that are too long
+    # Limit in tokens, below the model's limit; None for the model's limit.
     max_length: int | None = None
-    priority: int = 0
+    priority: int = 0  # see `ScoringService.score`
+    # Text appended to the error message if a text uses another model's chat template.
     hint: str = ""
-    every_token: bool = False
-    aggregation: Aggregation = "last"
+    every_token: bool = False  # see `ScoringService.score`
+    aggregation: Aggregation = "last"  # how a step model's rewards of steps become the reward
 
 
 @dataclass(frozen=True, slots=True)
 class CompatResult:
-    """The rewards of a body.
+    """The rewards of a body."""
 
-    Attributes:
-        model: alias of the model.
-        results: rewards, in the order of the conversations.
-        headers: response headers that describe the results.
-        version: name of the weights that a reload put in; None for those of the start.
-        token_ids: where every token was read, the token ids of each conversation.
-    """
-
-    model: str
-    results: list[Reward]
-    headers: dict[str, str]
-    version: str | None
+    model: str  # alias of the model
+    results: list[Reward]  # rewards, in the order of the conversations
+    headers: dict[str, str]  # response headers that describe the results
+    version: str | None  # name of the weights that a reload put in; None for those of the start
+    # Where every token was read, the token ids of each conversation.
     token_ids: list[tuple[int, ...]]
 
     @property

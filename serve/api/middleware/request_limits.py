@@ -183,15 +183,10 @@ class RequestLimitsMiddleware:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The time at which a request is cancelled.
+    """The time at which a request is cancelled."""
 
-    Attributes:
-        seconds: timeout of the request, in seconds.
-        at: time of the deadline, on the clock of the running event loop.
-    """
-
-    seconds: float
-    at: float
+    seconds: float  # timeout of the request, in seconds
+    at: float  # time of the deadline, on the clock of the running event loop
 
     @classmethod
     def from_headers(cls, headers: Headers, settings: Settings) -> Deadline:
@@ -353,19 +348,12 @@ def _build_too_large_error(max_bytes: int) -> BodyTooLargeError:
 
 @dataclass(slots=True)
 class _Usage:
-    """Resources that requests use.
+    """Resources that requests use."""
 
-    Attributes:
-        num_receiving: number of requests whose bodies are being read.
-        num_running: number of requests that are being processed.
-        body_bytes: bytes of buffered bodies.
-        response_bytes: bytes of responses that the clients have not read yet.
-    """
-
-    num_receiving: int = 0
-    num_running: int = 0
-    body_bytes: int = 0
-    response_bytes: int = 0
+    num_receiving: int = 0  # number of requests whose bodies are being read
+    num_running: int = 0  # number of requests that are being processed
+    body_bytes: int = 0  # bytes of buffered bodies
+    response_bytes: int = 0  # bytes of responses that the clients have not read yet
 
     @property
     def num_bytes(self) -> int:

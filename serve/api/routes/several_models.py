@@ -22,17 +22,11 @@ from serve.telemetry.logging import RequestContext, current_request, generate_id
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What one model made of the conversations.
+    """What one model made of the conversations."""
 
-    Attributes:
-        results: fields of each conversation's result.
-        scores: the scores; None if the model failed as a whole.
-        failure: why it failed.
-    """
-
-    results: Sequence[Mapping[str, Any]]
-    scores: ScoreResult | None = None
-    failure: RewardError | None = None
+    results: Sequence[Mapping[str, Any]]  # fields of each conversation's result
+    scores: ScoreResult | None = None  # the scores; None if the model failed as a whole
+    failure: RewardError | None = None  # why it failed
 
 
 ScoreOne: TypeAlias = Callable[

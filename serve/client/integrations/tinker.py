@@ -45,12 +45,9 @@ class SkyRewardPreferenceModel:
 
 @dataclass(frozen=True)
 class SkyRewardPreferenceModelBuilder:
-    """Builds the preference model; for `preference_model_builder` of a dataset builder.
+    """Builds the preference model; for `preference_model_builder` of a dataset builder."""
 
-    Attributes:
-        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
-    """
-
+    # Settings that take precedence over `SKYREWARD_CLIENT_*`.
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> SkyRewardPreferenceModel:
