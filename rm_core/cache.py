@@ -42,11 +42,7 @@ class CacheStats:
 
 
 class ScoreCache:
-    """LRU cache of rewards. Thread-safe.
-
-    Args:
-        max_bytes: maximum memory of all entries together.
-    """
+    """LRU cache of rewards with a maximum memory. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         assert max_bytes >= 0

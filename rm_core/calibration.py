@@ -90,9 +90,6 @@ class RewardSample:
 
     Args:
         file: an empty file on disk, which gets 8 bytes a reward.
-
-    Attributes:
-        count: number of rewards.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -86,13 +86,7 @@ def merge_orders(
     *,
     both_orders: bool = True,
 ) -> list[Verdict | ScoreError]:
-    """Return the verdict on each pair, or its error.
-
-    Args:
-        pairs: pairs, and errors of those that could not be read.
-        results: results of `expand_orders`, in order.
-        both_orders: as for `expand_orders`.
-    """
+    """Return the verdict on each pair, or its error, from the results of `expand_orders`."""
     remaining = iter(results)
     return [
         pair
@@ -125,12 +119,8 @@ def rank_answers(
 ) -> list[RankedAnswer | ScoreError]:
     """Rank answers by their mean margin against each other.
 
-    Args:
-        num_answers: number of answers.
-        verdicts: verdict on each pair of answers, in the order of `itertools.combinations`.
-
-    Returns:
-        One result for each answer; the error of a comparison for an answer without any verdict.
+    The verdicts are in the order of `itertools.combinations`. An answer without any verdict gets
+    the error of a comparison.
     """
     margins: list[list[float]] = [[] for _ in range(num_answers)]
     warnings: list[tuple[str, ...]] = [()] * num_answers

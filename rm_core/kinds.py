@@ -48,13 +48,7 @@ class KindChoice:
 def choose_kind(
     config: ModelConfig, model_config: Mapping[str, Any], entry: object | None
 ) -> KindChoice:
-    """Choose what a checkpoint is served as.
-
-    Args:
-        config: `kind`, `step_format` and `appended_token` are read; `name` is for messages.
-        model_config: content of config.json.
-        entry: catalog entry of the checkpoint, whose `kind` and `step_format` are read; None for a
-            checkpoint that is not in the catalog.
+    """Choose what a checkpoint is served as by the settings, its catalog entry and its config.json.
 
     Raises:
         ModelLoadError: the kind or the step format is unknown.

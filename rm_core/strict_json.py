@@ -55,9 +55,7 @@ def decode_strict(text: str, start: int) -> tuple[Any, int]:
 def require_depth(value: Any, text: str) -> None:
     """Check that a value is not nested too deeply to be written again.
 
-    Args:
-        value: the parsed value.
-        text: text of the value; if it has few brackets, as most have, the value is not walked.
+    A value whose text has few brackets, as most, is not walked.
 
     Raises:
         NotStrictError: the value has more than `MAX_DEPTH` nested lists and objects.
@@ -78,11 +76,7 @@ def require_depth(value: Any, text: str) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """Describe why a text could not be parsed; `it` is the text.
-
-    Args:
-        error: exception raised by a function of this module.
-    """
+    """Describe why a text could not be parsed; `it` is the text."""
     if isinstance(error, json.JSONDecodeError):
         # Without the line number, which is always 1 for a row and looks like a line of the file.
         return f"{error.msg} at character {error.pos}"

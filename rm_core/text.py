@@ -37,12 +37,7 @@ def describe_type(value: object) -> str:
 
 
 def format_names(names: Iterable[object], limit: int = 8) -> str:
-    """Return names with commas between them, such as `a, b and 3 more`; "nothing" without names.
-
-    Args:
-        names: any number of names.
-        limit: number of names that are listed.
-    """
+    """Return names with commas between them, such as `a, b and 3 more`; "nothing" without names."""
     texts = [str(name) for name in names]
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return (", ".join(texts[:limit]) + more) or "nothing"

@@ -170,13 +170,8 @@ def _name_readouts(sample: _Sample) -> list[str]:
 def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
     """Check how well rewards of lower precision preserve the ranking of full precision.
 
-    Args:
-        ours: rewards by the names of `sample_conversations`.
-        exact: rewards of plain transformers in float32, by the names of `sample_conversations`.
-
-    Returns:
-        Checks of the share of pairs in the same order and of the mean absolute difference; empty
-        without pairs.
+    Both are by the names of `sample_conversations`. Checks the share of pairs in the same order and
+    the mean absolute difference; returns nothing without pairs.
     """
     names = sorted({name.rpartition("/")[0] for name in ours})
     pairs = [(f"{name}/chosen", f"{name}/rejected") for name in names]

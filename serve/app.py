@@ -55,11 +55,7 @@ _LOOK_BACK_S = 15
 
 
 def build(args: Settings) -> Application:
-    """Build the application.
-
-    Args:
-        args: settings; Serve parses them from the arguments of `serve run` or the `args` of a YAML
-            config.
+    """Build the application; Serve parses the settings from `serve run` or a YAML config's `args`.
 
     Raises:
         ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
@@ -73,10 +69,8 @@ def build_application(
 ) -> Application:
     """Build the application; see `build`.
 
-    Args:
-        args: settings.
-        admin_without_key: who may control models, if the settings have no key for it.
-        admin_key: another key that may control models.
+    Without a key for it, `admin_without_key` says who may control models; `admin_key` is such a
+    key.
     """
     keys, listed_keys = KeyRing.from_settings(args), KeyRing.from_inline_keys(args)
     admin_keys = KeyRing.from_admin_settings(args)
@@ -139,12 +133,7 @@ def _bind_scorer(model: ModelSettings, settings: Settings, control: Any) -> Any:
 def build_scorer_deployment(
     alias: str, replica_class: type[ScorerReplica] = ScorerReplica
 ) -> Deployment:
-    """Build the deployment of a model's scorers, without its arguments, size and resources.
-
-    Args:
-        alias: alias of the model.
-        replica_class: class of the replicas.
-    """
+    """Build the deployment of a model's scorers, without its arguments, size and resources."""
     deployment: Deployment = ray_serve.deployment(replica_class).options(
         name=get_deployment_name(alias),
         max_ongoing_requests=_SCORER_MAX_ONGOING,

@@ -13,8 +13,7 @@ from rm_core.attention.varlen import VarlenBackend, VarlenChunk
 class FlashAttnBackend(VarlenBackend):
     """Backend on `flash_attn.flash_attn_varlen_func` (flash-attn 2.6 and newer), half precision.
 
-    Args:
-        kernel: replacement for flash-attn's kernel, for tests.
+    `kernel` replaces flash-attn's kernel in tests.
     """
 
     def __init__(self, kernel: Callable[..., torch.Tensor] | None = None) -> None:

@@ -16,8 +16,7 @@ from rm_core.attention.varlen import VarlenBackend, VarlenChunk
 class FlashAttn4Backend(VarlenBackend):
     """Backend on `flash_attn.cute.interface.flash_attn_varlen_func`, half precision.
 
-    Args:
-        kernel: replacement for the kernel, for tests.
+    `kernel` replaces it in tests.
     """
 
     def __init__(self, kernel: Callable[..., tuple[torch.Tensor, ...]] | None = None) -> None:

@@ -41,8 +41,7 @@ class FlexPlan:
 class FlexBackend:
     """FlexAttention backend, see `AttentionBackend`.
 
-    Args:
-        kernel: replacement for the compiled `flex_attention`, for tests.
+    `kernel` replaces the compiled `flex_attention` in tests.
     """
 
     def __init__(self, kernel: Callable[..., Any] | None = None) -> None:

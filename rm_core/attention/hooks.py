@@ -72,11 +72,7 @@ _running: ContextVar[_RunningBatch] = ContextVar("skyreward_running_batch")
 def run_packed_attention(
     stages: Sequence[tuple[torch.device, PackedAttention]],
 ) -> Iterator[None]:
-    """Let the decoder that is called in this context attend within the segments of a batch.
-
-    Args:
-        stages: each device of the model, with the attention of the batch on it.
-    """
+    """Let the decoder that is called in this context attend within the segments of a batch."""
     token = _running.set(_RunningBatch(stages))
     try:
         yield
@@ -88,12 +84,7 @@ def run_packed_attention(
 def run_readout_attention(
     device: torch.device, keys: tuple[torch.Tensor, torch.Tensor]
 ) -> Iterator[None]:
-    """Let the last layer, called in this context, attend from the readout tokens only.
-
-    Args:
-        device: device of the layer.
-        keys: see `PackedAttention`.
-    """
+    """Let the last layer, called in this context, attend from the readout tokens only."""
     running = _running.get()
     packed = running.get_attention(device)
     assert packed.readouts is not None

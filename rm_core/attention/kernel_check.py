@@ -52,15 +52,7 @@ def select_validated_backend(
 ) -> tuple[AttentionChoice, AttentionBackend]:
     """Return the first backend of a choice that passes the self-check; eager if none does.
 
-    Args:
-        choice: backend to check, with its fallbacks. The returned choice has the reason of each
-            failure.
-        heads: head counts and head size of the model.
-        all_params: attention parameters of the model's layers.
-        dtype: dtype of queries, keys and values.
-        device: device of the model.
-        requested: value of the setting `attention` that led to the choice.
-        deterministic: see `rm_core.config.ModelConfig`.
+    The returned choice has the reason of each failure.
 
     Raises:
         ModelLoadError: the backend was requested by name and fails.
@@ -104,13 +96,6 @@ def check_backend(
     dtype: torch.dtype,
 ) -> None:
     """Compare a backend with eager attention.
-
-    Args:
-        backend: backend to check.
-        heads: head counts and head size.
-        all_params: attention parameters; each is checked.
-        device: device on which the backend runs.
-        dtype: dtype of queries, keys and values.
 
     Raises:
         ArithmeticError: the results differ by more than rounding.

@@ -84,11 +84,8 @@ def choose_attention(
 ) -> AttentionChoice:
     """Choose the attention backend.
 
-    Args:
-        target: properties of the model and its device.
-        requested: value of the setting `attention`; a name overrides the choice.
-        has_flash_attn: whether flash-attn is installed; looked up if None.
-        has_flash_attn_4: whether flash-attn-4 is installed; looked up if None.
+    `requested` is the setting `attention`; a name overrides the choice. Whether the kernels are
+    installed is looked up if None.
 
     Raises:
         ModelLoadError: the requested backend would score wrongly or cannot run.
@@ -196,12 +193,7 @@ def _refusal_reason(
 
 
 def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
-    """Create a backend by name; its module and dependencies are imported only now.
-
-    Args:
-        name: an `AttentionChoice.name`.
-        deterministic: see `rm_core.config.ModelConfig`.
-    """
+    """Create a backend by name; its module and dependencies are imported only now."""
     match name:
         case "eager":
             from rm_core.attention.eager import EagerBackend

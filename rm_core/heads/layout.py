@@ -66,14 +66,9 @@ def choose_layout(
     config: ModelConfig,
     model_config: Mapping[str, Any],
 ) -> HeadLayout:
-    """Find the head of a checkpoint.
+    """Find the head of a checkpoint by the shapes of its tensors.
 
-    Args:
-        path: folder of the checkpoint, for error messages.
-        shapes: shape of each tensor by its name.
-        kind: what the checkpoint is served as.
-        config: `label`, `label_weights` and `lm_head_tokens` are read.
-        model_config: content of config.json.
+    Of `config`, `label`, `label_weights` and `lm_head_tokens` are read.
 
     Raises:
         ModelLoadError: the head is missing, ambiguous, or of the wrong shape.
@@ -163,12 +158,6 @@ def check_head_names(
 ) -> None:
     """Refuse a checkpoint without any head for rewards, by the names of its tensors alone.
 
-    Args:
-        path: folder of the checkpoint, for error messages.
-        names: names of the tensors.
-        kind: what the checkpoint is served as.
-        model_config: content of config.json.
-
     Raises:
         ModelLoadError: no tensor is such a head.
     """
@@ -184,12 +173,6 @@ def check_labels(
     path: Path, kind: KindChoice, config: ModelConfig, model_config: Mapping[str, Any]
 ) -> None:
     """Refuse a classifier that declares several labels, if none is chosen; without its weights.
-
-    Args:
-        path: folder of the checkpoint, for error messages.
-        kind: what the checkpoint is served as.
-        config: `label`, `label_weights` and `lm_head_tokens` are read.
-        model_config: content of config.json.
 
     Raises:
         ModelLoadError: the reward is ambiguous.

@@ -41,11 +41,7 @@ def build_row_head(
 ) -> LinearHead:
     """Build the head of a weighted sum of labels, which is one row again.
 
-    Args:
-        weight: `[num_labels, hidden_size]`, of any dtype.
-        bias: `[num_labels]`; None without a bias.
-        factors: factor of each label.
-        description: see `Head`.
+    The weight is `[num_labels, hidden_size]`, of any dtype, the bias `[num_labels]`.
     """
     combined = combine_labels(weight, bias, factors)
     return LinearHead(*combined, description)

@@ -173,13 +173,9 @@ class Encoder(ABC):
     ) -> list[Encoded | ScoreError]:
         """Encode inputs in order. One that cannot be encoded gives an error.
 
-        Args:
-            conversations: see `encode`.
-            truncation: see `encode`.
-            max_length: see `encode`.
-            shared: shared prefix to reuse across the calls of one request.
-            check_cancelled: called before each conversation and before each part of a long text.
-                Its exceptions propagate.
+        `shared` is for all calls of one request. `check_cancelled` is called before each
+        conversation and before each part of a long text; its exceptions propagate. The other
+        arguments are those of `encode`.
         """
         shared = shared or SharedPrefix()
         self._check_cancelled = check_cancelled or _do_nothing
@@ -224,9 +220,7 @@ class Encoder(ABC):
     def find_ends(self, text: str, ends: Sequence[int]) -> list[int]:
         """Return the indices of the tokens in which characters of a text end, without BOS.
 
-        Args:
-            text: text to tokenize at once.
-            ends: positions after the characters, ascending.
+        The positions `ends`, after the characters, are ascending.
         """
         with convert_panics():
             encoding = self._backend.encode(text, add_special_tokens=False)

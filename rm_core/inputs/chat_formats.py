@@ -220,10 +220,7 @@ class _Turn:
 class _TurnReader:
     """Reads turns in the order of the text. Text outside of turns is an error.
 
-    Args:
-        text: text to read, without BOS and padding at the start.
-        chat_format: chat format of the text.
-        offset: number of characters that were removed from the start of the text.
+    `offset` characters were removed from the start of the text.
     """
 
     def __init__(self, text: str, chat_format: _ChatFormat, offset: int) -> None:

@@ -68,11 +68,9 @@ class ChatRenderer:
         self.shares_prompts = False
 
     def render(self, chat: Chat, *, add_generation_prompt: bool = False) -> str:
-        """Render a conversation.
+        """Render a validated conversation.
 
-        Args:
-            chat: validated conversation.
-            add_generation_prompt: whether to end with what the template writes before an answer.
+        With `add_generation_prompt`, it ends with what the template writes before an answer.
 
         Raises:
             TemplateError: the template refuses the conversation.
@@ -84,9 +82,7 @@ class ChatRenderer:
     def render_prompt(self, chat: Chat, known: RenderedPrompt | None) -> RenderedPrompt:
         """Render the prompt of a conversation: all but the last message's content.
 
-        Args:
-            chat: validated conversation.
-            known: the prompt before, which is returned if it is the same.
+        `known`, the prompt before, is returned if it is the same.
         """
         *messages, answer = chat.messages
         snapshot = _take_snapshot([messages, {**answer, "content": ""}, chat.tools])

@@ -152,11 +152,6 @@ class ChatTemplate:
     ) -> str:
         """Render a conversation to text, as `apply_chat_template(tokenize=False)` does.
 
-        Args:
-            messages: messages as plain JSON data.
-            tools: JSON schemas of functions; None for no tools.
-            add_generation_prompt: whether to end with what the template writes before an answer.
-
         Raises:
             TemplateError: the template raised an error or reached a limit.
         """
@@ -255,10 +250,7 @@ class PromptTemplate:
         self._compiled = _compile(text + "\n" if text.endswith("\n") else text, subject)
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Write the text.
-
-        Args:
-            values: values of the template's variables, as plain JSON data.
+        """Write the text from the values of the template's variables, as plain JSON data.
 
         Raises:
             TemplateError: the template raised an error or reached a limit.
@@ -287,12 +279,7 @@ def _compile(text: str, subject: TemplateSubject, date: datetime.date | None = N
 
 
 def _run_rendering(render: Callable[[], str], size: int, subject: TemplateSubject) -> str:
-    """Run a rendering within limits.
-
-    Args:
-        render: renders on the calling thread.
-        size: approximate number of characters that it gets.
-        subject: for messages.
+    """Run a rendering of input with about `size` characters, within limits.
 
     Raises:
         TemplateError: the template raised an error or reached a limit.

@@ -443,11 +443,7 @@ def map_images(messages: Messages, convert: Callable[[dict[str, Any]], dict[str,
 
 
 def refuse_images(messages: Messages, reader: str) -> None:
-    """Refuse validated messages that have images.
-
-    Args:
-        messages: validated messages.
-        reader: what reads the messages, such as `a judge`.
+    """Refuse validated messages that have images; `reader` names what reads them: `a judge`.
 
     Raises:
         InvalidConversationError: a message has an image.

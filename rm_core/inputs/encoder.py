@@ -287,12 +287,9 @@ class ChatEncoder(Encoder):
         return self._last_turn_finder.find(input_ids)
 
     def encode_with_transformers(self, messages: Messages) -> list[int]:
-        """Encode with transformers' own `apply_chat_template`, for comparisons.
+        """Encode validated messages of strings with transformers' `apply_chat_template`.
 
         The template reads the real clock, and BOS may be missing or doubled.
-
-        Args:
-            messages: validated messages with string contents.
 
         Raises:
             TemplateError: the template refuses the conversation.

@@ -27,17 +27,7 @@ class ImageMarkers:
 
 
 class ImageTokens:
-    """Images of the conversations of one checkpoint.
-
-    Args:
-        processor: reads images.
-        markers: the checkpoint's tokens.
-        max_images: maximum number of images in a conversation.
-
-    Attributes:
-        processor: reads images.
-        max_images: maximum number of images in a conversation.
-    """
+    """Images of the conversations of one checkpoint."""
 
     def __init__(self, processor: ImageProcessor, markers: ImageMarkers, max_images: int) -> None:
         self.processor = processor
@@ -47,10 +37,7 @@ class ImageTokens:
     def read(self, chat: Chat, limit: int | None) -> Chat:
         """Return the conversation with an `EncodedImage` in place of each source.
 
-        Args:
-            chat: validated conversation.
-            limit: maximum number of tokens of all images, which is checked before an image is
-                decoded; None for no limit.
+        `limit` is the maximum number of tokens of all images, checked before an image is decoded.
 
         Raises:
             InvalidConversationError: an image cannot be read, there are too many, or a text
@@ -87,14 +74,9 @@ class ImageTokens:
         return sum(image.num_tokens - 1 for image, _ in get_images(chat.messages))
 
     def expand(self, input_ids: Sequence[int], chat: Chat) -> tuple[list[int], list[PlacedImage]]:
-        """Replace every placeholder by the ids of its image.
+        """Replace every placeholder by the ids of its image; return ids, and the images among them.
 
-        Args:
-            input_ids: ids of the rendered conversation, from its start on.
-            chat: the conversation, after `read`.
-
-        Returns:
-            The ids, and the images among them. If the ids end early, later images are missing.
+        `chat` is the conversation after `read`. If the ids end early, later images are missing.
 
         Raises:
             TemplateError: the template does not write one placeholder for each image.

@@ -46,11 +46,7 @@ def parse_judge_pair(value: object) -> JudgePair:
 
 
 def build_judge_pair(first: ChatJson, second: ChatJson) -> JudgePair:
-    """Return the pair of the last turns of two conversations.
-
-    Args:
-        first: conversation whose last turn is the first answer.
-        second: conversation with the same messages before its last turn.
+    """Return the pair of the last turns of two conversations that are otherwise the same.
 
     Raises:
         InvalidConversationError: see `parse_judge_answer` and `pair_answers`.

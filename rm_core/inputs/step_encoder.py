@@ -103,13 +103,9 @@ class StepEncoder(Encoder):
         max_length: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> Encoded:
-        """Encode a problem and its solution, with one readout for each step.
+        """Encode a `StepItem`, or messages whose last is the solution; one readout for each step.
 
-        Args:
-            conversation: a `StepItem`; or messages, of which the last is the solution.
-            truncation: without effect, since nothing is cut off.
-            max_length: a lower limit than the model's, in tokens.
-            shared: not used; the token ids do not depend on it.
+        `truncation` and `shared` have no effect: nothing is cut off.
 
         Raises:
             InvalidConversationError: the shape is wrong, or the step format or the template cannot

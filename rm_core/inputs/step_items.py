@@ -87,10 +87,7 @@ def parse_step_item(value: object) -> StepItem:
 
 
 def parse_solution(conversation: object) -> StepItem:
-    """Read a conversation as a problem and its solution, which is the last turn.
-
-    Args:
-        conversation: unvalidated messages that end with the assistant's.
+    """Read unvalidated messages as a problem and its solution, which is the last turn.
 
     Raises:
         InvalidConversationError: the shape is wrong, or a step model cannot read the conversation.

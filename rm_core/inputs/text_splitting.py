@@ -58,11 +58,7 @@ _BEFORE_RUN = re.compile(rf"[\x00-\x7f{_LETTERS}]")
 
 
 class TokenBoundaries:
-    """Finds the boundaries of texts for one tokenizer.
-
-    Args:
-        tokenizer: tokenizer of the checkpoint.
-    """
+    """Finds the boundaries of texts for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pattern: re.Pattern[str] | None = None

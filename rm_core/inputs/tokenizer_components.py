@@ -8,12 +8,7 @@ from typing import Any
 
 
 def list_steps(component: Any, name: str) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or pre-tokenizer in order; empty without the component.
-
-    Args:
-        component: component of a tokenizer of the library `tokenizers`, or None.
-        name: key of the steps in a sequence of such components.
-    """
+    """Return the steps of a component in order, of a sequence those under `name`; none for None."""
 
     def flatten(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if state["type"] == "Sequence":

@@ -11,14 +11,11 @@ from rm_core.types import Encoded
 
 
 def split_turns(conversation: object) -> list[tuple[int, ChatJson]]:
-    """Return the conversation up to each message of the assistant; the last is the whole.
+    """Return the conversation up to each message of the assistant, with the index of the message.
 
     Args:
         conversation: unvalidated messages that end with the assistant's, or a mapping of `messages`
             and `tools`.
-
-    Returns:
-        Index of the assistant's message, and the conversation that ends with it.
 
     Raises:
         InvalidConversationError: the shape is wrong.

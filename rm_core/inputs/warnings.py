@@ -56,12 +56,7 @@ class ContentFindings:
 
 
 class WarningFinder:
-    """Finds the warnings of conversations for one checkpoint.
-
-    Args:
-        own_markers: texts of the tokenizer's special tokens.
-        warn_on_system_prompt: whether the checkpoint's authors advise against system prompts.
-    """
+    """Finds the warnings of conversations for one checkpoint."""
 
     def __init__(self, own_markers: Collection[str], warn_on_system_prompt: bool) -> None:
         self._own = frozenset(own_markers)
@@ -72,14 +67,10 @@ class WarningFinder:
     def find_warnings(
         self, chat: Chat, text: str, render: Render, known: KnownContents | None = None
     ) -> tuple[str, ...]:
-        """Return the warnings for a conversation.
+        """Return the warnings for a whole conversation, before truncation, and its rendered text.
 
-        Args:
-            chat: the whole conversation, before truncation.
-            text: the rendered conversation.
-            render: function that renders variants of the conversation.
-            known: findings in the contents of the previous conversation, replaced by those of this
-                one.
+        `render` renders variants of the conversation. `known` has the findings in the contents of
+        the previous conversation, and gets those of this one.
         """
         findings = self._search_contents(_index_contents(chat.messages), known)
         return (
@@ -95,13 +86,9 @@ class WarningFinder:
     def find_step_warnings(
         self, prompt: Messages, solution: str, text: str, render: Render
     ) -> tuple[str, ...]:
-        """Return the warnings for a problem and its solution.
+        """Return the warnings for a problem and its solution, with the text that is tokenized.
 
-        Args:
-            prompt: messages before the solution.
-            solution: text of all steps, as the message after the prompt.
-            text: the text that is tokenized.
-            render: function that writes variants of the prompt with the solution.
+        `render` writes variants of the prompt with the solution.
         """
         messages = [*prompt, {"role": "assistant", "content": solution}]
         findings = self._search_contents(_index_contents(messages))
@@ -118,11 +105,7 @@ class WarningFinder:
             yield SYSTEM_PROMPT_WARNING
 
     def find_marker_warnings(self, contents: Mapping[Any, str]) -> Iterator[str]:
-        """Yield warnings about markers of chat templates in texts.
-
-        Args:
-            contents: text of each message by its index, or of other inputs by their names.
-        """
+        """Yield warnings about markers of chat templates in texts, by index or name of the text."""
         return _describe_markers(self._search_contents(contents))
 
     def _search_contents(

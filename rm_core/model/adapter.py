@@ -55,14 +55,6 @@ def read_adapter(
 ) -> Adapter:
     """Check an adapter.
 
-    Args:
-        path: folder of the adapter.
-        base: folder of the base model.
-        base_name: name with which the base model was given.
-        revision: see `Adapter`.
-        allow_bin: whether pickle files may be read.
-        weights: whether the weights are needed.
-
     Raises:
         ModelLoadError: the folder has no adapter, or one that cannot be merged exactly.
     """
@@ -163,10 +155,6 @@ def _read_template(folder: Path) -> str | None:
 
 def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:
     """Merge an adapter into the layers of a decoder on the CPU, in place, as peft does.
-
-    Args:
-        body: transformers' decoder without a head.
-        adapter: the adapter.
 
     Raises:
         ModelLoadError: the adapter does not belong to this decoder.

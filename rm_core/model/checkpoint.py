@@ -180,9 +180,6 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
 def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
     """Find a checkpoint's folder and its weight files to convert them, whatever the model is.
 
-    Args:
-        config: `name`, `revision`, `catalog_name` and `allow_bin` are read.
-
     Raises:
         ModelLoadError: the checkpoint or its weights do not exist, or it is or has an adapter.
     """

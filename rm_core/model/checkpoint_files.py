@@ -60,11 +60,9 @@ def check_files(folder: Path) -> None:
 
 
 def check_file(file: Path, max_bytes: int | None) -> None:
-    """Return if a file may be opened and read.
+    """Return if a file of the checkpoint's folder, or of its templates folder, may be read.
 
-    Args:
-        file: file directly in the checkpoint's folder or in its templates folder.
-        max_bytes: maximum size in bytes; None for a weight file.
+    A weight file has no maximum size.
 
     Raises:
         ModelLoadError: the file is not a regular file, is a link to a file outside the checkpoint,
@@ -116,10 +114,6 @@ def _describe_file_type(mode: int) -> str:
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object from a file of the checkpoint.
-
-    Args:
-        path: path of the file.
-        max_bytes: maximum size of the file in bytes.
 
     Raises:
         ModelLoadError: the file is missing, unreadable, or not a JSON object.

@@ -163,10 +163,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 def check_config(file: Path, config: Mapping[str, Any]) -> str:
     """Check a config.json and return its `model_type`.
 
-    Args:
-        file: path of the file, for error messages.
-        config: content of the file.
-
     Raises:
         ModelLoadError: the config cannot be served; the message names the key, its value, what is
             allowed and what to do.

@@ -17,16 +17,9 @@ from rm_core.model.weight_files import WeightFiles, load_pickle
 
 
 def convert_checkpoint(config: ModelConfig, output: Path) -> Path:
-    """Write a checkpoint with safetensors files, and its configuration and tokenizer files.
+    """Write a checkpoint with safetensors files and its other files; return the absolute path.
 
-    The folder appears with all its files, or not at all.
-
-    Args:
-        config: names the checkpoint; `allow_bin` as for loading it.
-        output: folder to write; it must be empty or not exist.
-
-    Returns:
-        The absolute path of the folder.
+    The folder appears with all its files, or not at all. The output must be empty or not exist.
 
     Raises:
         ModelLoadError: the checkpoint does not exist or has nothing to convert, or the folder has

@@ -82,12 +82,8 @@ def launch_batch(
 ) -> LaunchedBatch:
     """Start a batch on the device, without waiting for CUDA devices.
 
-    Args:
-        loaded_model: the model.
-        tree: the batch.
-        row_multiple: the row is padded to a multiple of this many tokens, for the mode that needs
-            a fixed shape; the padding is not read.
-        cached: the batch's part of the prefix cache, whose tree is `tree`; None without a cache.
+    The row is padded to a multiple of `row_multiple` tokens, for the mode that needs a fixed shape;
+    the padding is not read. `cached` is the batch's part of the prefix cache, whose tree is `tree`.
     """
     is_compiled = loaded_model.compilation.is_compiled
     with compile_for_all_sizes() if is_compiled else contextlib.nullcontext():

@@ -18,19 +18,11 @@ def build_patches(
     rescale_factor: float,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Return the patches of an image in the order of transformers' `Qwen2VLImageProcessor`.
+    """Return an image's patches in the order of transformers' `Qwen2VLImageProcessor`.
 
-    The patches of a token follow each other; tokens go from left to right, then down.
-
-    Args:
-        image: an image of `rm_core.inputs.image_processor.ImageProcessor`.
-        image_mean: of the processor.
-        image_std: of the processor.
-        rescale_factor: of the processor.
-        device: where the patches are computed; gets the pixels, an eighth of their bytes.
-
-    Returns:
-        float32 [num_patches, 3 * temporal_patch_size * patch_size * patch_size].
+    The patches of a token follow each other; tokens go from left to right, then down. They are
+    float32 [num_patches, 3 * temporal_patch_size * patch_size * patch_size], computed on the
+    device, which gets the pixels: an eighth of their bytes. The numbers are those of the processor.
     """
     device = torch.device(device)
     # A copy, since a tensor over `bytes` could write to them.

@@ -107,10 +107,6 @@ class LoadedModel:
 def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> Encoder:
     """Load the encoder for the kind of a checkpoint, with its tokenizer and chat template.
 
-    Args:
-        config: names the checkpoint.
-        checkpoint: the opened checkpoint, if the caller already has it.
-
     Raises:
         ModelLoadError: the checkpoint does not exist, its tokenizer or chat template does not fit
             its kind, `max_length` exceeds the model's positions, or a language model needs a head
@@ -414,13 +410,8 @@ def prepare_layers(
 ) -> None:
     """Prepare a decoder, on its device, for packed rows; in place.
 
-    Args:
-        model: transformers' decoder.
-        quantized: whether the linear layers are quantized.
-        compiled: whether to compile all layers except the last.
-        deterministic: whether to keep torch's own linear layers, whose results for a row do not
-            depend on the other rows.
-        on_all_tokens: whether the last layer runs on all tokens, because its parts are unknown.
+    `deterministic` keeps torch's own linear layers, whose results for a row do not depend on the
+    other rows. `on_all_tokens` runs the last layer on all tokens, because its parts are unknown.
     """
     install_packed_attention(get_decoder(model))
     layers = get_decoder_layers(model)

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
     """Move a model to its devices, about the same number of layers on each; in place.
 
-    Args:
-        model: transformers' decoder, with or without a head.
-        devices: devices; the embeddings and the vision tower go to the first, the final norm and
-            the head to the last.
+    The embeddings and the vision tower go to the first device, the final norm and the head to the
+    last.
     """
     if len(devices) == 1:
         model.to(devices[0])  # type: ignore[arg-type]
@@ -48,16 +46,9 @@ def move_to_devices(model: PreTrainedModel, devices: Sequence[torch.device]) -> 
 def install_transfer_hooks(
     model: PreTrainedModel, devices: Sequence[torch.device]
 ) -> list[RemovableHandle]:
-    """Install hooks that transfer a layer's inputs to its device.
+    """Install hooks that transfer a layer's inputs to its device; return what removes each of them.
 
     Install them last, after all other changes to the layers.
-
-    Args:
-        model: decoder on its devices.
-        devices: as for `move_to_devices`.
-
-    Returns:
-        A handle for each layer, which removes the layer's hook.
     """
     layers = get_decoder_layers(model)
     hooks = [_DeviceTransferHook(device) for device in devices]

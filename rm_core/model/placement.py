@@ -9,10 +9,7 @@ from rm_core.errors import ModelLoadError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for a value of the setting `device`.
-
-    Args:
-        name: a torch device, or `auto` for the first CUDA device if there is one, else the CPU.
+    """Return the device for the setting `device`; `auto` is the first CUDA device, else the CPU.
 
     Raises:
         ModelLoadError: the device is unknown, unsupported or not available.
@@ -40,10 +37,6 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_devices(name: str, number: int) -> tuple[torch.device, ...]:
     """Return the devices over which a model is spread, in the order of its layers.
-
-    Args:
-        name: see `resolve_device`.
-        number: number of devices.
 
     Raises:
         ModelLoadError: fewer devices are available, or `name` does not allow several.
@@ -75,12 +68,7 @@ _NO_FLOAT16 = {"gemma2": "Gemma-2", "gemma3": "Gemma-3", "gemma3_text": "Gemma-3
 
 
 def resolve_dtype(name: DType, device: torch.device, family: str) -> torch.dtype:
-    """Return the dtype of the decoder for a value of the setting `dtype`.
-
-    Args:
-        name: name of the dtype; `auto` is bfloat16 on CUDA and float32 on the CPU.
-        device: device of the model.
-        family: `model_type` of the decoder.
+    """Return the decoder's dtype for the setting `dtype`; `auto` is bfloat16 on CUDA, else float32.
 
     Raises:
         ModelLoadError: the family would score wrongly in this dtype.

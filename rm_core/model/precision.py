@@ -63,11 +63,6 @@ def check_precision(
 ) -> None:
     """Check the precision of float32 products on each device, and of a decoder's rotary embedding.
 
-    Args:
-        model: transformers' decoder, on its devices.
-        devices: devices of the model's layers.
-        last_position: largest position that a token may have.
-
     Raises:
         ModelLoadError: float32 products have less precision than IEEE float32, or the cosines and
             sines of positions are wrong.

@@ -91,9 +91,7 @@ class _RecordingBackend:
 def probe_decoder(model: PreTrainedModel, devices: Sequence[torch.device]) -> Probe:
     """Run a tiny row through a decoder.
 
-    Args:
-        model: decoder on its devices, with packed attention installed, its layers not yet prepared.
-        devices: devices of the model.
+    Packed attention is installed in the decoder, and its layers are not prepared yet.
 
     Raises:
         ModelLoadError: the architecture does not work with packed rows; the message says why.

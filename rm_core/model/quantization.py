@@ -102,11 +102,7 @@ def silence_torchao() -> None:
 
 
 def quantize(layers: nn.Module, quantization: Quantization) -> None:
-    """Quantize the weights of all linear layers, in place, on their device.
-
-    Args:
-        layers: layers of the decoder; embeddings and head are not quantized.
-        quantization: any value of the setting; `none` does nothing.
+    """Quantize the weights of all linear layers of the decoder, in place; `none` does nothing.
 
     Raises:
         ModelLoadError: torchao fails, leaves a layer unquantized, or gives unusable scales.

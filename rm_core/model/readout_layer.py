@@ -18,9 +18,7 @@ from rm_core.attention import get_readouts, run_readout_attention
 class ReadoutLayer(nn.Module):
     """Wraps a decoder's last layer and runs it on the readout tokens.
 
-    Args:
-        layer: transformers' decoder layer.
-        on_all_tokens: run the layer on all tokens, and return only the rows of the readouts.
+    With `on_all_tokens`, it runs on all tokens and returns only the rows of the readouts.
     """
 
     def __init__(self, layer: nn.Module, on_all_tokens: bool = False) -> None:

@@ -30,11 +30,7 @@ class PositionLimit:
 
 
 def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
-    """Return the position limit of a config.json.
-
-    Args:
-        file: path of the file, for error messages.
-        config: content of the file, with `max_position_embeddings` already checked.
+    """Return the position limit of a config.json with a checked `max_position_embeddings`.
 
     Raises:
         ModelLoadError: the scaling is unknown or has values of the wrong type.

@@ -113,13 +113,10 @@ class SelfCheck:
     description: str  # dtype and attention of the reference, for messages
 
     def compare(self, outputs: Sequence[float | ScoreError]) -> float:
-        """Return the largest difference between the engine's outputs and plain transformers'.
+        """Return the largest absolute difference of the engine's outputs from plain transformers'.
 
-        Args:
-            outputs: the engine's outputs for all sequences, in order.
-
-        Returns:
-            The largest absolute difference; 0 if plain transformers computed no finite output.
+        The outputs are those of all sequences in order. 0 if plain transformers computed no finite
+        output.
 
         Raises:
             ModelLoadError: an output differs by more than its tolerance, or the engine cannot score
@@ -205,13 +202,8 @@ def compute_plain_outputs(
 ) -> list[torch.Tensor]:
     """Score sequences with the model's own forward pass, one sequence at a time.
 
-    Args:
-        model: decoder as loaded by transformers, with eager attention and without the engine's
-            hooks.
-        head: the head, in float32.
-        devices: devices over which the model's layers are spread.
-        samples: sequences.
-        vision_tower: makes the inputs of images; None for a model that reads only text.
+    The decoder is as loaded by transformers, with eager attention and without the engine's hooks;
+    the head is in float32.
 
     Returns:
         For each sequence, float32 `[num_tokens, num_outputs]` on the CPU: the outputs at every
@@ -253,15 +245,8 @@ def build_self_check(
 
     Rounding is measured, because some models amplify it: plain transformers in half precision is
     compared with itself in float32, in float32 with itself in float64, and with quantized layers
-    with itself before quantization.
-
-    Args:
-        model: as for `compute_plain_outputs`, on its devices; the linear layers may be quantized.
-        head: the head, in float32.
-        devices: devices over which the model's layers are spread.
-        samples: result of `encode_samples`.
-        vision_tower: see `compute_plain_outputs`.
-        unquantized: outputs for the same sequences before the layers were quantized.
+    with itself before quantization. `samples` come from `encode_samples`; `unquantized` are their
+    outputs before the layers were quantized, the other arguments those of `compute_plain_outputs`.
     """
     plain = compute_plain_outputs(model, head, devices, samples, vision_tower)
     factor = ROUNDING_FACTOR

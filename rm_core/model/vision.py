@@ -53,13 +53,7 @@ def find_images(
 def build_mrope_positions(
     sequence: TokenIds, images: Mapping[int, EncodedImage], start: int = 0
 ) -> torch.Tensor:
-    """Return int64 `[3, num_tokens]`, positions of tokens in time, height and width.
-
-    Args:
-        sequence: token ids.
-        images: images by `EncodedImage.key`.
-        start: index of the first token whose positions are returned.
-    """
+    """Return int64 `[3, num_tokens]`, positions of the tokens from `start` on in time and space."""
     rows: list[torch.Tensor] = []
     position = index = 0
 

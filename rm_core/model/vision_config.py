@@ -65,10 +65,6 @@ def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     transformers writes them there up to version 4.51, and into `text_config` since. A config of a
     text model is unchanged.
 
-    Args:
-        file: path of the file, for error messages.
-        config: content of the file.
-
     Raises:
         ModelLoadError: the model reads images or other media and its family is not supported, or
             `text_config` is not an object.
@@ -98,9 +94,7 @@ def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def read_vision_config(folder: Path, config: Mapping[str, Any]) -> VisionConfig | None:
     """Return how a checkpoint turns images into tokens; None for a model that reads text only.
 
-    Args:
-        folder: folder of the checkpoint.
-        config: result of `merge_text_config`, checked by `check_config`.
+    The config is the result of `merge_text_config`, checked by `check_config`.
 
     Raises:
         ModelLoadError: numbers of config.json are missing, contradict each other, or contradict

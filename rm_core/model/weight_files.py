@@ -96,10 +96,7 @@ def _add_prefix(name: str) -> str:
 def find_weight_files(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMEDY) -> WeightFiles:
     """Find the weight files of a checkpoint.
 
-    Args:
-        path: folder of the checkpoint.
-        allow_bin: whether pickle files may be read.
-        remedy: end of the error where they may not be read.
+    `remedy` ends the error where pickle files may not be read.
 
     Raises:
         ModelLoadError: weights or files are missing, or only pickle files exist and they
@@ -136,12 +133,7 @@ def find_weight_files(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REM
 
 
 def find_value_head(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMEDY) -> Path | None:
-    """Return the file that has the value head alone, or None.
-
-    Args:
-        path: folder of a checkpoint or of an adapter.
-        allow_bin: whether pickle files may be read.
-        remedy: end of the error where they may not be read.
+    """Return the file of a checkpoint or an adapter that has the value head alone, or None.
 
     Raises:
         ModelLoadError: the file is a pickle file, which may not be read.
@@ -325,12 +317,8 @@ def update_digest(digest: hashlib._Hash, file: Path, heads: Collection[str]) -> 
     """Add a weight file to a digest, without reading all of it: 54 GB would take minutes.
 
     Of a safetensors file: the header, the heads and samples spread over the file. Of a pickle file:
-    the checksums of its tensors, which its table of contents has, and samples.
-
-    Args:
-        digest: digest to update.
-        file: a weight file.
-        heads: names of tensors that are read in full.
+    the checksums of its tensors, which its table of contents has, and samples. The heads are read
+    in full.
 
     Raises:
         ModelLoadError: the file must not be opened, or is damaged.

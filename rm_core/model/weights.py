@@ -70,10 +70,6 @@ def read_transformers_config(path: Path) -> PreTrainedConfig:
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """Load the decoder of a checkpoint on the CPU; every weight is accounted for.
 
-    Args:
-        checkpoint: the opened checkpoint, with its weights.
-        dtype: dtype of the loaded weights.
-
     Raises:
         ModelLoadError: the weights do not match the config, or are not finite.
     """
@@ -124,12 +120,8 @@ def read_head(
     """Load the head of a checkpoint, on the device of the decoder's last layer.
 
     A head that transformers' classifiers have gets the decoder's dtype first, as there; a value
-    head keeps the dtype of the files, as in trl. All arithmetic is in float32.
-
-    Args:
-        checkpoint: the opened checkpoint, with its weights.
-        body: the decoder, on its devices.
-        label_ids: tokens whose logits are read, if the checkpoint's layout names none.
+    head keeps the dtype of the files, as in trl. All arithmetic is in float32. `label_ids` are the
+    tokens whose logits are read, if the checkpoint's layout names none.
 
     Raises:
         ModelLoadError: the head's weights are not finite, or a token does not exist.

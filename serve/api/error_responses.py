@@ -152,9 +152,7 @@ def build_error_response(
 def build_exception(error: ScoreError, where: str = "") -> RewardError:
     """Return the exception for a conversation whose error fails the whole request.
 
-    Args:
-        error: error of the conversation.
-        where: position of the conversation in the request, put before the message.
+    `where`, its position in the request, is put before the message.
     """
     cls = _classes_by_code().get(error.code, ScoringError)
     return cls(f"{where}: {error.message}" if where else error.message)
@@ -180,11 +178,7 @@ def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
 
 
 def build_error_docs(*, lifecycle: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of the errors of a native route.
-
-    Args:
-        lifecycle: whether the route controls a model, instead of scoring.
-    """
+    """Return the OpenAPI documentation of the errors of a native route that scores, or controls."""
     return {
         status: {"model": ErrorResponse, "description": description}
         for status, description in sorted(_STATUS_DESCRIPTIONS.items())

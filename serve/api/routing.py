@@ -119,10 +119,6 @@ class _JsonRequest(Request):
 def parse_json(body: bytes, *, yield_gil: bool = False) -> Any:
     """Parse a JSON body.
 
-    Args:
-        body: JSON in UTF-8.
-        yield_gil: see `parse_strict`.
-
     Raises:
         BadRequestError: the body is not valid; the message says what is wrong, and where.
     """
@@ -157,11 +153,7 @@ def _parse_large(body: bytes, settings: Settings) -> Any:
 
 
 def check_values(body: bytes, settings: Settings) -> None:
-    """Reject a body with more values than any request needs.
-
-    Args:
-        body: JSON text; syntax errors are left to the parser.
-        settings: settings `max_conversations` and `max_messages`, which determine the limits.
+    """Reject a body with more values than any request needs. Syntax errors are left to the parser.
 
     Raises:
         BadRequestError: the body has too many lists and objects, strings, or fields.
@@ -182,10 +174,6 @@ def check_values(body: bytes, settings: Settings) -> None:
 
 def check_fields(value: Any, settings: Settings) -> None:
     """Reject a body with more fields, or longer lists in its fields, than any request needs.
-
-    Args:
-        value: the parsed body.
-        settings: settings `max_conversations` and `max_messages`.
 
     Raises:
         BadRequestError: the body has too many fields, or a field has too many items.

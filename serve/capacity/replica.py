@@ -142,12 +142,8 @@ def estimate_rate(
 ) -> Rate:
     """Estimate the rate of a replica as a share of the data sheet's rate.
 
-    Args:
-        shape: shape of the model.
-        device: device of each stage; several stages run one after another, at the rate of one.
-        load: load whose lengths are used.
-        matrix_flops: measured matrix rate of the device in FLOP/s, if known.
-        efficiency: measured share of the matrix rate that the engine reaches, if known.
+    Several stages run one after another, at the rate of one. The matrix rate of the device in
+    FLOP/s and the engine's share of it may have been measured.
     """
     matrix = MATRIX_EFFICIENCY
     if matrix_flops is not None:

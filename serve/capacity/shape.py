@@ -65,13 +65,7 @@ class ModelShape:
         return outside_layers + self.num_hidden_layers * self.layer_parameters
 
     def weight_bytes(self, itemsize: int, num_devices: int = 1) -> int:
-        """Return the bytes of the weights on the fullest device.
-
-        Args:
-            itemsize: bytes of a weight.
-            num_devices: number of devices that the layers are spread over, see
-                `rm_core.model.pipeline_parallel`.
-        """
+        """Return the bytes of the weights on the fullest device."""
         layer_counts = [0] * num_devices
         for index in range(self.num_hidden_layers):
             layer_counts[get_stage(index, self.num_hidden_layers, num_devices)] += 1
@@ -85,11 +79,6 @@ class ModelShape:
 
         Counts as `make gpu-check` does: 2 per weight and token, 4 per head channel, query and
         visible key; the last layer is counted in full.
-
-        Args:
-            prompt: tokens of the prompt.
-            response: tokens of each response.
-            group: number of responses.
         """
         num_tokens = prompt + group * response
         linear = 2.0 * self.linear_weights * self.num_hidden_layers * num_tokens

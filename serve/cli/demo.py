@@ -52,9 +52,7 @@ def main() -> int:
 def run_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
     """Run a service in a separate process; yield its URL once it is ready.
 
-    Args:
-        options: options of `skyreward serve` other than `--port`.
-        output: file for standard output and standard error of the service; None to inherit them.
+    The options are those of `skyreward serve` without `--port`. Both output streams go to `output`.
 
     Raises:
         ServiceError: the service did not become ready, or did not stop cleanly.

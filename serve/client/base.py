@@ -98,12 +98,7 @@ class ClientOptions:
         transport_class: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport],
         hosts: Iterable[str],
     ) -> dict[str, Any]:
-        """Return the keyword arguments of an httpx client.
-
-        Args:
-            transport_class: class of the client's transports.
-            hosts: hosts of the addresses.
-        """
+        """Return the keyword arguments of an httpx client."""
         # Accept only gzip, because its decompression can be bounded.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
         if self.api_key is not None:

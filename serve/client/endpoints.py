@@ -70,10 +70,7 @@ class Endpoint:
 
 
 class EndpointPool:
-    """All endpoints of a client. Thread-safe.
-
-    Args:
-        urls: at least one URL; duplicates are ignored.
+    """All endpoints of a client; duplicates are ignored. Thread-safe.
 
     Raises:
         ServiceError: `urls` is empty, or one URL is not a valid address.
@@ -129,11 +126,8 @@ class EndpointPool:
     ) -> None:
         """Record a retryable failure and start a cooldown.
 
-        Args:
-            endpoint: endpoint that failed.
-            failure: response or exception of the request.
-            sent_at: time at which the request was sent, on the monotonic clock. A request that
-                was in flight at the last failure does not count as a further failure.
+        A request that was sent before the last failure, on the monotonic clock, does not count as a
+        further failure.
         """
         with self._lock:
             now = time.monotonic()
@@ -257,12 +251,7 @@ def is_from_service(response: httpx.Response) -> bool:
 
 
 def backoff_seconds(failure: httpx.Response | httpx.HTTPError, num_failures: int) -> float:
-    """Return the seconds to wait before the next request to an address that failed.
-
-    Args:
-        failure: response or exception of the failed request.
-        num_failures: number of consecutive failures before this one.
-    """
+    """Return the seconds to wait before the next request to an address that failed."""
     retry_after = _parse_retry_after(failure)
     if retry_after is not None:  # never sooner than requested, and not all clients at once
         return max(retry_after, _MIN_RETRY_AFTER_S) * _JITTER.uniform(1.0, 1.2)

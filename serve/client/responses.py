@@ -380,12 +380,9 @@ class UnreadableAnswerError(httpx.HTTPError):
 
 
 class ResponseBody:
-    """Collects the body of one response.
+    """Collects the body of one response, which has to arrive within `timeout_s` from now.
 
-    Args:
-        response: response whose headers have arrived and whose body is not read yet.
-        max_bytes: maximum size of the body in bytes, uncompressed.
-        timeout_s: seconds from now in which the whole body has to arrive.
+    `max_bytes` limits its size, uncompressed.
 
     Raises:
         UnreadableAnswerError: the body has an encoding other than gzip.

@@ -145,11 +145,7 @@ def control_model(
 ) -> Steps[list[dict[str, Any]]]:
     """Send a command for a model to each address; return the answers in the order of addresses.
 
-    Args:
-        senders: sender of each address.
-        model: alias of the model; None if the service has one model.
-        action: last part of the route: `sleep`, `wake` or `reload`.
-        body: fields of the request.
+    The action is `sleep`, `wake` or `reload`; `model` may be None if the service has one model.
 
     Raises:
         ServiceError: a request failed, or the service has several models and none is named.
@@ -210,10 +206,8 @@ class RequestShard:
 class BatchCall(Generic[R]):
     """One call of a client, sent as one or more requests.
 
-    Args:
-        route: route that takes the items.
-        items: items to score; a `ScoreError` among them becomes its own result and is not sent.
-        body: the other fields of each request body.
+    A `ScoreError` among the items becomes its own result and is not sent. `body` has the other
+    fields of each request.
 
     Attributes:
         results: the result of each item in the order of the items; None until it is known.
@@ -250,13 +244,10 @@ class BatchCall(Generic[R]):
     def iter_shards(
         self, max_items: int, max_bytes: int, *, groups_prompts: bool = False
     ) -> Iterator[RequestShard]:
-        """Yield shards of the items that can be sent, limited in number of items and bytes.
+        """Yield shards of the items that can be sent; `max_bytes` is for shards with several items.
 
-        Args:
-            max_items: maximum number of items in a shard.
-            max_bytes: maximum size of a shard with several items, in bytes.
-            groups_prompts: whether items with equal beginnings come together, for which all items
-                are encoded before the first shard is there.
+        With `groups_prompts`, items with equal beginnings come together, for which all items are
+        encoded before the first shard is there.
         """
         shard, num_bytes = RequestShard([], []), 0
         items = self._encode_items()

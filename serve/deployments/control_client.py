@@ -26,14 +26,7 @@ _RETRY_S = 0.5
 
 
 class ControlClient:
-    """Reports of one replica to `ModelControl`, and the targets that it returns.
-
-    Args:
-        handle: handle of the deployment.
-        settings: settings of the model.
-        replica: name of the replica's actor.
-        reconciler: the model of the replica.
-    """
+    """Reports of one replica to `ModelControl`, and the targets that it returns."""
 
     def __init__(
         self, handle: Any, settings: ModelSettings, replica: str, reconciler: Reconciler

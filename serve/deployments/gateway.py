@@ -44,11 +44,7 @@ class GatewayKeys:
 class Gateway:
     """Validates, tokenizes and queues requests, and answers them.
 
-    Args:
-        settings: settings of the service, resolved by the process that built the application.
-        scorers: handle of each model's scorer deployment, by alias.
-        keys: digests of the API keys.
-        control: handle of `serve.deployments.control.ModelControl`.
+    `control` is the handle of `serve.deployments.control.ModelControl`; scorers are by alias.
     """
 
     def __init__(

@@ -25,11 +25,7 @@ def snapshot_own_metrics(metrics: Metrics) -> NamedSnapshot:
 
 
 class GatewayMetricsGatherer:
-    """Asks every gateway, this one included, for its metrics, through the deployment's handle.
-
-    Args:
-        metrics: metrics of this gateway; returned alone if the others cannot be reached.
-    """
+    """Asks every gateway, this one included, for its metrics, through the deployment's handle."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -34,11 +34,8 @@ _REPORT_TTL_S = 60.0
 class ScorerReplica:
     """A `ManagedWorker` in a replica of Ray Serve.
 
-    Args:
-        settings: `ModelSettings` as plain data.
-        log_level: log level of this process.
-        log_format: log format of this process.
-        control: handle of `serve.deployments.control.ModelControl`; None if no commands come.
+    `settings` are `ModelSettings` as plain data; `control` is the handle of `ModelControl`, or None
+    if no commands come.
 
     Raises:
         ModelLoadError: the checkpoint is refused; the replica never becomes ready.
@@ -86,11 +83,6 @@ class ScorerReplica:
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
     ) -> BatchResult:
         """Score one batch without blocking the event loop.
-
-        Args:
-            sequences: token ids, none empty.
-            backlog_tokens: number of tokens queued in the gateway behind this batch.
-            gateway: name of the gateway.
 
         Raises:
             ReplicaBusyError, ReplicaLostError: see `Worker.run_batch`.
@@ -158,13 +150,7 @@ class Backlog:
         self._reports: dict[str, tuple[float, int]] = {}
 
     def update(self, gateway: str, num_tokens: int, now: float | None = None) -> None:
-        """Record the report of one gateway.
-
-        Args:
-            gateway: unique name of the gateway.
-            num_tokens: number of tokens queued there for this model.
-            now: time of `time.monotonic` in seconds, for tests.
-        """
+        """Record the report of one gateway, now or at a time of `time.monotonic`."""
         self._reports[gateway] = (time.monotonic() if now is None else now, num_tokens)
 
     def sum_tokens(self, now: float | None = None) -> int:

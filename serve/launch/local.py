@@ -37,10 +37,7 @@ def run(
 ) -> None:
     """Serve until a signal comes, then finish the accepted requests.
 
-    Args:
-        settings: settings of the service.
-        notify: receives progress messages.
-        watcher: reloads models; started once the service is ready.
+    The watcher starts once the service is ready.
 
     Raises:
         ModelLoadError: a model was refused.

@@ -51,11 +51,6 @@ def run_with_ray(
 
     Does not return: the process ends.
 
-    Args:
-        settings: settings of the service.
-        notify: receives progress messages.
-        watched: folders of new checkpoints, see `serve.launch.watch`.
-
     Raises:
         ModelLoadError: a model was refused, or the service cannot listen on its address.
     """
@@ -91,18 +86,7 @@ def _serve(
     notify: StatusCallback,
     watched: Mapping[str, Path],
 ) -> int:
-    """Serve until a signal comes.
-
-    Args:
-        settings: settings of the service.
-        ingress_kind: process that listens.
-        folder: private folder for a private cluster; None to join the cluster of RAY_ADDRESS.
-        notify: receives progress messages.
-        watched: folders of new checkpoints.
-
-    Returns:
-        The exit code.
-    """
+    """Serve until a signal comes, on a private cluster, or without a folder on RAY_ADDRESS."""
     import ray
     from ray import serve as ray_serve
 

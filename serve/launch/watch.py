@@ -38,11 +38,7 @@ FileStates: TypeAlias = tuple[tuple[str, int, int], ...]
 
 
 def parse_watched_folders(values: tuple[str, ...], settings: Settings) -> dict[str, Path]:
-    """Return the folder that is watched for each model, by alias.
-
-    Args:
-        values: `ALIAS=FOLDER`, or `FOLDER` where one model is served.
-        settings: settings of the service.
+    """Return the watched folder of each model, from `ALIAS=FOLDER`, or `FOLDER` of the only model.
 
     Raises:
         ModelLoadError: a model is unknown, missing or named twice.
@@ -65,12 +61,7 @@ def parse_watched_folders(values: tuple[str, ...], settings: Settings) -> dict[s
 
 
 class CheckpointFolder:
-    """Finds the checkpoints of a trainer that are complete, and newer than the last one taken.
-
-    Args:
-        folder: folder with a subfolder for each checkpoint; may appear later.
-        model: settings of the model that takes them.
-    """
+    """Finds the checkpoints of a trainer that are complete, and newer than the last one taken."""
 
     def __init__(self, folder: Path, model: ModelSettings) -> None:
         self._folder = folder
@@ -84,9 +75,6 @@ class CheckpointFolder:
 
         A checkpoint that cannot be used is logged with the reason, and not looked at again until
         its files change.
-
-        Args:
-            now: time in seconds since the epoch.
         """
         before, self._last_look = self._last_look, self._read_states()
         ages = {path: _get_age(path, states) for path, states in self._last_look.items()}
@@ -167,10 +155,6 @@ def _read_file_states(path: Path) -> FileStates:
 
 class FolderWatcher(threading.Thread):
     """Reloads models of the service from the checkpoints that appear in folders.
-
-    Args:
-        settings: settings of the service.
-        folders: folder of each model, by alias.
 
     Attributes:
         admin_key: random API key that it sends; the service has to accept it.

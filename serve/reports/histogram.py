@@ -74,11 +74,7 @@ class StreamingHistogram:
         return self._sum / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Return the quantile of a share of the numbers, accurate to the width of a bin.
-
-        Args:
-            share: share of the numbers below the quantile, from 0 to 1.
-        """
+        """Return the quantile of a share of the numbers, accurate to the width of a bin."""
         num_below = 0
         for index, count in sorted(self._bins.items()):
             num_below += count
@@ -90,10 +86,7 @@ class StreamingHistogram:
     def compute_bars(self, start: float, end: float, max_bars: int) -> HistogramBars:
         """Return the counts between two numbers, in bars that are the same for all histograms.
 
-        Args:
-            start: lower end; the bar that contains it is complete.
-            end: upper end; the bar that contains it is complete.
-            max_bars: maximum number of bars, plus one at each end.
+        The bars of both ends are complete. There are at most `max_bars`, plus one at each end.
         """
         exponent = self._exponent
         if end > start:
@@ -139,14 +132,9 @@ def build_histogram(
     *,
     is_log2: bool = False,
 ) -> HistogramPlot:
-    """Build a histogram.
+    """Build a histogram of numbers by the name of their series, of which one at least has some.
 
-    Args:
-        title: heading of the section.
-        about: description of what is counted.
-        axis: title of the axis.
-        series: numbers by the name of their series; at least one series has numbers.
-        is_log2: whether the numbers are base-2 logarithms; the axis shows the powers of 2.
+    With `is_log2`, the numbers are base-2 logarithms, and the axis shows the powers of 2.
     """
 
     def format_edge(value: float) -> str:

@@ -97,12 +97,7 @@ class Frame:
 
 
 def build_percent_axis(title: str, lowest: float) -> Axis:
-    """Return an axis of fractions, from a round number at or below the lowest value to 100%.
-
-    Args:
-        title: see `Axis`.
-        lowest: lowest value, from 0 to 1.
-    """
+    """Return an axis of fractions, from a round number at or below the lowest value to 100%."""
     start = min(0.8, max(0.0, int(lowest * 5) / 5))
     step = 0.1 if start >= 0.4 else 0.2
     ticks = [start + step * index for index in range(round((1 - start) / step) + 1)]
@@ -110,14 +105,7 @@ def build_percent_axis(title: str, lowest: float) -> Axis:
 
 
 def choose_ticks(start: float, end: float, max_steps: int, *, whole: bool = False) -> list[float]:
-    """Return round numbers in a range: multiples of 1, 2 or 5 times a power of 10.
-
-    Args:
-        start: lower end.
-        end: upper end, above the lower end.
-        max_steps: maximum number of steps between the numbers.
-        whole: whether only whole numbers are returned.
-    """
+    """Return round numbers in a range: multiples of 1, 2 or 5 times a power of 10."""
     exact = (end - start) / max_steps
     power = 10.0 ** math.floor(math.log10(exact))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= exact)

@@ -29,10 +29,8 @@ class ImageMemory:
     def open_hold(self, client: str, limit: int) -> Iterator[ImageHold]:
         """Open the account of a request, and give back what is left at the end of the `with`.
 
-        Args:
-            client: client of the request.
-            limit: maximum of all requests together. Clients that hold images share it equally, and
-                one that holds none may always reserve once.
+        `limit` is for all requests together. Clients that hold images share it equally, and one
+        that holds none may always reserve once.
         """
         hold = ImageHold(self, client, limit)
         try:
@@ -59,11 +57,7 @@ class ImageMemory:
 
 
 class ImageHold:
-    """Decoded images that one request holds.
-
-    Attributes:
-        num_bytes: bytes that the request holds or has reserved.
-    """
+    """Decoded images that one request holds."""
 
     def __init__(self, memory: ImageMemory, client: str, limit: int) -> None:
         self.num_bytes = 0

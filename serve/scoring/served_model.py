@@ -129,11 +129,7 @@ class _ScoredSlice(NamedTuple):
 class ServedModel:
     """A model that requests can name.
 
-    Args:
-        settings: requested settings of the model.
-        backend: replicas of the model.
-        metrics: metrics that count its batches.
-        shares_rewards: whether a client may get rewards that were computed for another client.
+    If `shares_rewards`, a client may get rewards that were computed for another client.
 
     Attributes:
         settings: requested settings of the model.
@@ -287,10 +283,7 @@ class ServedModel:
         )
 
     async def sleep(self, level: int) -> None:
-        """Put every replica to sleep; return once the memory is free.
-
-        Args:
-            level: 1 keeps the weights in the host's memory, 2 drops them.
+        """Put every replica to sleep, as `ModelCommand` says; return once the memory is free.
 
         Raises:
             NotReadyError: the model is not loaded.
@@ -711,11 +704,7 @@ def find_missing(
 ) -> list[MissingOutputs]:
     """Return the sequences of which an output is None, with the readouts that are missing.
 
-    Args:
-        sequences: token ids of each sequence.
-        readouts: readouts of each sequence.
-        outputs: `num_outputs` values for each readout of each sequence, in order.
-        num_outputs: number of the head's outputs at each readout.
+    There are `num_outputs` values for each readout of each sequence, in order.
     """
     missing = []
     start = 0

@@ -25,14 +25,7 @@ from serve.worker.backends import Backend
 class ScoringService:
     """Scores conversations with the models that requests name.
 
-    Args:
-        models: settings and backend of each model.
-        settings: settings of the service.
-        metrics: metrics of the service; created if None.
-
-    Attributes:
-        settings: settings of the service; may be replaced at any time.
-        metrics: metrics of the service.
+    Its settings may be replaced at any time.
 
     Raises:
         ModelLoadError: a tokenizer or template cannot be used.
@@ -152,14 +145,7 @@ class ScoringService:
         *,
         kinds: Sequence[Kind] = ("classifier", "step"),
     ) -> tuple[ServedModel, list[Encoded | ScoreError]]:
-        """Render and tokenize conversations without scoring them.
-
-        Args:
-            name: name of the model; see `resolve_model`.
-            conversations: see `score`.
-            truncation: what to do with conversations that are too long.
-            context: record of the request, whose client is served; the model is added to it.
-            kinds: kinds of models that read the conversations.
+        """Render and tokenize conversations without scoring them; the arguments are as of `score`.
 
         Raises:
             UnknownModelError: see `resolve_model`.

@@ -85,12 +85,7 @@ class RequestOptions:
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
-    """Refuse a request with too many conversations.
-
-    Args:
-        number: number of conversations; a pair is two.
-        limit: setting `max_conversations`.
-        noun: name of the items in the error message.
+    """Refuse a request with more conversations, called `noun`, than the setting; a pair is two.
 
     Raises:
         BadRequestError: there are more conversations than the limit.
@@ -103,12 +98,7 @@ def check_num_conversations(number: int, limit: int, noun: str = "conversations"
 
 
 def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
-    """Return the error of a conversation that has too many messages, or None.
-
-    Args:
-        conversation: conversation as it was sent, of any shape, also with `tools`.
-        limit: setting `max_messages`.
-    """
+    """Return the error of a conversation as it was sent that has too many messages, or None."""
     if isinstance(conversation, StepItem | JudgePair):
         conversation = conversation.prompt
     messages = get_messages(conversation)
@@ -125,16 +115,8 @@ def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
 class RequestTokenizer:
     """An iterator over the tokenized slices of one request, in order.
 
-    A conversation that cannot be tokenized gets an error in its position.
-
-    Args:
-        encoder: encoder of the model.
-        thread: thread of the encoder.
-        flow: flow of the request in the queue of the thread.
-        conversations: conversations of the request.
-        options: options of the request.
-        hold: decoded images of the request; None if the model reads no images.
-        max_image_bytes: memory of the largest decoded image.
+    A conversation that cannot be tokenized gets an error in its position. `hold` has the decoded
+    images of the request; None if the model reads no images.
 
     Attributes:
         seconds: seconds that tokenization has taken so far, with the wait for the thread.
@@ -283,11 +265,6 @@ def estimate_sizes(
 ) -> list[InputSize]:
     """Estimate the size of each conversation; text that several share is counted each time.
 
-    Args:
-        conversations: conversations of a request.
-        limit: maximum number of characters.
-        max_images: maximum number of distinct images.
-
     Raises:
         RequestTooLargeError: the conversations have more characters or images together.
     """
@@ -396,17 +373,10 @@ def _count_characters(value: object) -> int:
 def split_into_slices(
     conversations: Sequence[object], sizes: Sequence[InputSize]
 ) -> Iterator[tuple[Sequence[object], InputSize]]:
-    """Split conversations into slices.
+    """Split conversations into slices; yield each in order, with its size.
 
     A conversation with new images ends its slice, so that a slice has the images of two
     conversations at most.
-
-    Args:
-        conversations: conversations of a request.
-        sizes: size of each conversation, from `estimate_sizes`.
-
-    Yields:
-        Each slice, in order, with its size.
     """
     start = num_characters = num_images = 0
     for stop, size in enumerate(sizes, start=1):
@@ -450,11 +420,7 @@ class EncoderTask:
 
 
 class EncoderThread:
-    """Runs the tasks of many requests one after another. Belongs to one event loop.
-
-    Args:
-        alias: alias of the model.
-    """
+    """Runs the tasks of many requests one after another. Belongs to one event loop."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
@@ -490,12 +456,8 @@ class EncoderThread:
     ) -> T:
         """Run work when its turn comes, and return its result.
 
-        If the call is cancelled, the work is dropped, or ends soon if it is running.
-
-        Args:
-            flow: flow of the request.
-            size: characters that count against the share of the client.
-            work: see `EncoderTask`.
+        If the call is cancelled, the work is dropped, or ends soon if it is running. The size is in
+        characters that count against the share of the client.
 
         Raises:
             NotReadyError: the thread is stuck.

@@ -77,11 +77,7 @@ _CACHE: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
 
 
 class ModelStateCollector:
-    """Gauges of each model's queue, replicas and readiness, and metrics of its score cache.
-
-    Args:
-        read: returns the state of each model, by alias; called once per scrape.
-    """
+    """Gauges of each model's queue, replicas and readiness, and metrics of its score cache."""
 
     def __init__(self, read: ReadStates) -> None:
         self._read = read

@@ -126,11 +126,8 @@ class Backend(Protocol):
 class RayBackend:
     """The replicas of a Serve deployment, called through its handle.
 
-    Args:
-        alias: alias of the model, for messages.
-        handle: handle of the deployment. Calls pass arguments by value: a batch is small, and that
-            costs half as much as the object store.
-        control: handle of `serve.deployments.control.ModelControl`; None if no commands are given.
+    Calls pass arguments by value: a batch is small, and that costs half as much as the object
+    store. Without the handle of `ModelControl`, no commands are given.
     """
 
     def __init__(self, alias: str, handle: Any, control: Any = None) -> None:
@@ -285,10 +282,8 @@ def pin_settings(settings: ModelSettings) -> ModelSettings:
 def build_stage_command(settings: ModelSettings, source: str, version: str | None) -> ModelCommand:
     """Return the first command of a reload, for a checkpoint that exists.
 
-    Args:
-        settings: settings of the model.
-        source: folder, or ORG/NAME@REVISION on the hub.
-        version: name of the weights; None: the folder's name or the commit.
+    The source is a folder, or ORG/NAME@REVISION on the hub; the version defaults to the folder's
+    name or the commit.
 
     Raises:
         ReloadRefusedError: the checkpoint cannot be found, or the version cannot be printed.

@@ -48,10 +48,6 @@ _WAY_OUT = (
 class ManagedWorker(Worker):
     """A worker whose model can sleep and get new weights; the `Backend` of one process.
 
-    Args:
-        settings: settings of the model.
-        load: loads a model and warms it up.
-
     Raises:
         ModelLoadError, ModelError: see `load`.
     """
@@ -81,11 +77,6 @@ class ManagedWorker(Worker):
 
 class ModelLifecycle:
     """The life of the model of one worker. One command at a time.
-
-    Args:
-        worker: worker of the model.
-        settings: settings with which its model was loaded.
-        load: loads a model and warms it up.
 
     Attributes:
         sleep_level: 0 if the model is awake, else the level of its sleep.

@@ -22,10 +22,6 @@ class Reconciler:
     A replica that starts while the model sleeps loads nothing until it is woken: the device may
     have no room.
 
-    Args:
-        settings: settings of the model.
-        create: loads a model and creates its worker.
-
     Attributes:
         worker: the worker; None if the model slept when the replica started, and still does.
         staged_info: settings of the model that is staged.

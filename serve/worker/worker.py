@@ -76,11 +76,7 @@ class SequenceBatch(Sequence[TokenIds]):
 
 
 class RateEstimator:
-    """Mean seconds a token of the batches so far, the latest ones weighing most.
-
-    Args:
-        decay: factor by which the weight of earlier batches decays with each new one.
-    """
+    """Mean seconds a token of the batches so far, the latest ones weighing most."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
@@ -200,10 +196,6 @@ class Worker:
     ) -> BatchResult:
         """Score a batch; a call that is cancelled before its turn never reaches the device.
 
-        Args:
-            sequences: token ids, none empty, at most about a batch of them.
-            backlog_tokens: not used here.
-
         Raises:
             ReplicaBusyError: the batch was not tried; another replica can score it.
             ReplicaLostError: no result may be trusted; another replica can score the batch.
@@ -224,10 +216,6 @@ class Worker:
         self, sequences: Sequence[TokenIds], backlog_tokens: int = 0
     ) -> AsyncIterator[BatchResult | None]:
         """Score sequences one after another, with nothing else on the device.
-
-        Args:
-            sequences: token ids, none empty.
-            backlog_tokens: not used here.
 
         Yields:
             None before the first sequence; then each result as soon as it is there. If this process

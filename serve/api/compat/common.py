@@ -138,12 +138,6 @@ async def compute_rewards(
 ) -> CompatResult:
     """Score all items of a body, or raise an error.
 
-    Args:
-        service: scores the items.
-        name: name of the model; None if only one is served.
-        items: conversations, `PrerenderedText` or `PrerenderedTokens`.
-        options: scoring options; default: those of a native request without options.
-
     Raises:
         RewardError: the request failed, or a conversation cannot be scored; the error is that of
             the first such conversation.
@@ -176,12 +170,8 @@ async def compute_rewards(
 def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:
     """Resolve the model name of a body whose own service accepts any name.
 
-    Args:
-        service: serves the models.
-        names: names in the request, in order of precedence; the first that is not None counts.
-
-    Returns:
-        The name if a model of that name is served; None, which means the only model, otherwise.
+    The first name that is not None counts. Without a model of that name, None is returned, which
+    means the only model.
 
     Raises:
         UnknownModelError: no model of that name is served, and several models are served.

@@ -90,10 +90,7 @@ def check_host(
 ) -> None:
     """Reject a request whose Host header names another host.
 
-    Args:
-        headers: headers of the request. Without Host, the request is allowed: no browser sends it.
-        settings: settings `host` and `allowed_hosts`.
-        with_keys: whether the service requires an API key, which a foreign web page does not have.
+    Without Host, the request is allowed: no browser sends it. A foreign web page has no API key.
 
     Raises:
         MisdirectedRequestError: the host is not allowed.
@@ -141,9 +138,7 @@ def _normalize_name(name: str) -> str:
 class ApiKeyMiddleware:
     """Requires an API key when keys are configured; browsers get a login page.
 
-    Args:
-        app: the application.
-        authorize: returns the name of the client of a lifecycle route, or raises an error.
+    `authorize` returns the name of the client of a lifecycle route, or raises an error.
     """
 
     def __init__(
@@ -202,11 +197,7 @@ def _build_login_response(error: RewardError, scope: Scope) -> Response:
 
 
 def authenticate(scope: Scope, *rings: KeyRing) -> str:
-    """Return the name of the key of a request.
-
-    Args:
-        scope: scope of the request.
-        rings: key rings, one of which has to know the key.
+    """Return the name of the key of a request, which one of the key rings has to know.
 
     Raises:
         AuthenticationError: the key is missing or unknown.

@@ -58,11 +58,7 @@ class ClientDisconnectedError(Exception):
 class RequestLimitsMiddleware:
     """Applies admission control, body limits and the deadline to requests with method POST.
 
-    Args:
-        app: the application.
-        admission: limits that all requests share.
-        check_capacity: raises `OverloadedError` while no scoring request of a client can be
-            accepted.
+    `check_capacity` raises `OverloadedError` while no scoring request of a client can be accepted.
     """
 
     def __init__(
@@ -192,10 +188,8 @@ class Deadline:
     def from_headers(cls, headers: Headers, settings: Settings) -> Deadline:
         """Return the deadline of a request that has just arrived.
 
-        Args:
-            headers: headers of the request. Without `X-Request-Timeout-Seconds`, the setting
-                `request_timeout_s` counts; larger values are lowered to `max_request_timeout_s`.
-            settings: settings of the service.
+        Without `X-Request-Timeout-Seconds`, the setting `request_timeout_s` counts; larger values
+        are lowered to `max_request_timeout_s`.
 
         Raises:
             BadRequestError: the header is not a positive number.
@@ -373,11 +367,7 @@ class _Usage:
 
 
 class Admission:
-    """The resources that all requests of a process use. Not thread-safe: for one event loop.
-
-    Args:
-        state: state of the application, whose current settings have the limits.
-    """
+    """The resources that all requests of a process use. Not thread-safe: for one event loop."""
 
     def __init__(self, state: State) -> None:
         self._state = state

@@ -35,16 +35,8 @@ def install(
 ) -> None:
     """Add the middleware to an application, and what it counts to the state of the application.
 
-    Sets `app.state.in_flight` and `app.state.admission`.
-
-    Args:
-        app: the application, without other middleware; its state has settings and keys.
-        metrics: metrics that count requests.
-        check_capacity: raises `OverloadedError` while no scoring request of a client can be
-            accepted.
-        echo_request_id: see `RequestLogMiddleware`.
-        route_templates: see `RequestLogMiddleware`.
-        tracer: see `RequestLogMiddleware`.
+    Sets `app.state.in_flight` and `app.state.admission`. See `RequestLogMiddleware` and
+    `RequestLimitsMiddleware`.
     """
     state, cors_origins = app.state, app.state.settings.cors_origins
     state.in_flight = InFlightRequests()

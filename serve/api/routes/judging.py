@@ -65,10 +65,7 @@ async def judge_answers(
 ) -> JSONResponse:
     """Compare every pair of answers in both orders, and rank them by their mean margin.
 
-    Args:
-        body: the request.
-        service: scores the pairs.
-        joined: the prompt with each answer, or the answer's error.
+    `joined` has the prompt with each answer, or the answer's error.
     """
     if len(joined) < 2:
         raise BadRequestError(

@@ -114,10 +114,8 @@ async def parse_each(
 ) -> list[T | ScoreError]:
     """Return what `parse` makes of each item, or the item's error; yields to other requests.
 
-    Args:
-        parse: raises `InvalidConversationError` for an item that it refuses.
-        items: conversations, or objects with conversations, as they came.
-        max_messages: see the setting; an item with a longer list of messages is not parsed.
+    An item that `parse` refuses raises `InvalidConversationError` there; one with a longer list of
+    messages than the setting `max_messages` is not parsed.
     """
     clock = asyncio.get_running_loop().time
     parsed: list[T | ScoreError] = []

@@ -75,14 +75,7 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
 async def score_with_model(
     body: ScoreRequest, service: ScoringService, name: str | None, context: RequestContext
 ) -> tuple[ScoreResult, list[dict[str, Any]]]:
-    """Return the scores, and the fields of each conversation's result.
-
-    Args:
-        body: the conversations and options.
-        service: scores them.
-        name: name of the model; see `ScoringService.resolve_model`.
-        context: see `ScoringService.score`.
-    """
+    """Return the scores, and the fields of each conversation's result."""
     if body.turns == "all":
         return await score_turns(body, service, name, context)
     scores = await service.score(

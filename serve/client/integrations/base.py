@@ -166,12 +166,7 @@ class ConversationReader:
     def score(
         self, client: ScoringClient, items: Sequence[Item], prompts: Sequence[Any] = ()
     ) -> Scores:
-        """Score items in one call.
-
-        Args:
-            client: client of the service.
-            items: conversations, or errors.
-            prompts: prompt of each item, for `on_error` `group`.
+        """Score conversations, or errors, in one call; `prompts` are for `on_error` `group`.
 
         Raises:
             ScoringFailedError: some results are errors, and `on_error` is `raise`.
@@ -245,9 +240,7 @@ class ConversationReader:
     ) -> Scores:
         """Return the rewards of results, with what `on_error` gives for errors; see `score`.
 
-        Args:
-            columns: result of each item by model; by the empty name for the client's own model.
-            prompts: see `score`.
+        They are by model, or by the empty name for the client's own model.
         """
         for results in columns.values():
             for result in results:
@@ -355,11 +348,7 @@ class Scores:
 
 
 class SharedScores:
-    """Scores a batch once for several functions, each of which gives the rewards of one model.
-
-    Args:
-        models: models of the functions.
-    """
+    """Scores a batch once for several functions, each of which gives the rewards of one model."""
 
     def __init__(self, models: Sequence[str]) -> None:
         self._models = tuple(models)
@@ -372,12 +361,9 @@ class SharedScores:
         return SharedScores, (self._models,)
 
     def get(self, model: str, batch: tuple[object, ...], score: Callable[[], Scores]) -> Scores:
-        """Return the scores of a batch, computed for the first function that asks.
+        """Return the scores of a batch, which are computed for the first function that asks.
 
-        Args:
-            model: model of the function that asks.
-            batch: the objects that all functions get for a batch, by whose identity it is known.
-            score: scores the batch.
+        The batch is known by the identity of the objects that all functions get for it.
         """
         with self._lock:
             is_same = len(batch) == len(self._batch) and all(

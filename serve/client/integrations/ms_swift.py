@@ -25,9 +25,7 @@ from serve.client.integrations.base import (
 class SkyRewardORM:
     """An `AsyncORM` of ms-swift, without the import: ms-swift checks only for an async call.
 
-    Args:
-        args: arguments of the trainer, unused.
-        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
+    `settings` take precedence over `SKYREWARD_CLIENT_*`.
     """
 
     def __init__(self, args: Any = None, **settings: Any) -> None:

@@ -89,13 +89,7 @@ class TRLReward(_TRLRewardBase):
 
 
 class AsyncTRLReward(_TRLRewardBase):
-    """An asynchronous reward function for TRL, which runs these concurrently; can be pickled.
-
-    Args:
-        client: client of the service.
-        name: name of the reward function in TRL's logs.
-        reading: see `TRLReward`.
-    """
+    """An asynchronous `TRLReward`, which TRL runs concurrently; can be pickled."""
 
     def __init__(
         self, client: AsyncScoringClient, *, name: str = "skyreward", **reading: Any
@@ -117,14 +111,7 @@ class AsyncTRLReward(_TRLRewardBase):
 
 
 class TRLModelReward(_TRLRewardBase):
-    """A reward function for TRL with the rewards of one of several models; can be pickled.
-
-    Args:
-        client: client of the service.
-        shared: scores of the batch, for all functions of these models.
-        model: model of this function, and its name in TRL's logs.
-        reader: reader with the models.
-    """
+    """A reward function for TRL with the rewards of one of several models; can be pickled."""
 
     def __init__(
         self, client: ScoringClient, shared: SharedScores, model: str, reader: ConversationReader
