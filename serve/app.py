@@ -72,9 +72,9 @@ def build_application(
     Without a key for it, `admin_without_key` says who may control models; `admin_key` is such a
     key.
     """
-    keys, listed_keys = KeyRing.from_settings(args), KeyRing.from_inline_keys(args)
-    admin_keys = KeyRing.from_admin_settings(args)
-    listed_admin_keys = KeyRing.from_inline_admin_keys(args).digests
+    keys, listed_keys = KeyRing.from_settings(args), KeyRing.from_settings(args, with_file=False)
+    admin_keys = KeyRing.from_settings(args, admin=True)
+    listed_admin_keys = KeyRing.from_settings(args, admin=True, with_file=False).digests
     if admin_key:
         listed_admin_keys += KeyRing([(admin_key, "the launcher")]).digests
     # Otherwise a push to the hub could give the gateway and each replica different revisions.

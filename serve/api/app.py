@@ -108,7 +108,7 @@ def create_app(
         ModelLoadError: the keys of the settings cannot be read or used.
     """
     keys = KeyRing.from_settings(settings) if keys is None else keys
-    admin_keys = KeyRing.from_admin_settings(settings) if admin_keys is None else admin_keys
+    admin_keys = KeyRing.from_settings(settings, admin=True) if admin_keys is None else admin_keys
     tracer = _create_tracer(settings.otlp_endpoint)
 
     # FastAPIOffline serves the scripts of the documentation pages; FastAPI's pages load the scripts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -333,40 +334,10 @@ class ModelSettings(BaseModel):
 
     def to_model_config(self) -> ModelConfig:
         """Return the options with which the engine loads the model."""
-        return ModelConfig(
-            name=self.name,
-            revision=self.revision,
-            dtype=self.dtype,
-            attention=self.attention,
-            device="cpu" if self.num_gpus == 0 else self.device,
-            num_devices=self.num_devices,
-            max_length=self.max_length,
-            chat_template=self.chat_template,
-            template_date=self.template_date,
-            catalog_name=self.alias,
-            deterministic=self.deterministic,
-            quantization=self.quantization,
-            compile=self.compile,
-            self_check=self.self_check,
-            tokenizer_mode=self.tokenizer_mode,
-            tokenizer_check_interval=self.tokenizer_check_interval,
-            kind=self.kind,
-            step_format=self.step_format,
-            label=self.label,
-            label_weights=self.label_weights,
-            lm_head_tokens=self.lm_head_tokens,
-            allow_bin=self.allow_bin,
-            judge_template=self.judge_template,
-            verdict_prefix=self.verdict_prefix,
-            verdict_labels=self.verdict_labels,
-            appended_token=self.appended_token,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-            max_image_bytes=self.max_image_bytes,
-            max_image_pixels=self.max_image_pixels,
-            max_images=self.max_images,
-            version=self.version,
-        )
+        names = (field.name for field in fields(ModelConfig))
+        options = {name: getattr(self, name) for name in names if name in type(self).model_fields}
+        options["device"] = "cpu" if self.num_gpus == 0 else self.device
+        return ModelConfig(**options, num_devices=self.num_devices, catalog_name=self.alias)
 
     @property
     def weights_key(self) -> str:

@@ -100,7 +100,7 @@ class Gateway:
         state, listed = self._app.state, self._keys
         digests = KeyRing.from_settings(settings).digests
         state.keys = KeyRing.from_digests((*listed.listed_keys, *digests))
-        admin_digests = KeyRing.from_admin_settings(settings).digests
+        admin_digests = KeyRing.from_settings(settings, admin=True).digests
         state.admin_keys = KeyRing.from_digests((*listed.listed_admin_keys, *admin_digests))
         state.admin_without_key = "none" if admin_digests else listed.admin_without_key
         logger.info("settings changed: %s", ", ".join(sorted(user_config)) or "none")

@@ -52,7 +52,7 @@ def run(
         workers.append(ManagedWorker(model))
         models.append((model, workers[-1]))
     service = ScoringService(models, settings)
-    admin_keys = KeyRing.from_admin_settings(settings)
+    admin_keys = KeyRing.from_settings(settings, admin=True)
     admin_without_key: AdminWithoutKey = "none" if admin_keys else "loopback"
     if watcher is not None:
         digests = KeyRing([(watcher.admin_key, "the watcher")]).digests

@@ -201,7 +201,7 @@ def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
     Raises:
         ModelLoadError: a checkpoint's files or the API keys are invalid, or the port is taken.
     """
-    keys, admin_keys = KeyRing.from_settings(settings), KeyRing.from_admin_settings(settings)
+    keys, admin_keys = KeyRing.from_settings(settings), KeyRing.from_settings(settings, admin=True)
     for warning in build_key_warnings(settings, keys, admin_keys):
         notify(warning)
     for model in settings.models:

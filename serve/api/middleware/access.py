@@ -251,46 +251,26 @@ class KeyRing:
         self._names = {digest.encode(): _name(digest) for digest in self.digests}
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> KeyRing:
-        """Create a key ring from the keys in the settings and in the key file that they name.
+    def from_settings(
+        cls, settings: Settings, *, admin: bool = False, with_file: bool = True
+    ) -> KeyRing:
+        """Create a key ring from the keys in the settings, and in the key file that they name.
+
+        With `admin`, these are the keys that may control models.
 
         Raises:
             ModelLoadError: the file cannot be read or has no key, or a key cannot be used.
         """
-        keys = _get_inline_keys("api_keys", settings.api_keys)
-        if settings.api_keys_file is not None:
-            keys += _read_keys_file("api_keys_file", Path(settings.api_keys_file))
+        setting = "admin_api_keys" if admin else "api_keys"
+        listed: Sequence[SecretStr] = getattr(settings, setting)
+        keys = [
+            (key.get_secret_value(), f"key {number} of `{setting}`")
+            for number, key in enumerate(listed, 1)
+        ]
+        file: str | None = getattr(settings, f"{setting}_file")
+        if with_file and file is not None:
+            keys += _read_keys_file(f"{setting}_file", Path(file))
         return cls(keys)
-
-    @classmethod
-    def from_admin_settings(cls, settings: Settings) -> KeyRing:
-        """Create a key ring of the keys that may control models.
-
-        Raises:
-            ModelLoadError: see `from_settings`.
-        """
-        keys = _get_inline_keys("admin_api_keys", settings.admin_api_keys)
-        if settings.admin_api_keys_file is not None:
-            keys += _read_keys_file("admin_api_keys_file", Path(settings.admin_api_keys_file))
-        return cls(keys)
-
-    @classmethod
-    def from_inline_keys(cls, settings: Settings) -> KeyRing:
-        """Create a key ring from the keys in the settings, without the key file.
-
-        Raises:
-            ModelLoadError: a key cannot be used.
-        """
-        return cls(_get_inline_keys("api_keys", settings.api_keys))
-
-    @classmethod
-    def from_inline_admin_keys(cls, settings: Settings) -> KeyRing:
-        """Create a key ring of the admin keys in the settings, without the key file.
-
-        Raises:
-            ModelLoadError: a key cannot be used.
-        """
-        return cls(_get_inline_keys("admin_api_keys", settings.admin_api_keys))
 
     @classmethod
     def from_digests(cls, digests: Iterable[str]) -> KeyRing:
@@ -353,13 +333,6 @@ def _check_key(key: str, location: str) -> str:
             "cannot carry; generate a key with: openssl rand -hex 32"
         )
     return key
-
-
-def _get_inline_keys(setting: str, keys: Sequence[SecretStr]) -> list[tuple[str, str]]:
-    return [
-        (key.get_secret_value(), f"key {number} of `{setting}`")
-        for number, key in enumerate(keys, 1)
-    ]
 
 
 def _read_keys_file(setting: str, file: Path) -> list[tuple[str, str]]:
