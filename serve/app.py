@@ -20,8 +20,7 @@ from ray import serve as ray_serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.deployments.autoscaling import QueuedTokensPolicy

@@ -40,8 +40,7 @@ from serve.api.error_responses import (
     truncate_for_message,
 )
 from serve.api.middleware import stack
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
 from serve.api.routes import lifecycle, pages, scoring, status, steps
 from serve.config.settings import Settings

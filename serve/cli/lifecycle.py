@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from serve.cli.options import CommandT, SingleValueCommand, handle_errors
+from serve.cli.options import CommandT, SingleValueCommand, add_options, handle_errors
 
 # Large models are read for minutes.
 _TIMEOUT_S = 3600.0
@@ -15,7 +15,8 @@ _TIMEOUT_S = 3600.0
 
 def _service_options(command: CommandT) -> CommandT:
     """Add the options that name a running service and one of its models."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--url",
             "urls",
@@ -39,9 +40,6 @@ def _service_options(command: CommandT) -> CommandT:
             help="Seconds to keep retrying while a service is unreachable or its model sleeps.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command(cls=SingleValueCommand)

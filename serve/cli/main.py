@@ -12,7 +12,6 @@ import click
 
 from serve import __version__
 from serve.cli import lifecycle
-from serve.cli.calibrate import calibrate
 from serve.cli.eval import compare_runs, evaluate, leaderboard
 from serve.cli.options import (
     LOADING_OPTIONS,
@@ -28,7 +27,7 @@ from serve.cli.options import (
     truncation_option,
 )
 from serve.cli.plan import plan
-from serve.cli.score import score
+from serve.cli.score import calibrate, score
 from serve.cli.select import select
 from serve.escaping import escape_line
 

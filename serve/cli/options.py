@@ -8,11 +8,12 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
+from rm_core.config import Attention, DType, Kind, Quantization, StepFormat
 from serve.escaping import EscapingFormatter, escape_line
 
 if TYPE_CHECKING:
@@ -112,6 +113,17 @@ class _LabelPair(click.ParamType[tuple[str, str]]):
         return first, second
 
 
+def add_options(command: CommandT, *options: Callable[[CommandT], CommandT]) -> CommandT:
+    """Add options to a command, in the order of its help."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _choices(*literals: object) -> click.Choice[str]:
+    return click.Choice([value for literal in literals for value in get_args(literal)])
+
+
 def model_options(command: CommandT) -> CommandT:
     """Add the options that select one model and how to load it."""
     return click.option(
@@ -126,34 +138,25 @@ def model_options(command: CommandT) -> CommandT:
 
 def loading_options(command: CommandT) -> CommandT:
     """Add the options that control how models are loaded."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--dtype",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            type=_choices(DType),
         ),
         click.option(
             "--attention",
             default="auto",
             show_default=True,
-            type=click.Choice(
-                [
-                    "auto",
-                    "eager",
-                    "sdpa",
-                    "varlen",
-                    "flex",
-                    "flash_attention_2",
-                    "flash_attention_4",
-                ]
-            ),
+            type=_choices(Attention),
         ),
         click.option(
             "--quantization",
             default="none",
             show_default=True,
-            type=click.Choice(["none", "int8", "int8-weights", "fp8", "fp8-weights"]),
+            type=_choices(Quantization),
             help="Quantization of the linear layers; `skyreward verify` measures its effect on "
             "the ranking.",
         ),
@@ -190,7 +193,7 @@ def loading_options(command: CommandT) -> CommandT:
             "--kind",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "classifier", "step", "judge"]),
+            type=_choices(Literal["auto"], Kind),
             help="Read the model as a classifier, a process reward model or a judge. auto: as the "
             "catalogue or config.json says.",
         ),
@@ -198,9 +201,7 @@ def loading_options(command: CommandT) -> CommandT:
             "--step-format",
             default="auto",
             show_default=True,
-            type=click.Choice(
-                ["auto", "skywork", "qwen-math", "math-shepherd", "rlhflow", "skywork-prmbench"]
-            ),
+            type=_choices(Literal["auto"], StepFormat),
             help="How a process reward model's authors divide a solution into steps.",
         ),
         click.option(
@@ -257,14 +258,18 @@ def loading_options(command: CommandT) -> CommandT:
             help="Labels with which a judge names the first and the second answer.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+
+LOADING_OPTIONS = [
+    str(option.name) for option in click.command()(loading_options(lambda: None)).params
+]
+"""Parameter names of `loading_options`."""
 
 
 def service_options(command: CommandT) -> CommandT:
     """Add the options that name running services to score with."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--url",
             "urls",
@@ -293,9 +298,6 @@ def service_options(command: CommandT) -> CommandT:
             "600]",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def get_given_options(names: Iterable[str]) -> list[str]:
@@ -316,29 +318,6 @@ def refuse_with_url(names: Iterable[str]) -> None:
             "service starts; leave the option out, or score with a local model"
         )
 
-
-LOADING_OPTIONS = (
-    "dtype",
-    "attention",
-    "quantization",
-    "deterministic",
-    "max_length",
-    "chat_template",
-    "self_check",
-    "template_date",
-    "kind",
-    "step_format",
-    "min_pixels",
-    "max_pixels",
-    "label",
-    "label_weights",
-    "lm_head_tokens",
-    "allow_bin",
-    "judge_template",
-    "verdict_prefix",
-    "verdict_labels",
-)
-"""Parameter names of `loading_options`."""
 
 COLUMNS = {
     "messages": "whole conversations",
@@ -389,9 +368,7 @@ def column_options(command: CommandT) -> CommandT:
             "text; their turns are then read.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add_options(command, *options)
 
 
 def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
@@ -437,10 +414,7 @@ def executor_options(command: CommandT) -> CommandT:
             "default as many as fit, and more when the cluster grows.",
         ),
     )
-    command = model_options(command)
-    for option in reversed(options):
-        command = option(command)
-    return service_options(command)
+    return service_options(add_options(model_options(command), *options))
 
 
 def pop_executor_options(options: dict[str, Any]) -> ExecutorOptions:
@@ -475,7 +449,8 @@ def pop_executor_options(options: dict[str, Any]) -> ExecutorOptions:
 
 def input_options(command: CommandT) -> CommandT:
     """Add the options that select rows of the input of a job."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--split",
             help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
@@ -487,6 +462,3 @@ def input_options(command: CommandT) -> CommandT:
             help="Score only the first N rows.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command

@@ -12,8 +12,7 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 
 from serve.api.app import create_app, drain
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.config.reconfigure import apply_user_config
 from serve.config.settings import Settings
 from serve.deployments.cluster import warn_without_limits, warn_without_token

@@ -16,8 +16,7 @@ from fastapi import FastAPI
 
 from rm_core import ModelLoadError, OverloadedError
 from serve.api.app import create_app, drain
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
 from serve.launch.address import format_ready_line

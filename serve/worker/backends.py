@@ -102,7 +102,7 @@ class Backend(Protocol):
             The settings of the model that is staged or in use.
 
         Raises:
-            RewardError: a replica cannot; see `serve.worker.lifecycle.ModelLifecycle.apply`.
+            RewardError: a replica cannot; see `serve.worker.lifecycle.ManagedWorker.control`.
         """
         ...
 

@@ -48,6 +48,10 @@ _WAY_OUT = (
 class ManagedWorker(Worker):
     """A worker whose model can sleep and get new weights; the `Backend` of one process.
 
+    Attributes:
+        sleep_level: see `Backend`.
+        freed_bytes: see `Backend`.
+
     Raises:
         ModelLoadError, ModelError: see `load`.
     """
@@ -58,48 +62,16 @@ class ManagedWorker(Worker):
         load: Callable[[ModelSettings], RewardScorer] = load_scorer,
     ) -> None:
         super().__init__(load(settings), settings.stuck_after_s)
-        self._lifecycle = ModelLifecycle(self, settings, load)
-
-    @property
-    def sleep_level(self) -> int:
-        """See `Backend`."""
-        return self._lifecycle.sleep_level
-
-    @property
-    def freed_bytes(self) -> int | None:
-        """See `Backend`."""
-        return self._lifecycle.freed_bytes
-
-    async def control(self, command: ModelCommand) -> ModelInfo:
-        """See `ModelLifecycle.apply`."""
-        return await self._lifecycle.apply(command)
-
-
-class ModelLifecycle:
-    """The life of the model of one worker. One command at a time.
-
-    Attributes:
-        sleep_level: 0 if the model is awake, else the level of its sleep.
-        freed_bytes: memory that the last sleep gave back; None if it is not known.
-    """
-
-    def __init__(
-        self,
-        worker: Worker,
-        settings: ModelSettings,
-        load: Callable[[ModelSettings], RewardScorer],
-    ) -> None:
         self.sleep_level = 0
         self.freed_bytes: int | None = None
-        self._worker = worker
         self._settings = settings
         self._load = load
         self._staged: tuple[ModelSettings, RewardScorer] | None = None
         # Keeps batches from the device while weights are replaced in place.
         self._held: contextlib.AsyncExitStack | None = None
-        self._lock = asyncio.Lock()
+        self._commands = asyncio.Lock()
 
-    async def apply(self, command: ModelCommand) -> ModelInfo:
+    async def control(self, command: ModelCommand) -> ModelInfo:
         """Do what a command says; return the settings of the model that is staged or in use.
 
         Raises:
@@ -107,7 +79,7 @@ class ModelLifecycle:
             ModelLoadError: weights that were dropped cannot be loaded again; the model sleeps on.
             ModelError: the device has too little memory to wake; the model sleeps on.
         """
-        async with self._lock:
+        async with self._commands:
             match command.action:
                 case "sleep":
                     await self._sleep(command.level)
@@ -119,24 +91,24 @@ class ModelLifecycle:
                     await self._switch()
                 case "discard":
                     await self._discard()
-            return self._worker.info
+            return self.info
 
     async def _sleep(self, level: int) -> None:
         await self._discard()
         if level <= self.sleep_level:
             return
-        async with self._worker.hold():
-            scorer = self._worker.scorer
+        async with self.hold():
+            scorer = self.scorer
             assert scorer is not None, "a model sleeps at level 2 at most"
             devices = scorer.loaded_model.devices
             used_before = measure_used_memory(devices)
             if level == 1:
-                await self._worker.run_on_device(scorer.sleep)
+                await self.run_on_device(scorer.sleep)
             else:
-                self._worker.put_down()
+                self.put_down()
                 del scorer
-                await self._worker.run_on_device(free_unused_memory)
-            self._worker.is_asleep = True
+                await self.run_on_device(free_unused_memory)
+            self.is_asleep = True
             used_after = measure_used_memory(devices)
         if used_before is not None and used_after is not None:
             self.freed_bytes = max(0, used_before - used_after)
@@ -146,10 +118,10 @@ class ModelLifecycle:
     async def _wake(self) -> None:
         if not self.sleep_level:
             return
-        async with self._worker.hold():
-            scorer = self._worker.scorer
+        async with self.hold():
+            scorer = self.scorer
             if scorer is None:
-                expected = self._worker.info.fingerprint
+                expected = self.info.fingerprint
                 try:
                     scorer = await asyncio.to_thread(self._load, self._settings)
                 except ModelLoadError as error:
@@ -159,16 +131,16 @@ class ModelLifecycle:
                         f"the checkpoint of {self._settings.alias} has changed while the model was "
                         f"asleep; {_WAY_OUT}"
                     )
-                await self._worker.replace_scorer(scorer)
+                await self.replace_scorer(scorer)
             else:
-                await self._worker.run_on_device(scorer.wake)
-            self._worker.is_asleep = False
+                await self.run_on_device(scorer.wake)
+            self.is_asleep = False
         self.sleep_level = 0
         logger.info("%s: awake", self._settings.alias)
 
     async def _stage(self, command: ModelCommand) -> ModelInfo:
         await self._discard()
-        current = self._worker.scorer
+        current = self.scorer
         if self.sleep_level or current is None:
             raise ReloadRefusedError("the model is asleep; wake it before its weights are replaced")
         settings = self._settings.model_copy(
@@ -185,8 +157,8 @@ class ModelLifecycle:
         }
         if not _has_room(current):
             self._held = contextlib.AsyncExitStack()
-            await self._held.enter_async_context(self._worker.hold())
-            await self._worker.run_on_device(current.sleep)
+            await self._held.enter_async_context(self.hold())
+            await self.run_on_device(current.sleep)
         try:
             scorer = await asyncio.to_thread(self._load, settings.model_copy(update=sizes))
             _check_compatible(current, scorer)
@@ -205,23 +177,23 @@ class ModelLifecycle:
         held, self._held = self._held, None
         async with held or contextlib.AsyncExitStack() as stack:
             if held is None:
-                await stack.enter_async_context(self._worker.hold())
-            assert self._worker.scorer is not None
-            await self._worker.run_on_device(partial(scorer.take_over, self._worker.scorer))
-            await self._worker.replace_scorer(scorer)
+                await stack.enter_async_context(self.hold())
+            assert self.scorer is not None
+            await self.run_on_device(partial(scorer.take_over, self.scorer))
+            await self.replace_scorer(scorer)
         self._settings, self._staged = settings, None
-        await self._worker.run_on_device(free_unused_memory)
+        await self.run_on_device(free_unused_memory)
         logger.info("%s: its weights are version %s now", settings.alias, settings.version)
 
     async def _discard(self) -> None:
         if self._staged is not None:
             self._staged = None
-            await self._worker.run_on_device(free_unused_memory)
+            await self.run_on_device(free_unused_memory)
         held, self._held = self._held, None
         if held is not None:
             async with held:
-                assert self._worker.scorer is not None
-                await self._worker.run_on_device(self._worker.scorer.wake)
+                assert self.scorer is not None
+                await self.run_on_device(self.scorer.wake)
 
 
 def _has_room(scorer: RewardScorer) -> bool:

@@ -1,4 +1,4 @@
-"""Who may use the service: requests for a trusted host, with an API key.
+"""Who may use the service, and who may control models: trusted hosts and API keys.
 
 A web page can make its own host name resolve to 127.0.0.1 (DNS rebinding); its scripts can then
 read the responses of a service on the visitor's machine. Such a page cannot choose the header Host,
@@ -8,6 +8,13 @@ Of API keys, only digests are kept in memory, so that no key can leak from here.
 random strings, so a plain SHA-256 is enough: they cannot be guessed. For the same reason wrong keys
 are not rate-limited. A limit would count attempts per source address, and behind a load balancer
 all clients share one address: a single client could lock out all others.
+
+Only some clients may put models to sleep, wake them and reload them: those with a key of
+`admin_api_keys`. Without such keys, only clients on this machine may do it: the connection comes
+from a loopback address, and not through another proxy. A web page that is open in a browser on this
+machine is not such a client. Its requests carry the header Origin, and where its host name was made
+to resolve to 127.0.0.1, a Host that is not a local name. These requests do not count as scoring
+requests: they have no deadline, since reading the weights of a large model takes minutes.
 """
 
 from __future__ import annotations
@@ -17,8 +24,9 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -31,7 +39,7 @@ from serve.api.middleware.reject import send_rejection
 from serve.api.playground.page import build_login_page, build_page_headers
 from serve.config.settings import Settings
 from serve.errors import AuthenticationError, MisdirectedRequestError, PermissionDeniedError
-from serve.telemetry.logging import current_request
+from serve.telemetry.logging import ANONYMOUS, current_request
 
 MIN_KEY_LENGTH = 8
 SAFE_KEY_LENGTH = 16
@@ -62,6 +70,12 @@ _LIFECYCLE_PATH = re.compile(rf"/v1/models/.+/({'|'.join(LIFECYCLE_PATHS)})")
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 """Names of this machine in the header Host."""
+
+AdminWithoutKey: TypeAlias = Literal["loopback", "all", "none"]
+"""Who may use the lifecycle routes without a key: clients whose connection comes from a loopback
+address; everyone who reaches the service, since it listens on a loopback address; or no one."""
+
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 class TrustedHostMiddleware:
@@ -136,18 +150,10 @@ def _normalize_name(name: str) -> str:
 
 
 class ApiKeyMiddleware:
-    """Requires an API key when keys are configured; browsers get a login page.
+    """Requires an API key when keys are configured; browsers get a login page."""
 
-    `authorize` returns the name of the client of a lifecycle route, or raises an error.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        authorize: Callable[[Scope], str] = lambda _: "",
-    ) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._authorize = authorize
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection, unless its API key is missing or wrong."""
@@ -155,7 +161,7 @@ class ApiKeyMiddleware:
             state = scope["app"].state
             try:
                 if find_lifecycle_route(scope) is not None:
-                    current_request().client = self._authorize(scope)
+                    current_request().client = authorize(scope)
                 elif state.keys and not _is_open(scope):
                     current_request().client = authenticate(scope, state.keys, state.admin_keys)
             except (AuthenticationError, PermissionDeniedError) as error:
@@ -208,6 +214,54 @@ def authenticate(scope: Scope, *rings: KeyRing) -> str:
     if name is None:
         raise AuthenticationError("the API key is wrong; ask the operator for one")
     return name
+
+
+def authorize(scope: Scope) -> str:
+    """Return the client's name if it may use the lifecycle routes.
+
+    Raises:
+        AuthenticationError: the request has no key, or an unknown one.
+        PermissionDeniedError: the client may score, but not control models.
+    """
+    state = scope["app"].state
+    if "authorization" in Headers(scope=scope) and (
+        name := state.admin_keys.find_name(get_sent_key(scope))
+    ):
+        return str(name)
+    client = authenticate(scope, state.keys) if state.keys else ANONYMOUS
+    if state.admin_without_key == "none":
+        if client == ANONYMOUS:
+            raise AuthenticationError(
+                "this route needs a key of the service's setting `admin_api_keys`; send "
+                "Authorization: Bearer KEY"
+            )
+        raise PermissionDeniedError(
+            "this key may score, but not control models; send a key of the service's setting "
+            "`admin_api_keys`"
+        )
+    if reason := _find_foreign_sign(scope, state.admin_without_key):
+        raise PermissionDeniedError(
+            f"{reason}, and without `admin_api_keys` only clients on the service's machine may "
+            "control models; set `admin_api_keys`, and send one of these keys"
+        )
+    return client
+
+
+def _find_foreign_sign(scope: Scope, allowed: AdminWithoutKey) -> str | None:
+    """Return a reason why the client may not be on this machine; None if it is."""
+    headers = Headers(scope=scope)
+    peer = scope["client"][0] if scope.get("client") else ""
+    if allowed == "loopback" and not is_loopback(peer):
+        return "the request comes from another machine"
+    if header := next((name for name in _FORWARDED if name in headers), None):
+        return f"the request came through a proxy (header {header})"
+    host = headers.get("host", "")
+    if strip_port(host) not in LOCAL_NAMES:
+        return "the header Host is not localhost, 127.0.0.1 or [::1]"
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        return "the request comes from a web page of another site"
+    return None
 
 
 def get_sent_key(scope: Scope) -> bytes:

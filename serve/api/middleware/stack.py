@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from serve.api.middleware import admin
 from serve.api.middleware.access import ApiKeyMiddleware, TrustedHostMiddleware
 from serve.api.middleware.connections import ResponseTimeoutMiddleware
 from serve.api.middleware.request_limits import Admission, RequestLimitsMiddleware
@@ -63,10 +62,7 @@ def install(
             Middleware(ResponseTimeoutMiddleware),
             Middleware(TrustedHostMiddleware),
             *([cors] if cors_origins else []),
-            Middleware(
-                ApiKeyMiddleware,
-                authorize=admin.authorize,
-            ),
+            Middleware(ApiKeyMiddleware),
             Middleware(
                 RequestLimitsMiddleware,
                 admission=state.admission,
