@@ -46,7 +46,7 @@ from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, load_model
 from rm_core.model.offload import free_unused_memory, offload_weights, restore_weights
-from rm_core.model.pipeline_parallel import get_layer_devices
+from rm_core.model.placement import get_layer_devices
 from rm_core.model.vision import MAX_PATCHES
 from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache

@@ -216,7 +216,7 @@ def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
 
             return FlashAttnBackend()
         case "flash_attention_4":
-            from rm_core.attention.flash_cute import FlashAttn4Backend
+            from rm_core.attention.flash import FlashAttn4Backend
 
             return FlashAttn4Backend()
     raise AssertionError(f"unknown backend {name!r}")

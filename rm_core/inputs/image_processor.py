@@ -1,6 +1,6 @@
 """Decode and resize images as Qwen2-VL, Qwen2.5-VL and Qwen3-VL do, whose processor is one class.
 
-Pixels stay uint8 here; `rm_core.model.image_patches` normalizes them.
+Pixels stay uint8 here; `rm_core.model.vision` normalizes them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from rm_core.inputs.tokenizer_components import is_plain_bpe, list_steps
+from rm_core.inputs.text_splitting import is_plain_bpe, list_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

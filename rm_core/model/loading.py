@@ -38,10 +38,15 @@ from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
-from rm_core.model.freed_memory import keep_freed_memory
-from rm_core.model.image_patches import build_patches
-from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
-from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
+from rm_core.model.offload import keep_freed_memory
+from rm_core.model.placement import (
+    install_transfer_hooks,
+    is_new_gpu,
+    is_old_gpu,
+    move_to_devices,
+    resolve_devices,
+    resolve_dtype,
+)
 from rm_core.model.precision import check_precision, use_ieee_products
 from rm_core.model.prepacked_linear import prepack_linears
 from rm_core.model.probe import probe_decoder
@@ -54,7 +59,7 @@ from rm_core.model.self_check import (
     encode_samples,
 )
 from rm_core.model.tokenizer_file import check_tokenizer
-from rm_core.model.vision import VisionTower
+from rm_core.model.vision import VisionTower, build_patches
 from rm_core.model.vision_config import IMAGE_TOKENS, VisionConfig
 from rm_core.model.weight_files import list_tensor_names
 from rm_core.model.weights import (

@@ -30,7 +30,7 @@ from rm_core.model.decoder import (
     get_head_dim,
     get_num_key_value_heads,
 )
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 from rm_core.model.readout_layer import ReadoutLayer
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.sample_image import write_png
 from rm_core.inputs.step_items import StepItem
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 from rm_core.model.vision import VisionTower
 from rm_core.packing import TokenIds
 from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance

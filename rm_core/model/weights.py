@@ -146,7 +146,8 @@ def read_head(
     if layout.name != "score MLP":
         return row
     bias = tensors.get("score.0.bias")
-    return MlpHead(tensors["score.0.weight"].float(), None if bias is None else bias.float(), row)
+    bias = None if bias is None else bias.float()
+    return MlpHead(tensors["score.0.weight"].float(), bias, row, description=row.description)
 
 
 def _read_head_tensors(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, torch.Tensor]:
@@ -193,12 +194,12 @@ def _build_token_head(
     row_bias = None if bias is None else bias[ids].float()
     head: Head
     if softcap is not None:
-        head = CappedTokensHead(rows, row_bias, float(softcap), description)
+        head = CappedTokensHead(rows, row_bias, float(softcap), description=description)
     else:
         head = build_row_head(rows, row_bias, (1.0, -1.0)[: len(ids)], description)
     if checkpoint.kind.kind != "judge":
         return head
-    return JudgeHead(head, weight, bias, softcap, (ids[0], ids[1]))
+    return JudgeHead(head, weight, bias, softcap, (ids[0], ids[1]), description=description)
 
 
 def _check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreTrainedModel]:

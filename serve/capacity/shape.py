@@ -12,7 +12,7 @@ from typing import Any
 from rm_core import ModelConfig, find_entry, open_checkpoint
 from rm_core.catalog.entries import CatalogEntry
 from rm_core.kinds import VISION_LANGUAGE
-from rm_core.model.pipeline_parallel import get_stage
+from rm_core.model.placement import get_stage
 from serve.errors import UnknownShapeError
 
 # Number of norms of hidden size in a layer, if not 2; Qwen3 has two more, each of head size.
