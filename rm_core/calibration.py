@@ -69,11 +69,7 @@ class Calibration:
 
 
 def read_calibration(path: str) -> Calibration:
-    """Read the file with the JSON of a calibration.
-
-    Raises:
-        ModelLoadError: the file is missing, or it is not a calibration.
-    """
+    """Read the file with the JSON of a calibration, or raise `ModelLoadError`."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(_MAX_FILE_BYTES)
@@ -105,11 +101,7 @@ class RewardSample:
     def calibrate(
         self, model: str, fingerprint: Fingerprint, aggregation: Aggregation | None = None
     ) -> Calibration:
-        """Return the statistics of the rewards: sums are exact, and sorting happens in the file.
-
-        Raises:
-            ValueError: see `Calibration`.
-        """
+        """Return the statistics of the rewards: sums are exact, and sorting happens in the file."""
         if not self.count:
             raise ValueError("no conversation has a reward")
         self._file.flush()

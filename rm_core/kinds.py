@@ -48,11 +48,7 @@ class KindChoice:
 def choose_kind(
     config: ModelConfig, model_config: Mapping[str, Any], entry: object | None
 ) -> KindChoice:
-    """Choose what a checkpoint is served as by the settings, its catalog entry and its config.json.
-
-    Raises:
-        ModelLoadError: the kind or the step format is unknown.
-    """
+    """Choose what a checkpoint is served as, by settings, its catalog entry and its config.json."""
     architecture = str((model_config.get("architectures") or ["none"])[0])[:80]
     known, known_format, reason = _look_up(architecture, entry)
     kind: Kind | None = known

@@ -54,11 +54,7 @@ _LOOK_BACK_S = 15
 
 
 def build(args: Settings) -> Application:
-    """Build the application; Serve parses the settings from `serve run` or a YAML config's `args`.
-
-    Raises:
-        ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
-    """
+    """Build the application; Serve parses the settings of `serve run` or a YAML config."""
     # Serve's options say where it listens, and they may let other machines in.
     return build_application(args, admin_without_key="none")
 

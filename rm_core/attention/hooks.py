@@ -140,9 +140,7 @@ def _attend_in_layer(
 ) -> tuple[torch.Tensor, None]:
     """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`.
 
-    Raises:
-        ModelLoadError: the layer needs attention of another kind; before the first request, since
-            a tiny row is run at load.
+    A layer that needs attention of another kind is refused when a tiny row is run at load.
     """
     if s_aux is not None or position_bias is not None or is_causal is False:
         raise ModelLoadError(_explain_unsupported(module, s_aux, position_bias))

@@ -52,10 +52,8 @@ def select_validated_backend(
 ) -> tuple[AttentionChoice, AttentionBackend]:
     """Return the first backend of a choice that passes the self-check; eager if none does.
 
-    The returned choice has the reason of each failure.
-
-    Raises:
-        ModelLoadError: the backend was requested by name and fails.
+    The returned choice has the reason of each failure. A backend that was requested by name has to
+    pass.
     """
     failures: list[str] = []
     names = (choice.name, *choice.fallbacks)
@@ -95,11 +93,7 @@ def check_backend(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Compare a backend with eager attention.
-
-    Raises:
-        ArithmeticError: the results differ by more than rounding.
-    """
+    """Raise `ArithmeticError` if a backend differs from eager attention by more than rounding."""
     for params in all_params:
         length = min(_MAX_LENGTH, 2 * 128 + (params.window or 0))
         start = tuple(range(length))

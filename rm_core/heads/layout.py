@@ -156,11 +156,7 @@ def needs_reward_head(
 def check_head_names(
     path: Path, names: Collection[str], kind: KindChoice, model_config: Mapping[str, Any]
 ) -> None:
-    """Refuse a checkpoint without any head for rewards, by the names of its tensors alone.
-
-    Raises:
-        ModelLoadError: no tensor is such a head.
-    """
+    """Refuse a checkpoint without any head for rewards, by the names of its tensors alone."""
     if not any(weight in names for weight in _WEIGHTS.values()):
         architecture = str((model_config.get("architectures") or ["none"])[0])
         shapes: Shapes = dict.fromkeys(names, ())
@@ -172,11 +168,7 @@ def check_head_names(
 def check_labels(
     path: Path, kind: KindChoice, config: ModelConfig, model_config: Mapping[str, Any]
 ) -> None:
-    """Refuse a classifier that declares several labels, if none is chosen; without its weights.
-
-    Raises:
-        ModelLoadError: the reward is ambiguous.
-    """
+    """Refuse a classifier that declares several labels, if none is chosen; without its weights."""
     architecture = str((model_config.get("architectures") or ["none"])[0])
     chosen = (config.label, config.label_weights, config.lm_head_tokens)
     if kind.kind == "classifier" and architecture.endswith("ForSequenceClassification"):

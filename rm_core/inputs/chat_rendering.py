@@ -150,11 +150,7 @@ class ChatRenderer:
             return None
 
     def render_probe(self) -> str:
-        """Render `PROBE`, with any BOS; return an empty text if the template accepts only others.
-
-        Raises:
-            ModelLoadError: the template renders none of the probes.
-        """
+        """Render `PROBE`, with any BOS; return an empty text if only other probes are accepted."""
         refusals = []
         for conversation in (PROBE, *_OTHER_PROBES):
             try:

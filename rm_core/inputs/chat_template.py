@@ -150,11 +150,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
     ) -> str:
-        """Render a conversation to text, as `apply_chat_template(tokenize=False)` does.
-
-        Raises:
-            TemplateError: the template raised an error or reached a limit.
-        """
+        """Render a conversation to text, as `apply_chat_template(tokenize=False)` does."""
         return _run_rendering(
             lambda: self._render(messages, tools, add_generation_prompt),
             _size(messages) + _size(tools),
@@ -250,20 +246,12 @@ class PromptTemplate:
         self._compiled = _compile(text + "\n" if text.endswith("\n") else text, subject)
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Write the text from the values of the template's variables, as plain JSON data.
-
-        Raises:
-            TemplateError: the template raised an error or reached a limit.
-        """
+        """Write the text from the values of the template's variables, as plain JSON data."""
         return _run_rendering(lambda: self._compiled.render(values), _size(values), self._subject)
 
 
 def _compile(text: str, subject: TemplateSubject, date: datetime.date | None = None) -> Any:
-    """Compile a template in a sandbox with limits.
-
-    Raises:
-        ModelLoadError: it is not a valid template, or compiling it takes too long.
-    """
+    """Compile a template in a sandbox with limits."""
     try:
         return run_within_limits(functools.partial(_compile_in_sandbox, text, date))
     except RenderingInterrupt:
@@ -279,11 +267,7 @@ def _compile(text: str, subject: TemplateSubject, date: datetime.date | None = N
 
 
 def _run_rendering(render: Callable[[], str], size: int, subject: TemplateSubject) -> str:
-    """Run a rendering of input with about `size` characters, within limits.
-
-    Raises:
-        TemplateError: the template raised an error or reached a limit.
-    """
+    """Run a rendering of input with about `size` characters; raise `TemplateError` if it fails."""
     _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
     try:
         return run_within_limits(render)
@@ -338,11 +322,7 @@ def _get_default_template(template: Any) -> str:
 
 
 def _check_template(text: Any, subject: TemplateSubject) -> set[str]:
-    """Check the text of a template, and return the names that the template reads.
-
-    Raises:
-        ModelLoadError: the template is not a text, or contains a construct that is not allowed.
-    """
+    """Refuse constructs that are not allowed in a template; return the names that it reads."""
     import jinja2
 
     if not isinstance(text, str):
@@ -674,11 +654,7 @@ _watchdog = _RenderingWatchdog()
 
 
 def run_within_limits(work: Callable[[], T]) -> T:
-    """Run a function on the calling thread within `MAX_CPU_S` and `MAX_BYTES`.
-
-    Raises:
-        RenderingInterrupt: the function reached one of the limits.
-    """
+    """Run a function on the calling thread, and interrupt it at `MAX_CPU_S` or `MAX_BYTES`."""
     thread = threading.get_ident()
     try:
         _watchdog.enter(thread)

@@ -140,11 +140,7 @@ class ImageProcessor:
         return key
 
     def count_tokens(self, width: int, height: int, where: str = "the image") -> int:
-        """Return the number of tokens of an image of `width` x `height` pixels.
-
-        Raises:
-            InvalidImageError: one side is more than 200 times the other one.
-        """
+        """Return the number of tokens of an image of `width` x `height` pixels."""
         new_height, new_width = self._fit(height, width, where)
         return (new_height * new_width) // (self.patch_size * self.merge_size) ** 2
 

@@ -38,10 +38,6 @@ class ImageTokens:
         """Return the conversation with an `EncodedImage` in place of each source.
 
         `limit` is the maximum number of tokens of all images, checked before an image is decoded.
-
-        Raises:
-            InvalidConversationError: an image cannot be read, there are too many, or a text
-                contains a marker of images.
         """
         for index, message in enumerate(chat.messages):
             self._refuse_markers(get_text(message["content"]), index)
@@ -77,9 +73,6 @@ class ImageTokens:
         """Replace every placeholder by the ids of its image; return ids, and the images among them.
 
         `chat` is the conversation after `read`. If the ids end early, later images are missing.
-
-        Raises:
-            TemplateError: the template does not write one placeholder for each image.
         """
         images = [image for image, _ in get_images(chat.messages)]
         placeholder = self._markers.placeholder_id
@@ -100,11 +93,7 @@ class ImageTokens:
         return expanded, placed
 
     def check_all_placed(self, placed: Sequence[PlacedImage], chat: Chat) -> None:
-        """Return if every image has its placeholder.
-
-        Raises:
-            TemplateError: the template does not write one for each image.
-        """
+        """Refuse a template that does not write one placeholder for each image."""
         number = len(get_images(chat.messages))
         if len(placed) < number:
             raise TemplateError(
@@ -114,11 +103,7 @@ class ImageTokens:
             )
 
     def find_cut(self, input_ids: Sequence[int], placed: Sequence[PlacedImage], limit: int) -> int:
-        """Return where to cut a conversation to at most `limit` tokens without cutting an image.
-
-        Raises:
-            ConversationTooLongError: nothing is left before the first image.
-        """
+        """Return where to cut a conversation to at most `limit` tokens without cutting an image."""
         for image in placed:
             if image.start <= limit < image.stop:
                 has_marker = image.start and input_ids[image.start - 1] == self._markers.start_id
@@ -140,11 +125,7 @@ class ImageTokens:
         return [*collapsed, *input_ids[start:]]
 
     def refuse_in_prerendered(self, text: str | None, input_ids: Sequence[int]) -> None:
-        """Refuse a rendered conversation with images, whose pixels cannot be given.
-
-        Raises:
-            InvalidConversationError: it has a marker of images.
-        """
+        """Refuse a rendered conversation with images, whose pixels cannot be given."""
         if text is not None:
             self._refuse_markers(text, None)
         elif self._markers.placeholder_id in input_ids:

@@ -122,12 +122,7 @@ class JudgeEncoder(Encoder):
         max_length: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> Encoded:
-        """Encode a `JudgePair`; see `encode_pair`. `truncation` has no effect.
-
-        Raises:
-            InvalidConversationError: it is not a `JudgePair`, or see `encode_pair`.
-            ConversationTooLongError: the prompt with both answers exceeds the limit.
-        """
+        """Encode a `JudgePair`; see `encode_pair`. `truncation` has no effect."""
         if not isinstance(conversation, JudgePair):
             raise InvalidConversationError(
                 "a judge compares two answers to one prompt and gives no reward to a single "

@@ -36,30 +36,18 @@ class JudgeAnswer(NamedTuple):
 
 
 def parse_judge_pair(value: object) -> JudgePair:
-    """Validate a preference pair, as `parse_pair`; its chosen answer comes first.
-
-    Raises:
-        InvalidConversationError: the shape is wrong, or see `build_judge_pair`.
-    """
+    """Validate a preference pair, as `parse_pair`; its chosen answer comes first."""
     chosen, rejected = parse_pair(value)
     return build_judge_pair(chosen, rejected)
 
 
 def build_judge_pair(first: ChatJson, second: ChatJson) -> JudgePair:
-    """Return the pair of the last turns of two conversations that are otherwise the same.
-
-    Raises:
-        InvalidConversationError: see `parse_judge_answer` and `pair_answers`.
-    """
+    """Return the pair of the last turns of two conversations that are otherwise the same."""
     return pair_answers(parse_judge_answer(first), parse_judge_answer(second))
 
 
 def parse_judge_answer(conversation: ChatJson) -> JudgeAnswer:
-    """Return the last turn of a conversation, and what it answers.
-
-    Raises:
-        InvalidConversationError: the prompt is empty, or there are tools.
-    """
+    """Return the last turn of a conversation, and what it answers."""
     chat = parse_chat(conversation)
     refuse_images(chat.messages, "a judge")
     *prompt, answer = chat.messages
@@ -76,11 +64,7 @@ def parse_judge_answer(conversation: ChatJson) -> JudgeAnswer:
 
 
 def pair_answers(first: JudgeAnswer, second: JudgeAnswer) -> JudgePair:
-    """Return the pair of two answers.
-
-    Raises:
-        InvalidConversationError: the prompts differ.
-    """
+    """Return the pair of two answers, if their prompts are equal."""
     if first.prompt is not second.prompt and first.prompt != second.prompt:
         raise InvalidConversationError(
             "the two conversations differ before the last turn; a judge compares two answers to "

@@ -121,11 +121,7 @@ class PrerenderedReader:
         return PrerenderedInput(text, [], _format_input("text", changes))
 
     def check_ids(self, ids: Sequence[Any]) -> None:
-        """Return if token ids are some that the model has.
-
-        Raises:
-            InvalidConversationError: there are none, or an unknown one.
-        """
+        """Refuse no token ids, and ids that the model does not have."""
         if not ids:
             raise InvalidConversationError("the list of token ids is empty; send at least one")
         for index, value in enumerate(ids):

@@ -61,11 +61,7 @@ class StepItem:
 
 
 def parse_step_item(value: object) -> StepItem:
-    """Validate an object with `prompt`, and `steps` or `response`.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
-    """
+    """Validate an object with `prompt`, and `steps` or `response`."""
     if not isinstance(value, Mapping):
         raise InvalidConversationError(
             f"the item is {describe_type(value)}; it must be an object with `prompt`, and with "
@@ -87,11 +83,7 @@ def parse_step_item(value: object) -> StepItem:
 
 
 def parse_solution(conversation: object) -> StepItem:
-    """Read unvalidated messages as a problem and its solution, which is the last turn.
-
-    Raises:
-        InvalidConversationError: the shape is wrong, or a step model cannot read the conversation.
-    """
+    """Read unvalidated messages as a problem and its solution, which is the last turn."""
     if isinstance(conversation, PrerenderedText | PrerenderedTokens):
         raise InvalidConversationError(
             "the input is rendered text or token ids, in which a step model cannot tell where "

@@ -81,11 +81,7 @@ class TextTokenizer:
         self._fast, self.choice = validated
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens around it.
-
-        Raises:
-            BaseException: `tokenizers` failed.
-        """
+        """Return the token ids of a text, without special tokens around it."""
         if self._fast is None or (not text.isascii() and compile_unchecked().search(text)):
             return _tokenize_all(self._backend, [text])[0]
         try:

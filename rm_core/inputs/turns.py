@@ -16,9 +16,6 @@ def split_turns(conversation: object) -> list[tuple[int, ChatJson]]:
     Args:
         conversation: unvalidated messages that end with the assistant's, or a mapping of `messages`
             and `tools`.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
     """
     chat = parse_chat(conversation)
     return [

@@ -53,11 +53,7 @@ class Adapter:
 def read_adapter(
     path: Path, base: Path, *, base_name: str, revision: str, allow_bin: bool, weights: bool
 ) -> Adapter:
-    """Check an adapter.
-
-    Raises:
-        ModelLoadError: the folder has no adapter, or one that cannot be merged exactly.
-    """
+    """Return the adapter in a folder, if it can be merged exactly."""
     if not (path / ADAPTER_CONFIG).exists():
         raise ModelLoadError(
             f"{path} has no {ADAPTER_CONFIG}, so it is not an adapter; the name is BASE+ADAPTER, "
@@ -154,11 +150,7 @@ def _read_template(folder: Path) -> str | None:
 
 
 def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:
-    """Merge an adapter into the layers of a decoder on the CPU, in place, as peft does.
-
-    Raises:
-        ModelLoadError: the adapter does not belong to this decoder.
-    """
+    """Merge an adapter into the layers of a decoder on the CPU, in place, as peft does."""
     import torch
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 

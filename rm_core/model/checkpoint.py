@@ -178,11 +178,7 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
 
 
 def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
-    """Find a checkpoint's folder and its weight files to convert them, whatever the model is.
-
-    Raises:
-        ModelLoadError: the checkpoint or its weights do not exist, or it is or has an adapter.
-    """
+    """Find a checkpoint's folder and its weight files to convert them, whatever the model is."""
     base, adapter = split_name(config.name)
     if adapter is not None:
         raise ModelLoadError(f"{config.name} has an adapter; give the base model alone")

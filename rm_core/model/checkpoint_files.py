@@ -47,11 +47,7 @@ def get_hub_commit(folder: Path) -> str | None:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder with a file that must not be opened.
-
-    Raises:
-        ModelLoadError: a file must not be opened; the message names it.
-    """
+    """Refuse a folder with a file that must not be opened."""
     for pattern in (*TEXT_PATTERNS, "*.safetensors"):
         for file in sorted(folder.glob(pattern)):
             check_file(file, None if pattern == "*.safetensors" else MAX_TEXT_BYTES)
@@ -60,13 +56,9 @@ def check_files(folder: Path) -> None:
 
 
 def check_file(file: Path, max_bytes: int | None) -> None:
-    """Return if a file of the checkpoint's folder, or of its templates folder, may be read.
+    """Refuse a file that is not regular, is too large, or is a link to outside the checkpoint.
 
     A weight file has no maximum size.
-
-    Raises:
-        ModelLoadError: the file is not a regular file, is a link to a file outside the checkpoint,
-            or is too large.
     """
     folder = file.parent.parent if file.parent.name == TEMPLATES_FOLDER else file.parent
     try:
@@ -113,11 +105,7 @@ def _describe_file_type(mode: int) -> str:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object from a file of the checkpoint.
-
-    Raises:
-        ModelLoadError: the file is missing, unreadable, or not a JSON object.
-    """
+    """Read a JSON object from a file of the checkpoint."""
     if not os.path.lexists(path):
         raise ModelLoadError(f"{path.parent} has no {path.name}; is it a checkpoint?")
     check_file(path, max_bytes)
@@ -162,9 +150,6 @@ def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
     Returns:
         `dtype`, `shape` and `data_offsets` of each tensor by name, and the offset at which the
         data begins, in bytes.
-
-    Raises:
-        ModelLoadError: the file is damaged, or its header is larger than `MAX_HEADER_BYTES`.
     """
     check_file(file, None)
     size = file.stat().st_size

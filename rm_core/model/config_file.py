@@ -129,12 +129,7 @@ def _warn_of_code(file: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of config.json, after checking the tokenizer's files too.
-
-    Raises:
-        ModelLoadError: a file is not a JSON object, requests code of the checkpoint, or makes
-            transformers read another file.
-    """
+    """Return the content of config.json, after checking the tokenizer's files too."""
     config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     files = {"config.json": config}
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -161,12 +156,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(file: Path, config: Mapping[str, Any]) -> str:
-    """Check a config.json and return its `model_type`.
-
-    Raises:
-        ModelLoadError: the config cannot be served; the message names the key, its value, what is
-            allowed and what to do.
-    """
+    """Check a config.json and return its `model_type`."""
     _refuse_switches(file, config)
     for key, (allowed, is_allowed) in _RULES.items():
         # transformers writes 0 for a window that is not used.

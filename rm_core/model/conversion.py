@@ -20,11 +20,6 @@ def convert_checkpoint(config: ModelConfig, output: Path) -> Path:
     """Write a checkpoint with safetensors files and its other files; return the absolute path.
 
     The folder appears with all its files, or not at all. The output must be empty or not exist.
-
-    Raises:
-        ModelLoadError: the checkpoint does not exist or has nothing to convert, or the folder has
-            files.
-        OSError: the folder cannot be written.
     """
     output = output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

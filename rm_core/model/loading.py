@@ -349,11 +349,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def _check_experts(config: ModelConfig, compilation: CompilationChoice) -> CompilationChoice:
-    """Return the choice of compilation for a mixture of experts.
-
-    Raises:
-        ModelLoadError: a setting does not work with experts.
-    """
+    """Choose the compilation of a mixture of experts, and refuse settings that do not work."""
     if config.deterministic:
         raise ModelLoadError(
             f"{config.name} has experts, whose products depend on how many tokens of a batch each "
@@ -488,11 +484,7 @@ def _read_template(path: str, name: str) -> str:
 
 
 def check_transformers_config(checkpoint: Checkpoint) -> None:
-    """Refuse a config.json that transformers rejects, or whose parts contradict each other.
-
-    Raises:
-        ModelLoadError: transformers rejects the file; the message contains its reason.
-    """
+    """Refuse a config.json that transformers rejects, or whose parts contradict each other."""
     from transformers.models.auto import configuration_auto, modeling_auto
 
     file, family = checkpoint.path / "config.json", checkpoint.family

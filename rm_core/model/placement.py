@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for the setting `device`; `auto` is the first CUDA device, else the CPU.
-
-    Raises:
-        ModelLoadError: the device is unknown, unsupported or not available.
-    """
+    """Return the device for the setting `device`; `auto` is the first CUDA device, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -51,11 +47,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_devices(name: str, number: int) -> tuple[torch.device, ...]:
-    """Return the devices over which a model is spread, in the order of its layers.
-
-    Raises:
-        ModelLoadError: fewer devices are available, or `name` does not allow several.
-    """
+    """Return the devices over which a model is spread, in the order of its layers."""
     first = resolve_device(name)
     if number == 1:
         return (first,)
@@ -83,11 +75,7 @@ _NO_FLOAT16 = {"gemma2": "Gemma-2", "gemma3": "Gemma-3", "gemma3_text": "Gemma-3
 
 
 def resolve_dtype(name: DType, device: torch.device, family: str) -> torch.dtype:
-    """Return the decoder's dtype for the setting `dtype`; `auto` is bfloat16 on CUDA, else float32.
-
-    Raises:
-        ModelLoadError: the family would score wrongly in this dtype.
-    """
+    """Return the decoder's dtype for the setting; `auto` is bfloat16 on CUDA, else float32."""
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     if name == "float16" and family in _NO_FLOAT16:

@@ -89,12 +89,9 @@ class _RecordingBackend:
 
 @torch.inference_mode()
 def probe_decoder(model: PreTrainedModel, devices: Sequence[torch.device]) -> Probe:
-    """Run a tiny row through a decoder.
+    """Run a tiny row through a decoder; refuse an architecture that does not work with packed rows.
 
     Packed attention is installed in the decoder, and its layers are not prepared yet.
-
-    Raises:
-        ModelLoadError: the architecture does not work with packed rows; the message says why.
     """
     layers, config = get_decoder_layers(model), model.config.get_text_config()
     backend = _RecordingBackend()

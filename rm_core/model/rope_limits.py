@@ -30,11 +30,7 @@ class PositionLimit:
 
 
 def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
-    """Return the position limit of a config.json with a checked `max_position_embeddings`.
-
-    Raises:
-        ModelLoadError: the scaling is unknown or has values of the wrong type.
-    """
+    """Return the position limit of a config.json with a checked `max_position_embeddings`."""
     declared = int(config["max_position_embeddings"])
     # Same order as in transformers: the name of version 4 takes precedence.
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"

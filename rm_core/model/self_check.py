@@ -113,14 +113,10 @@ class SelfCheck:
     description: str  # dtype and attention of the reference, for messages
 
     def compare(self, outputs: Sequence[float | ScoreError]) -> float:
-        """Return the largest absolute difference of the engine's outputs from plain transformers'.
+        """Return the largest absolute difference from plain transformers, if the check allows it.
 
         The outputs are those of all sequences in order. 0 if plain transformers computed no finite
         output.
-
-        Raises:
-            ModelLoadError: an output differs by more than its tolerance, or the engine cannot score
-                a sequence that plain transformers can score.
         """
         largest = 0.0
         for value, expected, allowed in zip(
@@ -149,13 +145,9 @@ class SelfCheck:
 
 
 def encode_samples(encoder: Encoder) -> tuple[Encoded, ...]:
-    """Encode the built-in conversations, truncated to the model's limit.
+    """Encode built-in conversations; their ids have to be those of `apply_chat_template`.
 
     A step model reads them as problems with steps, and a judge as pairs of answers.
-
-    Raises:
-        ModelLoadError: token ids differ from those of transformers' `apply_chat_template`, not
-            counting BOS.
     """
     if not isinstance(encoder, ChatEncoder):
         items = _ITEMS[encoder.kind]

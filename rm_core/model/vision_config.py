@@ -64,10 +64,6 @@ def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
     transformers writes them there up to version 4.51, and into `text_config` since. A config of a
     text model is unchanged.
-
-    Raises:
-        ModelLoadError: the model reads images or other media and its family is not supported, or
-            `text_config` is not an object.
     """
     listed, family = config.get("architectures"), config.get("model_type")
     if not isinstance(family, str) or family not in VISION_LANGUAGE:
@@ -95,10 +91,6 @@ def read_vision_config(folder: Path, config: Mapping[str, Any]) -> VisionConfig 
     """Return how a checkpoint turns images into tokens; None for a model that reads text only.
 
     The config is the result of `merge_text_config`, checked by `check_config`.
-
-    Raises:
-        ModelLoadError: numbers of config.json are missing, contradict each other, or contradict
-            those of the image processor.
     """
     if config.get("model_type") not in VISION_LANGUAGE:
         return None
@@ -138,9 +130,6 @@ def read_image_processor_config(folder: Path) -> tuple[Path, dict[str, Any]]:
 
     transformers writes it to preprocessor_config.json up to version 4, and into
     processor_config.json since, which it prefers.
-
-    Raises:
-        ModelLoadError: the checkpoint has neither, or the file is damaged.
     """
     if (file := folder / "processor_config.json").exists():
         content = read_json(file).get("image_processor")

@@ -46,11 +46,7 @@ _RENAMED = {r"^model\.visual\.": "visual."}
 
 
 def read_transformers_config(path: Path) -> PreTrainedConfig:
-    """Return transformers' config of a checkpoint, without references to code in its folder.
-
-    Raises:
-        ModelLoadError: transformers rejects the file; the message contains its reason.
-    """
+    """Return transformers' config of a checkpoint, without references to code in its folder."""
     from transformers import AutoConfig
 
     try:
@@ -68,11 +64,7 @@ def read_transformers_config(path: Path) -> PreTrainedConfig:
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the decoder of a checkpoint on the CPU; every weight is accounted for.
-
-    Raises:
-        ModelLoadError: the weights do not match the config, or are not finite.
-    """
+    """Load the decoder of a checkpoint on the CPU; every weight is accounted for."""
     silence_torchao()
     assert checkpoint.files is not None
     assert checkpoint.head is not None
@@ -122,9 +114,6 @@ def read_head(
     A head that transformers' classifiers have gets the decoder's dtype first, as there; a value
     head keeps the dtype of the files, as in trl. All arithmetic is in float32. `label_ids` are the
     tokens whose logits are read, if the checkpoint's layout names none.
-
-    Raises:
-        ModelLoadError: the head's weights are not finite, or a token does not exist.
     """
     layout = checkpoint.head
     assert layout is not None

@@ -31,11 +31,7 @@ class Measurement:
 
 
 def measure(config: ModelConfig, load: Load) -> Measurement:
-    """Load a model and measure its rate and memory.
-
-    Raises:
-        ModelLoadError: the model is not available locally, or is refused.
-    """
+    """Load a model, which has to be available locally, and measure its rate and memory."""
     scorer = RewardScorer.load(config)
     is_cuda = scorer.loaded_model.device.type == "cuda"
     if is_cuda:

@@ -97,11 +97,7 @@ class Rate:
 def estimate_memory(
     shape: ModelShape, device: Device, dtype: torch.dtype, num_devices: int = 1
 ) -> Memory:
-    """Estimate the memory of a replica on each device.
-
-    Raises:
-        PlanError: the model does not fit; the message names a sufficient number of devices.
-    """
+    """Estimate the memory of a replica on each device, or say how many devices are enough."""
     memory = _try_estimate_memory(shape, device, dtype, num_devices)
     if memory is not None:
         return memory

@@ -57,11 +57,7 @@ def print_catalog(as_json: bool) -> None:
 
 
 def print_entry(name: str, as_json: bool) -> None:
-    """Print a checkpoint with the status and the source of every fact.
-
-    Raises:
-        UnknownCheckpointError: the catalogue does not have the name; the message lists its names.
-    """
+    """Print a checkpoint with the status and the source of every fact."""
     entry = find_entry(name)
     if entry is None:
         known = ", ".join(e.name for e in load_catalog())

@@ -26,11 +26,7 @@ class SingleValueCommand(click.Command):
     """Command that refuses a repeated option of which click would keep only the last value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; see `click.Command.parse_args`.
-
-        Raises:
-            click.UsageError: an option with one value is given several times.
-        """
+        """Parse the arguments; an option with one value is refused if it is given several times."""
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option, number in Counter(given).items():
             takes_one = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
@@ -307,11 +303,7 @@ def get_given_options(names: Iterable[str]) -> list[str]:
 
 
 def refuse_with_url(names: Iterable[str]) -> None:
-    """Refuse options that are settings of the service when `--url` is given.
-
-    Raises:
-        click.UsageError: `names` is not empty; the message names the first option.
-    """
+    """Refuse options that are settings of the service when `--url` is given."""
     for name in names:
         raise click.UsageError(
             f"--{name.replace('_', '-')} is a setting of the service at --url, fixed when the "
@@ -372,11 +364,7 @@ def column_options(command: CommandT) -> CommandT:
 
 
 def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of `column_options` from a command's options.
-
-    Returns:
-        Keyword arguments of `serve.jobs.columns.Columns`.
-    """
+    """Remove the options of `column_options`, and return the arguments of `Columns`."""
     columns = {name: options.pop(f"{name}_column") for name in COLUMNS}
     columns["ignored"] = options.pop("ignore_column")
     return columns | {name: options.pop(name) for name in ("transcripts", "policy_template")}
@@ -418,11 +406,7 @@ def executor_options(command: CommandT) -> CommandT:
 
 
 def pop_executor_options(options: dict[str, Any]) -> ExecutorOptions:
-    """Remove the options of `executor_options` from a command's options, and return them.
-
-    Raises:
-        click.UsageError: options exclude each other.
-    """
+    """Remove the options of `executor_options` from a command's options, and return them."""
     from serve.jobs.command import ExecutorOptions
 
     model = {name: options.pop(name) for name in ("model", *LOADING_OPTIONS)}

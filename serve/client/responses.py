@@ -313,11 +313,7 @@ def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
 
 
 def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
-    """Parse a result of `/v1/compare` of a judge.
-
-    Raises:
-        ServiceError: the model is not a judge.
-    """
+    """Parse a result of `/v1/compare` of a judge."""
     if error := read_error(item):
         return error
     if "orders" not in item:
@@ -347,11 +343,7 @@ def read_error(item: Mapping[str, Any]) -> ScoreError | None:
 
 
 def read_count(value: Any) -> int:
-    """Return a number of tokens.
-
-    Raises:
-        ValueError: `value` is not an integer from 0 to 2**53.
-    """
+    """Return a number of tokens, an integer from 0 to 2**53."""
     if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
         raise ValueError(f"{str(value)[:40]!r} is not a number of tokens")
     return value
@@ -401,11 +393,7 @@ class ResponseBody:
         self._decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
 
     def feed(self, data: bytes) -> None:
-        """Add the next bytes of the body, as received.
-
-        Raises:
-            UnreadableAnswerError: the body is too large, arrives too slowly or is not valid gzip.
-        """
+        """Add the next bytes, as received; refuse a body that is too large or too slow."""
         num_remaining = self._max_bytes - len(self._content)
         if self._decompressor is not None:
             try:
@@ -422,11 +410,7 @@ class ResponseBody:
             raise UnreadableAnswerError("it arrives too slowly; allow more time (timeout_s)")
 
     def build_response(self) -> httpx.Response:
-        """Return the complete response.
-
-        Raises:
-            UnreadableAnswerError: the compressed body is incomplete.
-        """
+        """Return the complete response."""
         if self._decompressor is not None and self._content and not self._decompressor.eof:
             raise UnreadableAnswerError("it cannot be decompressed (its end is missing)")
         kept = {"Content-Type", "Retry-After"} & {n.title() for n in self._response.headers}

@@ -2,6 +2,7 @@
 
 A generator yields requests and pauses. The client that runs the generator, on a thread or in an
 event loop, sends back each response or exception. Both clients share all decisions in this way.
+A request that failed for good raises `ServiceError`.
 """
 
 from __future__ import annotations
@@ -81,11 +82,7 @@ class Sender:
     def request(
         self, method: str, route: str, content: bytes | None = None
     ) -> Steps[dict[str, Any]]:
-        """Return the JSON object of the final response.
-
-        Raises:
-            ServiceError: the request failed.
-        """
+        """Return the JSON object of the final response."""
         response, display_url = yield from self._send(method, route, content)
         body = parse_json_object(response)
         if body is None:
@@ -146,9 +143,6 @@ def control_model(
     """Send a command for a model to each address; return the answers in the order of addresses.
 
     The action is `sleep`, `wake` or `reload`; `model` may be None if the service has one model.
-
-    Raises:
-        ServiceError: a request failed, or the service has several models and none is named.
     """
     content = encode_json(body).encode()
     answers = []
@@ -274,11 +268,7 @@ class BatchCall(Generic[R]):
                 yield index, encoded
 
     def send_shard(self, shard: RequestShard, sender: Sender) -> Steps[None]:
-        """Send a shard; if the service rejects it as too large, send its halves.
-
-        Raises:
-            ServiceError: the request failed.
-        """
+        """Send a shard; if the service rejects it as too large, send its halves."""
         content = f"{self._body_prefix}[{','.join(shard.items)}]}}".encode()
         try:
             response = yield from sender.request("POST", self.route.path, content)
@@ -305,11 +295,7 @@ class BatchCall(Generic[R]):
         return results
 
     def collect_results_or_raise(self) -> list[R]:
-        """Return all results in the order of the items.
-
-        Raises:
-            ScoringFailedError: some results are errors.
-        """
+        """Return all results in order, or raise `ScoringFailedError` if some are errors."""
         results = self.collect_results()
         succeeded = [result for result in results if not isinstance(result, ScoreError)]
         if len(succeeded) < len(results):
@@ -317,12 +303,7 @@ class BatchCall(Generic[R]):
         return succeeded
 
     def build_ranking(self: BatchCall[RankedResponse]) -> Ranking:
-        """Return the ranking of the items, once all shards are done.
-
-        Raises:
-            ScoringFailedError: some results are errors.
-            ServiceError: a judge compared only some of the answers with each other.
-        """
+        """Return the ranking of the items, once all shards are done."""
         answers = self.collect_results_or_raise()
         if self.num_responses > 1 and any(answer.num_comparisons is not None for answer in answers):
             raise ServiceError(
@@ -369,12 +350,7 @@ class BatchCall(Generic[R]):
 
 
 def encode_json(value: object) -> str:
-    """Encode a value as JSON; numpy arrays and scalars become lists and numbers.
-
-    Raises:
-        ValueError: the value has NaN or an infinite number.
-        TypeError: the value has an object that JSON cannot represent.
-    """
+    """Encode a value as strict JSON; numpy arrays and scalars become lists and numbers."""
     # Not httpx's encoding, which raises on half of a surrogate pair.
     return json.dumps(value, allow_nan=False, default=_encode_array)
 

@@ -38,11 +38,7 @@ RECONFIGURABLE_FIELDS = (
 
 
 def apply_user_config(settings: Settings, user_config: Mapping[str, Any]) -> Settings:
-    """Return the gateway's settings with the changes of `user_config`.
-
-    Raises:
-        ModelLoadError: a bad value, or a name that is not in `RECONFIGURABLE_FIELDS`.
-    """
+    """Return the gateway's settings with the changes of `user_config`."""
     if unknown := sorted(set(user_config) - set(RECONFIGURABLE_FIELDS)):
         if unknown[0] in REMOVED_SETTINGS:
             raise ModelLoadError(
@@ -66,11 +62,7 @@ class ReplicaUserConfig(BaseModel):
 
     @classmethod
     def from_user_config(cls, user_config: Mapping[str, Any]) -> ReplicaUserConfig:
-        """Validate `user_config`.
-
-        Raises:
-            ModelLoadError: a bad value, or an unknown name.
-        """
+        """Validate `user_config`."""
         try:
             return cls.model_validate(dict(user_config))
         except ValidationError as error:

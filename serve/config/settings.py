@@ -327,11 +327,7 @@ class Settings(BaseSettings):
 
 
 def reject_removed(name: str) -> None:
-    """Reject a setting that earlier versions had.
-
-    Raises:
-        ValueError: the setting was removed; the message says what replaces it.
-    """
+    """Refuse a setting that earlier versions had; the message says what replaces it."""
     if name in REMOVED_SETTINGS:
         raise ValueError(f"the setting `{name}` was removed: {REMOVED_SETTINGS[name]}")
 

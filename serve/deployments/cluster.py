@@ -46,9 +46,6 @@ def enable_token_auth(insecure: bool = False) -> None:
 
     Only processes of this cluster know the token. If `insecure`, Ray without a token is accepted
     where RAY_AUTH_MODE asks for that.
-
-    Raises:
-        ModelLoadError: RAY_AUTH_MODE asks for Ray without a token, and `insecure` is false.
     """
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":

@@ -91,9 +91,6 @@ class Gateway:
         """Apply `user_config` of a Serve config; omitted settings have the values of the start.
 
         The files of API keys are read again every time.
-
-        Raises:
-            ModelLoadError: a bad value, or a setting that cannot be changed while the service runs.
         """
         settings = apply_user_config(self._initial_settings, user_config)
         configure_logging(settings.log_level, settings.log_format)

@@ -82,11 +82,7 @@ class ScorerReplica:
     async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
     ) -> BatchResult:
-        """Score one batch without blocking the event loop.
-
-        Raises:
-            ReplicaBusyError, ReplicaLostError: see `Worker.run_batch`.
-        """
+        """Score one batch without blocking the event loop."""
         self._backlog.update(gateway, backlog_tokens)
         async with _delay_rejection():
             result = await self._worker.run_batch(sequences)
@@ -117,11 +113,7 @@ class ScorerReplica:
         return {QUEUED_TOKENS: float(self._backlog.sum_tokens())}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply `user_config` of a Serve config; omitted settings have the values of the start.
-
-        Raises:
-            ModelLoadError: an unknown name or a bad value.
-        """
+        """Apply `user_config` of a Serve config; omitted settings have the values of the start."""
         changes = ReplicaUserConfig.from_user_config(user_config)
         configure_logging(changes.log_level or self._log_level, self._log_format)
         self._stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s

@@ -72,11 +72,7 @@ _ERROR_PAGES = {
 
 
 def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
-    """Choose the process that listens; a cluster that runs already has its own ingress.
-
-    Raises:
-        ModelLoadError: `ingress` asks for HAProxy where it is not available.
-    """
+    """Choose the process that listens; a cluster that runs already has its own ingress."""
     reason = _explain_missing_haproxy()
     if settings.ingress == "haproxy":
         if not own_cluster:

@@ -37,9 +37,6 @@ def run(
     """Serve until a signal comes, then finish the accepted requests.
 
     The watcher starts once the service is ready.
-
-    Raises:
-        ModelLoadError: a model was refused.
     """
     _check_single_process(settings)
     configure_logging(settings.log_level, settings.log_format)

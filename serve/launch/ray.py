@@ -50,9 +50,6 @@ def run_with_ray(
     """Serve on Ray until a signal comes: on the cluster of RAY_ADDRESS, or else on a private one.
 
     Does not return: the process ends.
-
-    Raises:
-        ModelLoadError: a model was refused, or the service cannot listen on its address.
     """
     joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
     ingress_kind = ingress.choose_ingress(settings, not joins_cluster)
@@ -184,11 +181,7 @@ def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> An
 def run_locally(
     settings: Settings, notify: StatusCallback, watched: Mapping[str, Path] = MappingProxyType({})
 ) -> None:
-    """Serve from this process, without Ray, until a signal comes; see `run_with_ray`.
-
-    Raises:
-        ModelLoadError: a model was refused, or the service cannot listen on its address.
-    """
+    """Serve from this process, without Ray, until a signal comes; see `run_with_ray`."""
     from serve.launch import local
 
     run_preflight_checks(settings, notify)
@@ -196,11 +189,7 @@ def run_locally(
 
 
 def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
-    """Check checkpoints, API keys and the address before anything is started.
-
-    Raises:
-        ModelLoadError: a checkpoint's files or the API keys are invalid, or the port is taken.
-    """
+    """Check checkpoints, API keys and the address before anything is started."""
     keys, admin_keys = KeyRing.from_settings(settings), KeyRing.from_settings(settings, admin=True)
     for warning in build_key_warnings(settings, keys, admin_keys):
         notify(warning)

@@ -38,11 +38,7 @@ FileStates: TypeAlias = tuple[tuple[str, int, int], ...]
 
 
 def parse_watched_folders(values: tuple[str, ...], settings: Settings) -> dict[str, Path]:
-    """Return the watched folder of each model, from `ALIAS=FOLDER`, or `FOLDER` of the only model.
-
-    Raises:
-        ModelLoadError: a model is unknown, missing or named twice.
-    """
+    """Return the watched folder of each model; the only model needs no `ALIAS=` before it."""
     aliases = [model.alias for model in settings.models]
     folders: dict[str, Path] = {}
     for value in values:

@@ -262,11 +262,7 @@ class ServedModel:
         return self.require_info()
 
     def require_info(self) -> ModelInfo:
-        """Return the effective settings, also of a model that sleeps.
-
-        Raises:
-            NotReadyError: the model is not loaded.
-        """
+        """Return the effective settings of a model that is loaded, also while it sleeps."""
         if self.model_info is None:
             reason = f" ({self.failure})" if self.failure else ""
             raise NotReadyError(
@@ -372,11 +368,7 @@ class ServedModel:
         self.dispatcher.pause(self._build_asleep_error() if refuses else None)
 
     def require_kind(self, *kinds: Kind) -> None:
-        """Return if the model is of one of the kinds that a route serves.
-
-        Raises:
-            WrongKindError: it is not.
-        """
+        """Raise `WrongKindError` if the model is of none of the kinds that a route serves."""
         kind = self.encoder.kind
         if kind not in kinds:
             allowed = " or ".join(KIND_NAMES[allowed] for allowed in kinds)
@@ -386,13 +378,10 @@ class ServedModel:
             )
 
     def check_capacity(self, client: str, max_queued_tokens: int) -> None:
-        """Return if a client has fewer tokens queued than its share.
+        """Raise `OverloadedError` if a client has its share of tokens queued.
 
         Clients with queued tokens, and this one, have equal shares. So a client with nothing queued
         is always accepted, however much the other clients sent.
-
-        Raises:
-            OverloadedError: the client has reached its share.
         """
         queued = self.dispatcher.tokens_by_client.get(client, 0)
         share = self.get_token_share(client, max_queued_tokens)
@@ -651,11 +640,7 @@ class ServedModel:
         return max(1, max_queued_tokens // self._count_clients(client))
 
     def _check_calibration(self, info: ModelInfo) -> None:
-        """Return if the calibration, if there is one, belongs to the model of the settings.
-
-        Raises:
-            ModelLoadError: it is that of another model.
-        """
+        """Refuse a calibration of another model than that of the settings."""
         if self._calibration is None or info.version != self.settings.version:
             return  # after a reload, `_find_calibration` leaves out what does not fit
         if difference := self._calibration.find_difference(info.fingerprint):
@@ -671,11 +656,7 @@ class ServedModel:
             )
 
     async def _fetch_info(self) -> ModelInfo:
-        """Fetch the effective settings of a replica, and check that its tokenizer is this one.
-
-        Raises:
-            NotReadyError: the replica has another tokenizer, or cannot be reached.
-        """
+        """Fetch the effective settings of a replica, and check that its tokenizer is this one."""
         try:
             info = await self._backend.describe()
         except (ReplicaBusyError, ReplicaLostError) as error:

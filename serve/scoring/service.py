@@ -113,20 +113,12 @@ class ScoringService:
         return models
 
     def check_health(self) -> None:
-        """Return if no model's encoder is stuck; a stuck one needs a new process.
-
-        Raises:
-            NotReadyError: an encoder is stuck.
-        """
+        """Raise `NotReadyError` if a model's encoder is stuck, which needs a new process."""
         for model in self._models.values():
             model.encoder_thread.check_health()
 
     def check_any_capacity(self, client: str) -> None:
-        """Return if any model can queue tokens for a client.
-
-        Raises:
-            OverloadedError: no model can.
-        """
+        """Raise `OverloadedError` if no model can queue tokens for a client."""
         for model in self._models.values():
             try:
                 model.check_capacity(client, self.settings.max_queued_tokens)

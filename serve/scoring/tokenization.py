@@ -85,11 +85,7 @@ class RequestOptions:
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
-    """Refuse a request with more conversations, called `noun`, than the setting; a pair is two.
-
-    Raises:
-        BadRequestError: there are more conversations than the limit.
-    """
+    """Refuse a request with more conversations, called `noun`, than the setting; a pair is two."""
     if number > limit:
         raise BadRequestError(
             f"the request has {number:,} {noun} and the limit is {limit:,}; split it into "
@@ -263,11 +259,7 @@ class InputSize(NamedTuple):
 def estimate_sizes(
     conversations: Sequence[object], limit: int, max_images: int = 256
 ) -> list[InputSize]:
-    """Estimate the size of each conversation; text that several share is counted each time.
-
-    Raises:
-        RequestTooLargeError: the conversations have more characters or images together.
-    """
+    """Estimate the size of each conversation; shared text is counted each time."""
     sizes: list[InputSize] = []
     total = 0
     tools_sizes: dict[int, int] = {}
@@ -454,13 +446,10 @@ class EncoderThread:
     async def run(
         self, flow: Flow[EncoderTask], size: int, work: Callable[[Callable[[], None]], T]
     ) -> T:
-        """Run work when its turn comes, and return its result.
+        """Run work when its turn comes, and return its result, unless the thread is stuck.
 
         If the call is cancelled, the work is dropped, or ends soon if it is running. The size is in
         characters that count against the share of the client.
-
-        Raises:
-            NotReadyError: the thread is stuck.
         """
         self.check_health()
         loop = asyncio.get_running_loop()
@@ -488,11 +477,7 @@ class EncoderThread:
         )
 
     def check_health(self) -> None:
-        """Return if the thread is not stuck.
-
-        Raises:
-            NotReadyError: the thread is stuck.
-        """
+        """Raise `NotReadyError` if the thread is stuck."""
         if reason := self.stall_reason():
             raise NotReadyError(
                 f"model {self._alias!r} is stuck at {reason}; the gateway has to be restarted"

@@ -168,11 +168,7 @@ class RayBackend:
         return None if self._status is None else self._status.info
 
     async def control(self, command: ModelCommand) -> ModelInfo:
-        """See `Backend`.
-
-        Raises:
-            NotReadyError: the process that gives commands to replicas was lost meanwhile.
-        """
+        """See `Backend`."""
         assert self._control is not None, "built without `control`"
         try:
             with _translate_ray_errors(self._alias):
@@ -254,11 +250,7 @@ def _count_running(app_name: str, deployment: str) -> int:
 
 
 def pin_revision(settings: ModelSettings) -> ModelSettings:
-    """Return the settings with the revision of a hub checkpoint replaced by its commit.
-
-    Raises:
-        ModelLoadError: the hub checkpoint or its revision cannot be found.
-    """
+    """Return the settings with the revision of a hub checkpoint replaced by its commit."""
     if not settings.is_on_hub:
         return settings
     checkpoint = open_checkpoint(settings.to_model_config(), weights=False)
@@ -268,11 +260,7 @@ def pin_revision(settings: ModelSettings) -> ModelSettings:
 
 
 def pin_settings(settings: ModelSettings) -> ModelSettings:
-    """Return the settings with all values fixed on which gateways and replicas have to agree.
-
-    Raises:
-        ModelLoadError: the hub checkpoint or its revision cannot be found.
-    """
+    """Return the settings with all values fixed on which gateways and replicas have to agree."""
     settings = pin_revision(settings)
     # Replicas may start on different days, but their templates must write the same date.
     today = datetime.date.today().isoformat()
@@ -284,9 +272,6 @@ def build_stage_command(settings: ModelSettings, source: str, version: str | Non
 
     The source is a folder, or ORG/NAME@REVISION on the hub; the version defaults to the folder's
     name or the commit.
-
-    Raises:
-        ReloadRefusedError: the checkpoint cannot be found, or the version cannot be printed.
     """
     folder = find_local_folder(source)
     name, _, revision = (str(folder), "", "") if folder else source.partition("@")
@@ -306,12 +291,7 @@ def build_stage_command(settings: ModelSettings, source: str, version: str | Non
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:
-    """Load a model and warm it up; each stage is logged.
-
-    Raises:
-        ModelLoadError: the model cannot be loaded, or would compute wrong rewards.
-        ScoringError: the model cannot score the warm-up conversation.
-    """
+    """Load a model and warm it up; each stage is logged."""
     started = time.perf_counter()
     logger.info("%s: loading", settings.alias)
     scorer = RewardScorer.load(settings.to_model_config(), settings.to_batch_config())

@@ -209,11 +209,7 @@ def _has_room(scorer: RewardScorer) -> bool:
 
 
 def _check_compatible(old: RewardScorer, new: RewardScorer) -> None:
-    """Refuse weights that requests cannot move to from one batch to the next.
-
-    Raises:
-        ModelLoadError: the two read conversations differently.
-    """
+    """Refuse weights with which conversations would be read in another way than before."""
     before, after = old.describe(), new.describe()
     names = ("kind", "step_format", "family", "head", "encoding_sha256", "max_length", "dtype")
     for name in names:

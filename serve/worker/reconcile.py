@@ -38,11 +38,7 @@ class Reconciler:
         self._has_failed = False
 
     def start(self, target: TargetState) -> TargetState:
-        """Load the model; return the state that was reached, in which nothing is staged.
-
-        Raises:
-            ModelLoadError: the model cannot be loaded, or its files have changed.
-        """
+        """Load the model; return the state that was reached, in which nothing is staged."""
         if self.worker is not None:
             self.worker.close()
             self.worker = None
@@ -129,11 +125,7 @@ class Reconciler:
         return worker
 
     def _check_identity(self, worker: ManagedWorker, target: TargetState) -> None:
-        """Refuse files that are no longer those that the other replicas have read.
-
-        Raises:
-            ModelLoadError: they have changed.
-        """
+        """Refuse files that are no longer those that the other replicas have read."""
         found = worker.info.revision
         if target.identity not in (None, found):
             raise ModelLoadError(

@@ -196,11 +196,7 @@ class ReplicaGroup:
             self._turn.release()
 
     async def _bring(self, **changes: Any) -> ModelInfo:
-        """Give replicas another target; return once all of them have reported on it.
-
-        Raises:
-            RewardError: error of the first replica that has one.
-        """
+        """Give replicas another target; return once all of them have reached it."""
         self._set_target(**changes)
         while not (self._reports and all(map(self._has_reported, self._reports.values()))):
             if not await self._wait_for_change(self._poll_s):

@@ -290,11 +290,7 @@ class Worker:
         return self._info
 
     async def describe(self) -> ModelInfo:
-        """Return `info`.
-
-        Raises:
-            ReplicaLostError: see `check_health`.
-        """
+        """Return `info`."""
         self.check_health()
         return self.info
 

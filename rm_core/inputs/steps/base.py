@@ -116,11 +116,7 @@ class StepFormatBase(ABC):
         )
 
     def get_problem(self, prompt: Messages) -> str:
-        """Return the only message of a prompt, for formats without a chat template.
-
-        Raises:
-            InvalidConversationError: the prompt is not one message of the user.
-        """
+        """Return the user's message, which has to be the only one without a chat template."""
         roles = [message["role"] for message in prompt]
         if roles != ["user"]:
             raise InvalidConversationError(

@@ -136,12 +136,7 @@ async def compute_rewards(
     items: Sequence[object],
     options: ScoringOptions | None = None,
 ) -> CompatResult:
-    """Score all items of a body, or raise an error.
-
-    Raises:
-        RewardError: the request failed, or a conversation cannot be scored; the error is that of
-            the first such conversation.
-    """
+    """Score all items of a body, or raise the error of the first that cannot be scored."""
     options = options or ScoringOptions()
     scores = await service.score(
         name,
@@ -168,13 +163,10 @@ async def compute_rewards(
 
 
 def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:
-    """Resolve the model name of a body whose own service accepts any name.
+    """Resolve the model name of a body; the only model may have any name, as in the other service.
 
     The first name that is not None counts. Without a model of that name, None is returned, which
     means the only model.
-
-    Raises:
-        UnknownModelError: no model of that name is served, and several models are served.
     """
     name = next((name for name in names if name is not None), None)
     try:
@@ -187,11 +179,7 @@ def resolve_model_name(service: ScoringService, *names: str | None) -> str | Non
 
 
 def check_inputs(value: object) -> object:
-    """Check inputs in the form of most services: one or several texts or lists of token ids.
-
-    Raises:
-        ValueError: the value has another form.
-    """
+    """Check inputs in the form of most services: one or several texts or lists of token ids."""
     if isinstance(value, str) or _is_list_of(str, value) or _is_token_ids(value):
         return value
     if isinstance(value, list) and all(map(_is_token_ids, value)):
@@ -217,11 +205,7 @@ def is_single(inputs: Any) -> bool:
 
 
 def parse_inputs(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
-    """Convert inputs to prerendered texts and token ids.
-
-    Raises:
-        EmptyInputError: the list of inputs is empty.
-    """
+    """Convert inputs to prerendered texts and token ids."""
     items = [inputs] if is_single(inputs) else inputs
     if not items:
         raise EmptyInputError("You must pass at least one prompt")
@@ -253,11 +237,7 @@ class ChatBody(CompatBody):
         return self
 
     def get_conversations(self) -> list[Any]:
-        """Return the conversation to score, with `arguments` of tool calls parsed, as in vLLM.
-
-        Raises:
-            InvalidConversationError: the text of `arguments` is not a JSON object.
-        """
+        """Return the conversation to score, with `arguments` of tool calls parsed, as in vLLM."""
         return [add_tools(parse_arguments(self.messages), self.tools)]
 
 
@@ -283,11 +263,7 @@ class VllmBody(CompatBody):
     request_id: str | None = None
 
     def get_options(self) -> ScoringOptions:
-        """Return the scoring options that correspond to the fields.
-
-        Raises:
-            BadRequestError: `truncate_prompt_tokens` is 0.
-        """
+        """Return the scoring options that correspond to the fields."""
         priority = max(-_PRIORITIES, min(_PRIORITIES, self.priority))
         if self.truncate_prompt_tokens is None:
             return ScoringOptions(priority=priority)

@@ -105,9 +105,6 @@ def check_host(
     """Reject a request whose Host header names another host.
 
     Without Host, the request is allowed: no browser sends it. A foreign web page has no API key.
-
-    Raises:
-        MisdirectedRequestError: the host is not allowed.
     """
     allowed = _get_allowed_hosts(settings.host, settings.allowed_hosts, with_keys)
     if allowed is None:
@@ -203,11 +200,7 @@ def _build_login_response(error: RewardError, scope: Scope) -> Response:
 
 
 def authenticate(scope: Scope, *rings: KeyRing) -> str:
-    """Return the name of the key of a request, which one of the key rings has to know.
-
-    Raises:
-        AuthenticationError: the key is missing or unknown.
-    """
+    """Return the name of the key of a request, which one of the key rings has to know."""
     key = get_sent_key(scope)
     names = [ring.find_name(key) for ring in rings]  # all of them: takes the same time for each key
     name = next(filter(None, names), None)
@@ -217,12 +210,7 @@ def authenticate(scope: Scope, *rings: KeyRing) -> str:
 
 
 def authorize(scope: Scope) -> str:
-    """Return the client's name if it may use the lifecycle routes.
-
-    Raises:
-        AuthenticationError: the request has no key, or an unknown one.
-        PermissionDeniedError: the client may score, but not control models.
-    """
+    """Return the client's name if it may use the lifecycle routes."""
     state = scope["app"].state
     if "authorization" in Headers(scope=scope) and (
         name := state.admin_keys.find_name(get_sent_key(scope))
@@ -265,11 +253,7 @@ def _find_foreign_sign(scope: Scope, allowed: AdminWithoutKey) -> str | None:
 
 
 def get_sent_key(scope: Scope) -> bytes:
-    """Return the API key of a request.
-
-    Raises:
-        AuthenticationError: there is none, or the header is malformed.
-    """
+    """Return the API key of a request."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if not values:
         raise AuthenticationError("the API key is missing; send Authorization: Bearer KEY")
@@ -311,9 +295,6 @@ class KeyRing:
         """Create a key ring from the keys in the settings, and in the key file that they name.
 
         With `admin`, these are the keys that may control models.
-
-        Raises:
-            ModelLoadError: the file cannot be read or has no key, or a key cannot be used.
         """
         setting = "admin_api_keys" if admin else "api_keys"
         listed: Sequence[SecretStr] = getattr(settings, setting)

@@ -190,9 +190,6 @@ class Deadline:
 
         Without `X-Request-Timeout-Seconds`, the setting `request_timeout_s` counts; larger values
         are lowered to `max_request_timeout_s`.
-
-        Raises:
-            BadRequestError: the header is not a positive number.
         """
         value = headers.get(TIMEOUT_HEADER, headers.get(HIDDEN_TIMEOUT_HEADER))
         requested = settings.request_timeout_s if value is None else _parse_seconds(value)
@@ -222,11 +219,7 @@ def _parse_seconds(value: str) -> float:
 
 
 def _check_headers(headers: Headers, max_bytes: int) -> None:
-    """Reject a body by its headers, before reading it: by type, encoding or length.
-
-    Raises:
-        InputError: the body is not plain JSON in UTF-8, or has more than `max_bytes`.
-    """
+    """Reject a body by its headers, before reading it: by type, encoding or length."""
     length = headers.get("content-length", "0")
     if length == "0" and "transfer-encoding" not in headers:  # no body
         return
@@ -247,11 +240,7 @@ def _check_headers(headers: Headers, max_bytes: int) -> None:
 
 
 async def _read_small_body(receive: Receive, timeout_s: float) -> bytes:
-    """Read a body of at most `_MAX_ADMIN_BODY_BYTES`.
-
-    Raises:
-        BodyTooLargeError, BodyTimeoutError, ClientDisconnectedError: see `_read_body`.
-    """
+    """Read a body of at most `_MAX_ADMIN_BODY_BYTES`."""
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
@@ -273,13 +262,7 @@ async def _read_small_body(receive: Receive, timeout_s: float) -> bytes:
 async def _read_body(
     receive: Receive, slot: AdmissionSlot, settings: Settings, deadline: Deadline
 ) -> bytes:
-    """Read a whole body; the slot has to accept each chunk before the chunk is kept.
-
-    Raises:
-        BodyTooLargeError: the body is longer than `max_body_bytes`.
-        BodyTimeoutError, DeadlineExceededError: the body did not arrive in time, or too slowly.
-        ClientDisconnectedError: the client disconnected.
-    """
+    """Read a whole body; the slot has to accept each chunk before the chunk is kept."""
     started_at = asyncio.get_running_loop().time()
     timeout_at = started_at + settings.body_timeout_s
     too_slow_at = math.inf

@@ -31,11 +31,7 @@ _UNREAD: Mapping[Kind, Sequence[str]] = {
 
 
 def check_options(body: BaseModel, *models: ServedModel) -> None:
-    """Return if every option that no model reads has its default.
-
-    Raises:
-        BadRequestError: an option has another value, which would be ignored.
-    """
+    """Refuse a value other than the default of an option that no model reads."""
     kind = models[0].encoder.kind
     fields = type(body).model_fields
     for name in _UNREAD[kind]:

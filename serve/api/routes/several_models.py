@@ -165,11 +165,7 @@ def _merge_results(body: ScoreRequest, results: Mapping[str, Mapping[str, Any]])
 
 
 def sum_rewards(terms: Iterable[float]) -> float:
-    """Return the exact sum of weighted rewards, rounded once.
-
-    Raises:
-        BadRequestError: a term or the sum is too large for a double.
-    """
+    """Return the exact sum of weighted rewards, rounded once, if it is a finite number."""
     try:
         total = math.fsum(terms)
     except (OverflowError, ValueError):  # ValueError: terms are infinite with both signs

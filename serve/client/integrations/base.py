@@ -99,11 +99,7 @@ class ConversationReader:
             )
 
     def require_on_error(self, trainer: str, *allowed: str) -> None:
-        """Check that a trainer can use what `on_error` gives instead of a reward.
-
-        Raises:
-            ServiceError: it cannot.
-        """
+        """Check that a trainer can use what `on_error` gives instead of a reward."""
         if isinstance(self.on_error, str) and self.on_error not in ("raise", *allowed):
             choices = ", ".join(("raise", *allowed))
             raise ServiceError(
@@ -211,11 +207,7 @@ class ConversationReader:
     def extract_models(
         self, results: Sequence[ModelRewards], prompts: Sequence[Any] = ()
     ) -> Scores:
-        """Return the rewards of each of `models`; see `score`.
-
-        Raises:
-            ServiceError: calibrated rewards were requested, and a model has no calibration.
-        """
+        """Return the rewards of each of `models`; see `score`."""
         columns: dict[str, list[Result]] = {}
         for name in self.models:
             columns[name] = [result.results[name] for result in results]
@@ -481,11 +473,7 @@ def build_chat(messages: Sequence[Any], tools: Any = None) -> Item:
 
 
 def get_column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
-    """Return the values of a column that a trainer passes by keyword; None for each row without it.
-
-    Raises:
-        ServiceError: the number of values is not the number of rows.
-    """
+    """Return a column that a trainer passes by keyword; without it, None for each row."""
     values = _to_list(columns.get(name))
     if values is None:
         return [None] * num_rows

@@ -29,11 +29,7 @@ class SkyRewardPreferenceModel:
         get_reward_client(**settings).reader.require_on_error("Tinker")
 
     async def __call__(self, comparison: Any) -> float:
-        """Return the score of a comparison; reasoning and calls that cannot be read are left out.
-
-        Raises:
-            ScoringFailedError: one of the completions cannot be scored.
-        """
+        """Score a comparison; reasoning and calls that cannot be read are left out."""
         prompt = _read_messages(comparison.prompt_conversation)
         sides = map(_read_messages, (comparison.completion_A, comparison.completion_B))
         scores = await get_reward_client(**self._settings).score_async(
