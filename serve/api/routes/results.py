@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
@@ -44,15 +45,38 @@ def check_options(body: BaseModel, *models: ServedModel) -> None:
             )
 
 
-def build_envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
-    """Return the fields of a response that describe the whole request."""
-    return {
-        "id": generate_id(kind),
-        "object": "list",
-        "model": scores.model,
-        "usage": build_usage(scores),
-        "fingerprint": scores.fingerprint.as_dict(),
-    }
+def build_response(
+    kind: str, scores: ScoreResult, items: Iterable[Mapping[str, Any]], **fields: object
+) -> JSONResponse:
+    """Return the response of a request: its items with their indices, and further fields."""
+    return JSONResponse(
+        {
+            "id": generate_id(kind),
+            "object": "list",
+            "model": scores.model,
+            "usage": build_usage(scores),
+            "fingerprint": scores.fingerprint.as_dict(),
+            "results": [{"index": index, **item} for index, item in enumerate(items)],
+            **fields,
+        }
+    )
+
+
+def build_comparisons(scores: ScoreResult, items: Sequence[Mapping[str, Any]]) -> JSONResponse:
+    """Return the response of `/v1/compare`, with the share of pairs with margin > 0."""
+    margins = [item["margin"] for item in items if "margin" in item]
+    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
+    return build_response("compare", scores, items, accuracy=accuracy)
+
+
+def build_ranking(scores: ScoreResult, items: Sequence[dict[str, Any]]) -> JSONResponse:
+    """Return the response of `/v1/rank`: items with the ranks of their rewards."""
+    ranks = compute_ranks([item["reward"] for item in items if "reward" in item])
+    for item in items:
+        if "reward" in item:
+            item["rank"] = ranks[item["reward"]]
+    best = next((index for index, item in enumerate(items) if item.get("rank") == 1), None)
+    return build_response("rank", scores, items, best_index=best)
 
 
 def build_usage(scores: ScoreResult) -> dict[str, int]:
@@ -123,6 +147,12 @@ async def parse_each(
             await asyncio.sleep(0)
             stop = clock() + _YIELD_AFTER_S
     return parsed
+
+
+def fill_in(parsed: Iterable[object | ScoreError], results: Iterable[T]) -> list[T | ScoreError]:
+    """Return the results of the items that could be parsed, and the errors of the others."""
+    remaining = iter(results)
+    return [item if isinstance(item, ScoreError) else next(remaining) for item in parsed]
 
 
 def _find_long_list(item: object, max_messages: int) -> ScoreError | None:

@@ -26,11 +26,13 @@ from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
 from serve.api.routes.results import (
-    build_envelope,
+    build_comparisons,
     build_error,
     build_item,
+    build_ranking,
+    build_response,
     check_options,
-    compute_ranks,
+    fill_in,
     parse_each,
     try_parse,
 )
@@ -65,11 +67,10 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     model.require_kind("classifier", "step")
     check_options(body, model)
     scores, items = await score_with_model(body, service, body.model, current_request())
-    results = [{"index": index, **item} for index, item in enumerate(items)]
-    if body.is_single and "reward" in results[0]:
+    if body.is_single and "reward" in items[0]:
         # A published client reads the reward from this field.
-        results[0]["score"] = results[0]["reward"]
-    return JSONResponse({**build_envelope("score", scores), "results": results})
+        items[0]["score"] = items[0]["reward"]
+    return build_response("score", scores, items)
 
 
 async def score_with_model(
@@ -115,19 +116,13 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
         aggregation=body.aggregation,
     )
     rewards = iter(scores.results)
-    results: list[dict[str, Any]] = []
-    for index, pair in enumerate(parsed):
-        comparison = (
-            build_error(pair)
-            if isinstance(pair, ScoreError)
-            else _build_comparison(next(rewards), next(rewards))
-        )
-        results.append({"index": index, **comparison})
-    margins = [result["margin"] for result in results if "margin" in result]
-    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
-    return JSONResponse(
-        {**build_envelope("compare", scores), "results": results, "accuracy": accuracy}
-    )
+    items = [
+        build_error(pair)
+        if isinstance(pair, ScoreError)
+        else _build_comparison(next(rewards), next(rewards))
+        for pair in parsed
+    ]
+    return build_comparisons(scores, items)
 
 
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
@@ -156,16 +151,10 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
         context=current_request(),
         aggregation=body.aggregation,
     )
-    rewards = iter(scores.results)
-    items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
-    ranks = compute_ranks([item.reward for item in items if isinstance(item, Reward)])
-    results = [
-        {"index": index, **build_item(item, body.aggregation, scores.calibration)}
-        | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
-        for index, item in enumerate(items)
-    ]
-    best = next((result["index"] for result in results if result.get("rank") == 1), None)
-    return JSONResponse({**build_envelope("rank", scores), "results": results, "best_index": best})
+    items = fill_in(joined, scores.results)
+    return build_ranking(
+        scores, [build_item(item, body.aggregation, scores.calibration) for item in items]
+    )
 
 
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
@@ -183,10 +172,8 @@ async def render(body: RenderRequest, service: ServiceDep, settings: SettingsDep
     readable = [item for item in inputs if not isinstance(item, ScoreError)]
     context = current_request()
     _, encoded = await service.encode(body.model, readable, body.truncation, context, kinds=kinds)
-    remaining = iter(encoded)
     results: list[dict[str, Any]] = []
-    for item in inputs:
-        rendering = item if isinstance(item, ScoreError) else next(remaining)
+    for rendering in fill_in(inputs, encoded):
         if isinstance(rendering, ScoreError):
             results.append(build_error(rendering))
             continue

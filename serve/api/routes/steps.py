@@ -10,7 +10,13 @@ from fastapi.responses import JSONResponse
 from rm_core import Aggregation, Reward, ScoreError, parse_step_item
 from rm_core.calibration import Calibration
 from serve.api import error_responses
-from serve.api.routes.results import build_envelope, build_error, check_options, parse_each
+from serve.api.routes.results import (
+    build_error,
+    build_response,
+    check_options,
+    fill_in,
+    parse_each,
+)
 from serve.api.routing import JsonRoute, ServiceDep, SettingsDep
 from serve.api.schemas import StepsRequest, StepsResponse
 from serve.scoring.tokenization import check_num_conversations
@@ -41,16 +47,11 @@ async def score_steps(
         kinds=("step",),
         aggregation=body.aggregation,
     )
-    scored = iter(scores.results)
-    results = [item if isinstance(item, ScoreError) else next(scored) for item in parsed]
-    return JSONResponse(
-        {
-            **build_envelope("steps", scores),
-            "results": [
-                {"index": index, **_build_result(result, body.aggregation, scores.calibration)}
-                for index, result in enumerate(results)
-            ],
-        }
+    results = fill_in(parsed, scores.results)
+    return build_response(
+        "steps",
+        scores,
+        [_build_result(result, body.aggregation, scores.calibration) for result in results],
     )
 
 
