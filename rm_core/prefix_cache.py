@@ -255,22 +255,40 @@ class PrefixCache:
             index = bisect.bisect(starts, row) - 1
             limits[index] = min(limits[index], row - starts[index])
         num_cached: list[int] = []
-        read_slots: list[torch.Tensor] = []
+        paths: list[list[tuple[_Node, int]]] = []
         for segment, limit in zip(tree.segments, limits, strict=True):
             num_cached.append(0)
+            paths.append([])
             if segment.parent >= 0:
                 parent = tree.segments[segment.parent]
                 if parent.depth + num_cached[segment.parent] < segment.depth:
                     continue
             salt, sequence = tree.salts[segment.sequence], tree.sequences[segment.sequence]
-            path = self._find(salt, sequence[: segment.depth + limit])
-            self._touch([node for node, _ in path])
-            num_matched = sum(count for _, count in path)
-            if num_matched > segment.depth and num_matched >= self._min_tokens:
-                num_cached[-1] = num_matched - segment.depth
-                slots = torch.cat([node.slots[:count] for node, count in path])
-                read_slots.append(slots[segment.depth :])
+            paths[-1] = self._find(salt, sequence[: segment.depth + limit])
+            self._touch([node for node, _ in paths[-1]])
+            num_matched = sum(count for _, count in paths[-1])
+            num_cached[-1] = max(0, num_matched - segment.depth)
+        self._drop_short(tree, num_cached)
+        read_slots = [
+            torch.cat([node.slots[:matched] for node, matched in path])[segment.depth :][:count]
+            for segment, path, count in zip(tree.segments, paths, num_cached, strict=True)
+            if count
+        ]
         return num_cached, read_slots
+
+    def _drop_short(self, tree: PrefixTree, num_cached: list[int]) -> None:
+        """Set to 0 the number of cached tokens of segments whose cached prefix is too short.
+
+        Except if a later segment continues these tokens with cached ones, and is long enough.
+        """
+        needed = [0] * len(tree.segments)
+        for index in reversed(range(len(tree.segments))):
+            segment, count = tree.segments[index], num_cached[index]
+            if segment.depth + count < self._min_tokens:
+                num_cached[index] = count = needed[index]
+            if count and segment.parent >= 0:
+                parent = tree.segments[segment.parent]
+                needed[segment.parent] = max(needed[segment.parent], segment.depth - parent.depth)
 
     def _reserve(
         self, tree: PrefixTree, num_cached: Sequence[int], num_kept: Sequence[int]

@@ -94,8 +94,8 @@ def test_a_tree_without_cached_tokens_still_has_every_path(
 class Keys:
     """Stands for a layer: the key of a token is a number for the prefix that ends there."""
 
-    def __init__(self, num_slots: int) -> None:
-        self.cache = PrefixCache(num_slots, 1, 1, torch.float64, [CPU], min_tokens=1)
+    def __init__(self, num_slots: int, min_tokens: int = 1) -> None:
+        self.cache = PrefixCache(num_slots, 1, 1, torch.float64, [CPU], min_tokens)
         self._numbers: dict[Prefix, int] = {}
 
     def number(self, prefix: Prefix) -> int:
@@ -117,10 +117,12 @@ class Keys:
         return batch
 
 
-@given(st.integers(1, 40), STEPS)
-def test_cached_keys_are_those_of_the_same_prefix(num_slots: int, steps: Steps) -> None:
+@given(st.integers(1, 40), st.integers(1, 4), STEPS)
+def test_cached_keys_are_those_of_the_same_prefix(
+    num_slots: int, min_tokens: int, steps: Steps
+) -> None:
     """Any batches, any lengths to keep, failures, evictions, one slot only."""
-    keys = Keys(num_slots)
+    keys = Keys(num_slots, min_tokens)
     for sequences, num_salts, num_kept, fails in steps:
         tree = tree_of(sequences, num_salts)
         keys.run(tree, [min(num_kept, len(ids)) for ids in tree.sequences], fails)
@@ -188,6 +190,34 @@ def test_a_short_prefix_is_computed_again() -> None:
         batch = cache.acquire(tree_of([(*prompt, 8)]), [len(prompt)])
         assert batch.tree.num_cached_tokens == num_found
         cache.release(batch)
+
+
+@given(SEQUENCES, SEQUENCES, st.integers(1, 6))
+def test_a_prefix_that_is_long_enough_is_read_in_any_batch(
+    first: list[TokenIds], second: list[TokenIds], min_tokens: int
+) -> None:
+    """Also where other sequences of the batch share only its first tokens."""
+    keys, ends = Keys(10_000, min_tokens), [(*ids, 9) for ids in second]
+    kept = tree_of([(*ids, 8) for ids in first])
+    keys.run(kept, [len(ids) - 1 for ids in kept.sequences])
+    found = {ids: keys.cache.count(ids, "0") for ids in ends}
+    tree = tree_of(ends)
+    row = set(row_of(keys.run(tree, [0] * len(tree.sequences)).tree))
+    for ids, count in found.items():
+        assert not row & {("0", ids[: n + 1]) for n in range(count)}
+
+
+def test_a_new_sequence_reads_only_what_a_longer_cached_prefix_needs() -> None:
+    """Two tokens of the new one are cached, too few, and the other one needs the first of them."""
+    keys = Keys(64, min_tokens=3)
+    keys.run(tree_of([(5, 6, 9), (5, 1, 1, 1, 9)]), [2, 4])
+    batch = keys.run(tree_of([(5, 6, 7, 7), (5, 1, 1, 1, 8)]), [0, 0])
+    assert sorted(ids for _, ids in row_of(batch.tree)) == [
+        (5, 1, 1, 1, 8),
+        (5, 6),
+        (5, 6, 7),
+        (5, 6, 7, 7),
+    ]
 
 
 def test_clear_forgets_everything() -> None:
