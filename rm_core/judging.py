@@ -15,20 +15,15 @@ from rm_core.types import Reward, ScoreError
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of two answers.
+    """What a judge says of two answers."""
 
-    Attributes:
-        margin: mean log-odds over the orders that the first answer is better.
-        orders: log-odds that the first answer is better and label mass, with the first answer read
-            first, then (if it was asked) second.
-        num_tokens: number of tokens of all orders.
-        warnings: warnings about the pair in the given order, since the other order has the same
-            texts; and whether the judge rarely replies with its labels.
-    """
-
-    margin: float
+    margin: float  # mean log-odds over the orders that the first answer is better
+    # Log-odds that the first answer is better and label mass, with the first answer read first,
+    # then (if it was asked) second.
     orders: tuple[tuple[float, float], ...]
-    num_tokens: int
+    num_tokens: int  # number of tokens of all orders
+    # Warnings about the pair in the given order, since the other order has the same texts; and
+    # whether the judge rarely replies with its labels.
     warnings: tuple[str, ...] = ()
 
     @property
@@ -97,21 +92,13 @@ def merge_orders(
 
 
 class RankedAnswer(NamedTuple):
-    """An answer's mean margin against the other answers of its group.
+    """An answer's mean margin against the other answers of its group."""
 
-    Attributes:
-        reward: mean margin against those with which the judge could compare it.
-        num_comparisons: number of those answers.
-        failure: error of the first comparison that failed; None if none did.
-        num_failures: number of comparisons that failed.
-        warnings: whether the judge rarely replied with its labels.
-    """
-
-    reward: float
-    num_comparisons: int
-    failure: ScoreError | None
-    num_failures: int
-    warnings: tuple[str, ...] = ()
+    reward: float  # mean margin against those with which the judge could compare it
+    num_comparisons: int  # number of those answers
+    failure: ScoreError | None  # error of the first comparison that failed; None if none did
+    num_failures: int  # number of comparisons that failed
+    warnings: tuple[str, ...] = ()  # whether the judge rarely replied with its labels
 
 
 def rank_answers(

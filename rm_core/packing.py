@@ -88,11 +88,6 @@ class PrefixTree:
         return sorted({row for rows in self.read_rows for row in rows})
 
     @property
-    def cached_segments(self) -> tuple[TreeSegment, ...]:
-        """Segments that are read from the prefix cache."""
-        return tuple(s for s in self.segments if s.start < self.num_cached_tokens)
-
-    @property
     def row_segments(self) -> tuple[TreeSegment, ...]:
         """Segments of the row, whose tokens are computed."""
         return tuple(s for s in self.segments if s.start >= self.num_cached_tokens)
@@ -174,14 +169,11 @@ class PrefixTree:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Batches of distinct sequences, and the position of each input in them.
+    """Batches of distinct sequences, and the position of each input in them."""
 
-    Attributes:
-        batches: the batches. A batch exceeds the budget only if its single sequence does.
-        indices: `[num_inputs]`, index of each input among all sequences of all batches, in order.
-    """
-
+    # The batches. A batch exceeds the budget only if its single sequence does.
     batches: tuple[PrefixTree, ...]
+    # `[num_inputs]`, index of each input among all sequences of all batches, in order.
     indices: tuple[int, ...]
 
     @property

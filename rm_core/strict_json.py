@@ -39,19 +39,6 @@ def parse_strict(text: str, *, finite: bool = True, yield_gil: bool = False) -> 
     return value
 
 
-def decode_strict(text: str, start: int) -> tuple[Any, int]:
-    """Parse the JSON value at an index of a text; return the value and the index after it.
-
-    The caller must check the depth with `require_depth`.
-
-    Raises:
-        ValueError: the text is not strict JSON; see `describe_error`.
-        RecursionError: the value is nested too deeply for Python.
-    """
-    value, end = _STRICT.raw_decode(text, start)
-    return value, end
-
-
 def require_depth(value: Any, text: str) -> None:
     """Check that a value is not nested too deeply to be written again.
 

@@ -99,11 +99,8 @@ class _Sample(NamedTuple):
 def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: None) -> list[Check]:
     """Run every check that applies to a loaded model. All checks must pass.
 
-    Conversations that the model's template refuses, or that exceed its limit, are skipped.
-
-    Args:
-        scorer: scorer to verify. On CUDA, its model is moved to the CPU and stays there.
-        progress: called with the name of each stage.
+    Conversations that the model's template refuses, or that exceed its limit, are skipped. On CUDA,
+    the model is moved to the CPU and stays there.
     """
     progress("golden rewards")
     checks = list(_check_golden_rewards(scorer))

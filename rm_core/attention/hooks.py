@@ -105,11 +105,7 @@ def get_readouts(device: torch.device) -> torch.Tensor | None:
 
 
 def install_packed_attention(model: PreTrainedModel) -> None:
-    """Make a model's layers attend to the segments of the batch of `run_packed_attention`.
-
-    Raises:
-        ModelLoadError: the model's class does not use transformers' attention interface.
-    """
+    """Make a model's layers attend to the segments of the batch of `run_packed_attention`."""
     from transformers import AttentionInterface
 
     _register_operator()

@@ -123,16 +123,7 @@ class AttentionAdvice:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One checkpoint. `parameters` is in billions, lengths are in tokens.
-
-    Attributes:
-        template: behavior of the chat template; None for a step model, which has none.
-        kind: what the checkpoint is served as.
-        step_format: how a step model divides a solution into steps; None for other kinds.
-        head: head that is read; None for the score row of a classifier.
-        weights_in_bin: whether the weights are published as pickle files only; None for
-            safetensors.
-    """
+    """One checkpoint. `parameters` is in billions, lengths are in tokens."""
 
     id: str
     series: Series
@@ -149,14 +140,17 @@ class CatalogEntry:
     tied_embeddings: Fact[bool]
     num_labels: Fact[int]
     dtype: Fact[str]
+    # Behavior of the chat template; None for a step model, which has none.
     template: TemplateTraits | None
     attention: AttentionAdvice
     licence: Fact[str]
     published: tuple[PublishedResult, ...]
     known_issues: tuple[Fact[str], ...]
-    kind: Kind = "classifier"
+    kind: Kind = "classifier"  # what the checkpoint is served as
+    # How a step model divides a solution into steps; None for other kinds.
     step_format: StepFormat | None = None
-    head: Fact[HeadKind] | None = None
+    head: Fact[HeadKind] | None = None  # head that is read; None for the score row of a classifier
+    # Whether the weights are published as pickle files only; None for safetensors.
     weights_in_bin: Fact[bool] | None = None
 
     def __post_init__(self) -> None:

@@ -21,13 +21,9 @@ _VOCABULARY_BLOCK = 8_192
 
 @dataclass(frozen=True)
 class Head(abc.ABC):
-    """Maps hidden states after the final norm to numbers; its fields are moved with it.
+    """Maps hidden states after the final norm to numbers; its fields are moved with it."""
 
-    Attributes:
-        num_outputs: numbers for each hidden state.
-    """
-
-    num_outputs: ClassVar[int] = 1
+    num_outputs: ClassVar[int] = 1  # numbers for each hidden state
     description: str = field(default="", kw_only=True)  # what the head is, for people
 
     @abc.abstractmethod
@@ -138,15 +134,7 @@ def build_row_head(
 
 
 def multiply_by_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Multiply hidden states by a few rows of weights, as sums in blocks of one shape.
-
-    Args:
-        hidden: `[n, size]`, of any dtype.
-        rows: float32 `[num_rows, size]`.
-
-    Returns:
-        float32 `[n, num_rows]`.
-    """
+    """Multiply hidden states `[n, size]` by float32 `[num_rows, size]`, in blocks of one shape."""
     missing = -len(hidden) % _BLOCK
     padded = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
     blocks = [

@@ -51,8 +51,6 @@ class ChatRenderer:
     """Renders conversations without a BOS that the tokenizer adds.
 
     Args:
-        template: chat template of the checkpoint.
-        added_bos: text of the BOS that the tokenizer prepends; empty if it prepends none.
         check_interval: number of texts with a shared prompt of which one is rendered as well, and
             compared; 0 for none.
 

@@ -75,15 +75,10 @@ _WIDE_FORMAT = re.compile(r"[%:<>^=+\-.]0*[1-9]\d{5,}")
 
 
 class _Limit(threading.local):
-    """Limits of the rendering on this thread.
+    """Limits of the rendering on this thread."""
 
-    Attributes:
-        characters: maximum length of a text that it may build.
-        has_any_answer: whether it renders an `AnswerText`.
-    """
-
-    characters = _LEAST_CHARACTERS
-    has_any_answer = False
+    characters = _LEAST_CHARACTERS  # maximum length of a text that it may build
+    has_any_answer = False  # whether it renders an `AnswerText`
 
 
 _limit = _Limit()
@@ -221,16 +216,11 @@ class ChatTemplate:
 class PromptTemplate:
     """A compiled template that writes one text from named values, in the same sandbox.
 
+    A template that reads the clock is refused.
+
     Args:
         text: Jinja text. A line feed at its end is kept, as in the text that it writes.
         subject: see `TemplateSubject`.
-
-    Attributes:
-        text: the given text.
-        names: names that the template reads.
-
-    Raises:
-        ModelLoadError: the template cannot be compiled, or reads the clock.
     """
 
     def __init__(self, text: str, subject: TemplateSubject) -> None:

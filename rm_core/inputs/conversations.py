@@ -39,16 +39,12 @@ _IMAGE_HINT = '{"type": "image_url", "image_url": {"url": "data:image/png;base64
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A validated conversation.
+    """A validated conversation."""
 
-    Attributes:
-        messages: messages with contents as `Content`. Except in a prompt, the last message is the
-            assistant's.
-        tools: tools for the template. None renders the template without tools; an empty list is
-            passed to the template.
-    """
-
+    # Messages with contents as `Content`. Except in a prompt, the last message is the assistant's.
     messages: Messages
+    # Tools for the template. None renders the template without tools; an empty list is passed to
+    # the template.
     tools: Tools | None = None
 
     def to_json(self) -> ChatJson:
@@ -187,12 +183,7 @@ def parse_tools(value: object) -> Tools | None:
 
 
 def add_tools(conversation: object, tools: object) -> object:
-    """Add tools to a conversation that has none.
-
-    Args:
-        conversation: unvalidated input. Values that are not a conversation are returned unchanged.
-        tools: tools to add; None adds nothing.
-    """
+    """Add tools to a conversation that has none; return other values unchanged."""
     if tools is None:
         return conversation
     if isinstance(conversation, list | tuple):
@@ -214,9 +205,7 @@ def drop_nulls(value: Any) -> Any:
 
     In tables, every row has the keys of all rows, with null for keys that the row lacks, while chat
     templates test whether a key exists. Arrays and scalars of numpy become lists and plain values.
-
-    Raises:
-        RecursionError: the value is nested too deeply, or contains itself.
+    A value that is nested too deeply, or contains itself, raises `RecursionError`.
     """
     if isinstance(value, str | bytes | memoryview):  # a memoryview has `tolist`
         return value
@@ -231,9 +220,7 @@ def parse_arguments(messages: object) -> Any:
     """Parse the `arguments` of tool calls into objects, as vLLM does before it renders a template.
 
     OpenAI's clients send `arguments` as JSON text. Missing, null and empty arguments become `{}`.
-
-    Args:
-        messages: unvalidated messages. Values of another shape are returned unchanged.
+    Values of another shape are returned unchanged.
     """
     if not isinstance(messages, list):
         return messages

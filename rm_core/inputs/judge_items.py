@@ -11,13 +11,7 @@ from rm_core.inputs.conversations import ChatJson, Messages, parse_chat, parse_p
 
 @dataclass(frozen=True, slots=True)
 class JudgePair:
-    """Two answers to one prompt, in the order in which the judge reads them.
-
-    Attributes:
-        prompt: a text, or messages.
-        first: the first answer.
-        second: the second answer.
-    """
+    """Two answers to one prompt, in the order in which the judge reads them."""
 
     prompt: str | Messages
     first: str

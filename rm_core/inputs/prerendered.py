@@ -41,7 +41,6 @@ class PrerenderedReader:
     """Reads prerendered text and token ids for one checkpoint.
 
     Args:
-        tokenizer: tokenizer of the checkpoint.
         probe: rendered text of `PROBE`, including any BOS that the template writes; empty if the
             template refuses `PROBE`.
         adds_bos: whether the tokenizer prepends BOS to every text.
@@ -82,13 +81,7 @@ class PrerenderedReader:
         return any(marker in text for marker in self.markers) or bool(find_markers(text))
 
     def read(self, prerendered: PrerenderedText | PrerenderedTokens) -> PrerenderedInput:
-        """Read a prerendered conversation, and normalize its BOS.
-
-        Raises:
-            InvalidConversationError: the conversation is empty, is not valid Unicode, or has
-                unknown token ids.
-            ForeignTemplateError: another model's template rendered the text.
-        """
+        """Read a prerendered conversation, and normalize its BOS."""
         if isinstance(prerendered, PrerenderedTokens):
             return self._read_ids(prerendered.input_ids)
         return self._read_text(prerendered)

@@ -36,17 +36,7 @@ class StepEncoder(Encoder):
     """Writes a problem and its steps as the authors of a step model do.
 
     Args:
-        tokenizer: tokenizer of the checkpoint, with its chat template if the format needs one.
-        step_format: see `ModelConfig`.
-        max_length: maximum number of tokens of a problem and its solution.
         warn_on_system_prompt: whether the authors advise against system prompts.
-        template_date: day that the template gets as today's date; None for the day of the call.
-        tokenizer_mode: see `ModelConfig`.
-        tokenizer_check_interval: see `ModelConfig`.
-
-    Attributes:
-        label_ids: rows of `lm_head` whose softmax gives the value of a step: good, bad. Empty for a
-            model with a head.
 
     Raises:
         ModelLoadError: the checkpoint's tokenizer or chat template does not fit the format.
@@ -106,11 +96,6 @@ class StepEncoder(Encoder):
         """Encode a `StepItem`, or messages whose last is the solution; one readout for each step.
 
         `truncation` and `shared` have no effect: nothing is cut off.
-
-        Raises:
-            InvalidConversationError: the shape is wrong, or the step format or the template cannot
-                express the prompt.
-            ConversationTooLongError: problem and solution exceed the limit.
         """
         item = conversation if isinstance(conversation, StepItem) else parse_solution(conversation)
         prompt = parse_prompt(item.prompt)

@@ -48,9 +48,7 @@ class TextTokenizer:
     Not thread-safe, since `tokenizers` is not.
 
     Args:
-        backend: tokenizer of the library `tokenizers`, without padding and truncation.
         definition: the tokenizer as JSON, as `backend.to_str()` gives it.
-        mode: see `ModelConfig.tokenizer_mode`.
         check_interval: number of texts of which one is compared with `tokenizers` as well; 0 for
             none.
 

@@ -59,6 +59,10 @@ _NUMBER: Rule = ("a number", lambda value: type(value) in (int, float))
 _POSITIVE: Rule = ("a number above 0", lambda value: type(value) in (int, float) and value > 0)
 _BOOLEAN: Rule = ("true or false", lambda value: type(value) is bool)
 _STRING: Rule = ("a string", lambda value: isinstance(value, str))
+_STRINGS: Rule = (
+    "a list of strings",
+    lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+)
 _ID = _integer(-_MAX_ID, _MAX_ID)
 _IDS: Rule = (
     "an integer or a list of integers",
@@ -95,18 +99,8 @@ _RULES: Mapping[str, Rule] = {
     "num_labels": _or_null(_integer(0, _MAX_SIZE)),
     "id2label": _or_null(("an object", lambda value: isinstance(value, dict))),
     "label2id": _or_null(("an object", lambda value: isinstance(value, dict))),
-    "architectures": _or_null(
-        (
-            "a list of strings",
-            lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
-        )
-    ),
-    "layer_types": _or_null(
-        (
-            "a list of strings",
-            lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
-        )
-    ),
+    "architectures": _or_null(_STRINGS),
+    "layer_types": _or_null(_STRINGS),
     "dtype": _or_null(("the name of a dtype, such as bfloat16", lambda v: _is_dtype(v))),
     "torch_dtype": _or_null(("the name of a dtype, such as bfloat16", lambda v: _is_dtype(v))),
 }

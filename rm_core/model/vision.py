@@ -129,8 +129,6 @@ class VisionTower:
     """The vision tower of a model on its device, and a cache of what it computed.
 
     Args:
-        model: transformers' vision-language model without a head, on its devices.
-        device: device of the tower.
         build_patches: returns the normalized patches of an image on the device, float32
             `[num_patches, patch_values]`.
         is_alone: whether each image goes through the tower alone, so that its features do not

@@ -104,18 +104,14 @@ def _serve(
                 admin_key=watcher.admin_key if watcher else "",
             )
             _run_application(settings, application, ingress_kind, shutdown, notify, watcher)
-            if (
-                not folder
-            ):  # a private cluster ends at once; this would make it answer 404 until then
+            if not folder:  # a private cluster ends at once, without answering 404 until then
                 ray_serve.delete(APP_NAME)
         except SystemExit:  # the second signal; Ray turns it into another exit code
             return shutdown.exit_code
         finally:
             if not folder:
                 # Others use the cluster: delete this application and nothing else.
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no application exists if Serve did not start
+                with contextlib.suppress(RuntimeError):  # without one, if Serve did not start
                     ray_serve.delete(APP_NAME, _blocking=False)
             ray.shutdown()
     return 0
@@ -151,7 +147,7 @@ def _run_application(
         ) from error
     target = ray_serve.RunTarget(application, APP_NAME, "/", quiet)
     ray_serve.run_many([target], wait_for_applications_running=False)
-    may_have_accepted = _await_ready(settings, shutdown, notify, _find_ray_failure)
+    may_have_accepted = _await_ready(settings, shutdown, notify)
     if watcher is not None:
         watcher.start()
     shutdown.wait()
@@ -201,17 +197,14 @@ def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
     check_address(settings)
 
 
-def _await_ready(
-    settings: Settings,
-    shutdown: GracefulShutdown,
-    notify: StatusCallback,
-    find_failure: Callable[[], str | None],
-) -> bool:
+def _await_ready(settings: Settings, shutdown: GracefulShutdown, notify: StatusCallback) -> bool:
     """Wait until the service is ready or a signal comes; return whether a gateway was up."""
+    from serve.app import APP_NAME
+
     last_status, gateway_is_up = "", False
     with create_client(settings) as client:
         while shutdown.received_signal is None:
-            if failure := find_failure():
+            if failure := find_deploy_failure(APP_NAME):
                 raise ModelLoadError(failure)
             state = _fetch_readiness(client)
             if state.get("ready"):
@@ -234,12 +227,6 @@ def _fetch_readiness(client: httpx.Client) -> dict[str, Any]:
     except (httpx.HTTPError, ValueError):
         return {}
     return body if isinstance(body, dict) else {}
-
-
-def _find_ray_failure() -> str | None:
-    from serve.app import APP_NAME
-
-    return find_deploy_failure(APP_NAME)
 
 
 def find_deploy_failure(app_name: str) -> str | None:

@@ -150,14 +150,11 @@ def _read_file_states(path: Path) -> FileStates:
 
 
 class FolderWatcher(threading.Thread):
-    """Reloads models of the service from the checkpoints that appear in folders.
-
-    Attributes:
-        admin_key: random API key that it sends; the service has to accept it.
-    """
+    """Reloads models of the service from the checkpoints that appear in folders."""
 
     def __init__(self, settings: Settings, folders: Mapping[str, Path]) -> None:
         super().__init__(name="watch", daemon=True)
+        # The service has to accept it.
         self.admin_key = secrets.token_hex(32)
         self._client = create_client(settings)
         # To the service that this process started, at its own address.

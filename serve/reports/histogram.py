@@ -42,18 +42,11 @@ class HistogramBars:
 
 
 class StreamingHistogram:
-    """Counts of numbers in bins, with exact summary statistics.
-
-    Attributes:
-        count: amount of numbers.
-        num_positive: amount of numbers above 0.
-        smallest: smallest number; infinity before the first number.
-        largest: largest number; minus infinity before the first number.
-    """
+    """Counts of numbers in bins, with exact summary statistics."""
 
     def __init__(self) -> None:
         self.count = self.num_positive = 0
-        self.smallest, self.largest = math.inf, -math.inf
+        self.smallest, self.largest = math.inf, -math.inf  # before the first number
         self._sum = 0.0
         self._exponent = _MIN_EXPONENT
         self._bins: Counter[int] = Counter()

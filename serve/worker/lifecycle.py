@@ -46,15 +46,7 @@ _WAY_OUT = (
 
 
 class ManagedWorker(Worker):
-    """A worker whose model can sleep and get new weights; the `Backend` of one process.
-
-    Attributes:
-        sleep_level: see `Backend`.
-        freed_bytes: see `Backend`.
-
-    Raises:
-        ModelLoadError, ModelError: see `load`.
-    """
+    """A worker whose model can sleep and get new weights; the `Backend` of one process."""
 
     def __init__(
         self,

@@ -21,17 +21,14 @@ class Reconciler:
 
     A replica that starts while the model sleeps loads nothing until it is woken: the device may
     have no room.
-
-    Attributes:
-        worker: the worker; None if the model slept when the replica started, and still does.
-        staged_info: settings of the model that is staged.
     """
 
     def __init__(
         self, settings: ModelSettings, create: Callable[[ModelSettings], ManagedWorker]
     ) -> None:
+        # None if the model slept when the replica started, and still does.
         self.worker: ManagedWorker | None = None
-        self.staged_info: ModelInfo | None = None
+        self.staged_info: ModelInfo | None = None  # settings of the model that is staged
         self._settings, self._create = settings, create
         self._initial = Weights(settings.name, settings.revision, settings.version)
         self._reached = TargetState()

@@ -100,9 +100,6 @@ class BatchWatchdog:
         is_compiled: whether the model's layers are compiled.
         stuck_after_s: seconds after which a running batch is stuck; None: 20 times the duration
             expected from the batches before it, at least 120 (900 if compiled).
-
-    Attributes:
-        stuck_after_s: see above; may be changed at any time.
     """
 
     def __init__(self, *, is_compiled: bool, stuck_after_s: float | None = None) -> None:
@@ -160,8 +157,6 @@ class Worker:
             `BatchWatchdog`.
 
     Attributes:
-        num_replicas: 1.
-        watchdog: watchdog of the batches.
         scorer: the scorer in use; None after `put_down`.
         is_asleep: whether batches are refused until the model is woken.
 

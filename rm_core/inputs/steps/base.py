@@ -65,27 +65,17 @@ class FormatTools:
 class StepFormatBase(ABC):
     """How a model's authors write a problem and its steps.
 
-    Args:
-        tools: see `FormatTools`.
-
-    Attributes:
-        name: value of the setting `step_format`.
-        needs_chat_template: whether the checkpoint's chat template writes the text.
-        separator: text at which a response is divided.
-        marker: text of the token that ends a step.
-        warns_about_marker: whether the marker in the texts themselves is probably an error.
-        label_ids: rows of `lm_head` whose softmax gives the value: good step, bad step. Empty for a
-            model with a head.
-
     Raises:
         ModelLoadError: the checkpoint's tokenizer or template does not fit the format.
     """
 
     name: ClassVar[StepFormat]
-    needs_chat_template: ClassVar[bool] = False
-    separator: ClassVar[str]
-    marker: ClassVar[str]
+    needs_chat_template: ClassVar[bool] = False  # whether the chat template writes the text
+    separator: ClassVar[str]  # text at which a response is divided
+    marker: ClassVar[str]  # text of the token that ends a step
+    # Whether the marker in the texts themselves is probably an error.
     warns_about_marker: ClassVar[bool] = True
+    # Rows of `lm_head` whose softmax gives the value: good step, bad step. Empty with a head.
     label_ids: tuple[int, ...] = ()
     marker_id: int
 
@@ -136,19 +126,10 @@ def split_nonblank(response: str, separator: str) -> list[str]:
 def render_around_markers(
     renderer: ChatRenderer, write_messages: Callable[[str], Messages], num_markers: int
 ) -> list[str]:
-    """Render messages, and return the parts of the text around the markers in them.
+    """Render messages with markers, and return the parts of the text around the markers.
 
     A character that occurs in no message is written in place of the marker, so that a marker that
     a caller typed is never taken for one.
-
-    Args:
-        renderer: renders the chat template.
-        write_messages: returns the messages with a text in place of each marker.
-        num_markers: number of markers in the messages.
-
-    Raises:
-        InvalidConversationError: the messages have all characters that a marker may be written as.
-        TemplateError: the template refuses the messages, or omits or repeats markers.
     """
     contents = [message["content"] for message in write_messages("")]
     taken: set[str] = set().union(*map(_FIND_PLACEHOLDERS, contents))

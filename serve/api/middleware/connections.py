@@ -372,9 +372,6 @@ class SlowReaderTimer:
     """Resets a connection whose client reads fewer than `MIN_PROGRESS_BYTES` in a period.
 
     No more data may be written to the transport meanwhile.
-
-    Attributes:
-        has_expired: whether the connection was reset.
     """
 
     def __init__(self, transport: Any, timeout_s: float) -> None:

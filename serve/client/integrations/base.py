@@ -316,22 +316,17 @@ def _find_error(columns: Iterable[str], row: Sequence[Result]) -> ScoreError | N
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a trainer gets for a batch.
+    """What a trainer gets for a batch."""
 
-    Attributes:
-        rewards: reward of each item: that of the model, or the weighted sum of several. None or
-            NaN for an item that the trainer leaves out.
-        components: reward of each item by model, for several models; an item that is left out has
-            none of any model.
-        is_scored: whether each item has all rewards from the service.
-        results: result of each item by model, raw or calibrated.
-        turns: by model: the rewards of the turns of each item, if they were requested.
-    """
-
+    # Reward of each item: that of the model, or the weighted sum of several. None or NaN for an
+    # item that the trainer leaves out.
     rewards: list[float | None]
+    # Reward of each item by model, for several models; an item that is left out has none of any
+    # model.
     components: dict[str, list[float | None]]
-    is_scored: list[bool]
-    results: Mapping[str, Sequence[Result]]
+    is_scored: list[bool]  # whether each item has all rewards from the service
+    results: Mapping[str, Sequence[Result]]  # result of each item by model, raw or calibrated
+    # By model: the rewards of the turns of each item, if they were requested.
     turns: Mapping[str, Sequence[Sequence[TurnReward]]] = field(default_factory=dict)
 
     def get_numbers(self) -> list[float]:
@@ -374,14 +369,7 @@ class SharedScores:
 
 @dataclass(frozen=True, slots=True)
 class RewardClient:
-    """The clients and the reader that settings describe.
-
-    Attributes:
-        settings: settings of the clients and the reader.
-        client: client for batches.
-        async_client: client for many concurrent single conversations.
-        reader: reader of prompts and answers.
-    """
+    """The clients and the reader that settings describe."""
 
     settings: ClientSettings
     client: ScoringClient

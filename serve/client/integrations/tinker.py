@@ -19,8 +19,7 @@ _FIELDS = ("role", "tool_call_id", "name")
 class SkyRewardPreferenceModel:
     """Scores a `Comparison`; `PairwisePreferenceGroupBuilder` awaits it for each pair of a group.
 
-    Args:
-        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
+    The settings take precedence over `SKYREWARD_CLIENT_*`.
     """
 
     def __init__(self, **settings: Any) -> None:

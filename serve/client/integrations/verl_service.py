@@ -60,9 +60,7 @@ async def compute_score(
 class SkyRewardServer(Worker):
     """A Ray actor with a GPU of the pool; it runs the service in a separate process.
 
-    Args:
-        model: `reward.reward_model.model_path`.
-        options: options of `skyreward serve` by name without dashes; True for a switch.
+    The options are those of `skyreward serve`, by name without dashes; True for a switch.
     """
 
     def __init__(self, model: str, options: Mapping[str, Any]) -> None:
