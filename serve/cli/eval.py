@@ -27,21 +27,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 # The names of `rm_core.benchmarks.registry`, so that `--help` does not import the engine.
 BENCHMARK_NAMES = (
-    "rewardbench",
-    "rewardbench2",
-    "rm-bench",
-    "rmb",
-    "judgebench",
-    "ppe-preference",
-    "ppe-correctness",
-    "processbench",
-    "prmbench",
-    "best-of-n",
-    "vl-rewardbench",
-    "rewardmath",
-    "plan-rewardbench",
-    "m-rewardbench",
-)
+    "rewardbench", "rewardbench2", "rm-bench", "rmb", "judgebench", "ppe-preference",
+    "ppe-correctness", "processbench", "prmbench", "best-of-n", "vl-rewardbench", "rewardmath",
+    "plan-rewardbench", "m-rewardbench",
+)  # fmt: skip
 _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
 
@@ -54,8 +43,7 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
     "or hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the hub]",
 )
 @click.option(
-    "--split",
-    help="Split of a folder or of a data set on the hub.  [default: the official split]",
+    "--split", help="Split of a folder or of a data set on the hub.  [default: the official split]"
 )
 @click.option(
     "--variant",
@@ -92,11 +80,7 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
 @click.option("--overwrite", is_flag=True, help="Discard the results in DIR and start over.")
 @handle_errors
 def evaluate(
-    benchmark: str,
-    variants: tuple[str, ...],
-    scores: Path | None,
-    name: str | None,
-    **options: Any,
+    benchmark: str, variants: tuple[str, ...], scores: Path | None, name: str | None, **options: Any
 ) -> None:
     """Evaluate a model, a service or a file of rewards on a benchmark.
 
@@ -156,7 +140,6 @@ def evaluate(
     "show",
     type=click.IntRange(min=0),
     default=10,
-    show_default=True,
     help="Number of changed items to print.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")

@@ -22,7 +22,6 @@ def _service_options(command: CommandT) -> CommandT:
             "urls",
             multiple=True,
             default=["http://127.0.0.1:8000"],
-            show_default=True,
             help="URL of the running service. May be given several times.",
         ),
         click.option("--model", help="Alias of the model, if the service has several."),
@@ -36,7 +35,6 @@ def _service_options(command: CommandT) -> CommandT:
             "--retry-s",
             type=click.FloatRange(min=0),
             default=0,
-            show_default=True,
             help="Seconds to keep retrying while a service is unreachable or its model sleeps.",
         ),
     )
@@ -47,7 +45,6 @@ def _service_options(command: CommandT) -> CommandT:
     "--level",
     type=click.IntRange(1, 2),
     default=1,
-    show_default=True,
     help="1 keeps the weights in the host's memory; 2 drops them, and reads them again later.",
 )
 @_service_options

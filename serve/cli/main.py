@@ -73,7 +73,11 @@ def _escape_errors() -> Iterator[None]:
 
 @click.group(
     cls=_EscapingGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
     epilog=_EXAMPLES,
 )
 @click.version_option(__version__, prog_name="skyreward")
@@ -91,11 +95,7 @@ def main() -> None:
     "revision, BASE+ADAPTER merges a LoRA adapter into its base model. May be given several times "
     "to serve several models.  [default: demo]",
 )
-@click.option(
-    "--replicas",
-    type=click.IntRange(min=1),
-    help="Number of replicas of each model.",
-)
+@click.option("--replicas", type=click.IntRange(min=1), help="Number of replicas of each model.")
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -128,9 +128,7 @@ def main() -> None:
     "names one of several models.",
 )
 @click.option(
-    "--local",
-    is_flag=True,
-    help="Run in a single process without Ray, for laptops and tests.",
+    "--local", is_flag=True, help="Run in a single process without Ray, for laptops and tests."
 )
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")

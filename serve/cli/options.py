@@ -65,9 +65,7 @@ def handle_errors(command: CommandT) -> CommandT:
             if logging.lastResort:  # prints warnings when logging is not configured
                 logging.lastResort.setFormatter(EscapingFormatter("%(message)s"))
             return command(*args, **kwargs)
-        except RewardError as error:
-            raise click.ClickException(error.detail) from error
-        except OSError as error:
+        except (RewardError, OSError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:  # in commands that do not handle signals themselves
             echo_status("stopped")
@@ -125,7 +123,6 @@ def model_options(command: CommandT) -> CommandT:
     return click.option(
         "--model",
         default="demo",
-        show_default=True,
         metavar="NAME",
         help="Model to load: `demo`, a folder or a hub id. NAME@REVISION pins a revision, "
         "BASE+ADAPTER merges a LoRA adapter into its base model.",
@@ -136,22 +133,11 @@ def loading_options(command: CommandT) -> CommandT:
     """Add the options that control how models are loaded."""
     return add_options(
         command,
-        click.option(
-            "--dtype",
-            default="auto",
-            show_default=True,
-            type=_choices(DType),
-        ),
-        click.option(
-            "--attention",
-            default="auto",
-            show_default=True,
-            type=_choices(Attention),
-        ),
+        click.option("--dtype", default="auto", type=_choices(DType)),
+        click.option("--attention", default="auto", type=_choices(Attention)),
         click.option(
             "--quantization",
             default="none",
-            show_default=True,
             type=_choices(Quantization),
             help="Quantization of the linear layers; `skyreward verify` measures its effect on "
             "the ranking.",
@@ -176,7 +162,6 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--self-check/--no-self-check",
             default=True,
-            show_default=True,
             help="Compare the engine with plain transformers when the model is loaded, and refuse "
             "a model whose rewards differ by more than rounding.",
         ),
@@ -188,7 +173,6 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--kind",
             default="auto",
-            show_default=True,
             type=_choices(Literal["auto"], Kind),
             help="Read the model as a classifier, a process reward model or a judge. auto: as the "
             "catalogue or config.json says.",
@@ -196,7 +180,6 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--step-format",
             default="auto",
-            show_default=True,
             type=_choices(Literal["auto"], StepFormat),
             help="How a process reward model's authors divide a solution into steps.",
         ),
@@ -242,14 +225,12 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--verdict-prefix",
             default="[[",
-            show_default=True,
             metavar="TEXT",
             help="Text at the start of a judge's reply, before the label.",
         ),
         click.option(
             "--verdict-labels",
             default="A,B",
-            show_default=True,
             type=_LabelPair(),
             help="Labels with which a judge names the first and the second answer.",
         ),
@@ -283,7 +264,6 @@ def service_options(command: CommandT) -> CommandT:
             "--retry-s",
             type=click.FloatRange(min=0),
             default=300,
-            show_default=True,
             help="Seconds to keep retrying while a service is unreachable or refuses requests.",
         ),
         click.option(
@@ -347,7 +327,6 @@ def column_options(command: CommandT) -> CommandT:
             "--transcripts",
             type=click.Choice(["auto", "read", "keep"]),
             default="auto",
-            show_default=True,
             help="How to read text that holds several turns. auto: read transcripts with "
             "\\n\\nHuman: and \\n\\nAssistant: and JSON lists of messages as turns, with a "
             "warning. read: also <extra_id_1>, ### Human: and USER: transcripts. keep: score the "
@@ -373,7 +352,6 @@ def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
 truncation_option = click.option(
     "--truncation",
     default="error",
-    show_default=True,
     type=click.Choice(["error", "left", "right"]),
     help="How to handle conversations that exceed the maximum length.",
 )
@@ -440,9 +418,6 @@ def input_options(command: CommandT) -> CommandT:
             help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
         ),
         click.option(
-            "--limit",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Score only the first N rows.",
+            "--limit", type=click.IntRange(min=1), metavar="N", help="Score only the first N rows."
         ),
     )
