@@ -11,12 +11,6 @@ from rm_core.heads.heads import (
 from rm_core.heads.layout import HeadLayout, choose_layout
 
 __all__ = [
-    "CappedTokensHead",
-    "Head",
-    "HeadLayout",
-    "JudgeHead",
-    "LinearHead",
-    "MlpHead",
-    "build_row_head",
-    "choose_layout",
-]
+    "CappedTokensHead", "Head", "HeadLayout", "JudgeHead", "LinearHead", "MlpHead",
+    "build_row_head", "choose_layout",
+]  # fmt: skip

@@ -42,7 +42,7 @@ from serve.api.error_responses import (
 from serve.api.middleware import stack
 from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
-from serve.api.routes import lifecycle, pages, scoring, status, steps
+from serve.api.routes import lifecycle, pages, scoring, status
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -55,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 _ROUTERS = (
     scoring.router,
-    steps.router,
     shared_paths.router,
     status.router,
     lifecycle.router,

@@ -29,14 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Fields of transformers' configurations that determine the shapes of weights and caches.
 _SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
 # Share of the weights' size that loading takes besides them.
 _ROOM = 1.1
 _WAY_OUT = (

@@ -78,11 +78,7 @@ class RawErrorResponse(NamedTuple):
 
 
 BAD_REQUEST = RawErrorResponse(
-    400,
-    "Bad Request",
-    "invalid_request_error",
-    "bad_request",
-    "the request is not valid HTTP",
+    400, "Bad Request", "invalid_request_error", "bad_request", "the request is not valid HTTP"
 )
 HEAD_TIMEOUT = RawErrorResponse(
     408,

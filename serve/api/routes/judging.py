@@ -28,13 +28,13 @@ from serve.api.routes.results import (
     build_ranking,
     fill_in,
     parse_each,
+    score_items,
     try_parse,
 )
 from serve.api.schemas import CompareRequest, RankRequest
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
 from serve.scoring.tokenization import check_num_conversations
-from serve.telemetry.logging import current_request
 
 
 async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResponse:
@@ -44,14 +44,8 @@ async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResp
         (1 + both_orders) * len(body.pairs), limits.max_conversations, "orders of pairs"
     )
     pairs = await parse_each(parse_judge_pair, body.pairs, limits.max_messages)
-    scores = await service.score(
-        body.model,
-        expand_orders(pairs, both_orders=both_orders),
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        kinds=("judge",),
-    )
+    orders = expand_orders(pairs, both_orders=both_orders)
+    scores = await score_items(body, service, orders, ("judge",))
     verdicts = merge_orders(pairs, scores.results, both_orders=both_orders)
     return build_comparisons(scores, [_build_comparison(verdict) for verdict in verdicts])
 
@@ -77,14 +71,7 @@ async def judge_answers(
     read = fill_in(joined, await parse_each(parse_judge_answer, readable, limits.max_messages))
     answers = _share_prompts([item for item in read if isinstance(item, JudgeAnswer)])
     pairs = [try_parse(pair_answers, *pair) for pair in combinations(answers, 2)]
-    scores = await service.score(
-        body.model,
-        expand_orders(pairs),
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        kinds=("judge",),
-    )
+    scores = await score_items(body, service, expand_orders(pairs), ("judge",))
     verdicts = merge_orders(pairs, scores.results)
     ranked = rank_answers(len(answers), verdicts) if len(answers) > 1 else [_ALONE]
     items = fill_in(read, ranked)

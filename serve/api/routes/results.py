@@ -12,10 +12,12 @@ from pydantic import BaseModel
 from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
 from rm_core.calibration import Calibration
 from rm_core.config import Kind
+from serve.api.schemas import CompareRequest, RankRequest, StepsRequest
 from serve.errors import BadRequestError
 from serve.scoring.served_model import KIND_NAMES, ScoreResult, ServedModel
+from serve.scoring.service import ScoringService
 from serve.scoring.tokenization import check_num_messages
-from serve.telemetry.logging import generate_id
+from serve.telemetry.logging import current_request, generate_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +45,24 @@ def check_options(body: BaseModel, *models: ServedModel) -> None:
             raise BadRequestError(
                 f"{KIND_NAMES[kind]} does not read `{name}`{reason}; leave the field out"
             )
+
+
+async def score_items(
+    body: CompareRequest | RankRequest | StepsRequest,
+    service: ScoringService,
+    items: Sequence[object],
+    kinds: Sequence[Kind] = ("classifier", "step"),
+) -> ScoreResult:
+    """Return the scores of what the items of a body are, with the options of the body."""
+    return await service.score(
+        body.model,
+        items,
+        body.truncation,
+        body.priority,
+        context=current_request(),
+        kinds=kinds,
+        aggregation=body.aggregation,
+    )
 
 
 def build_response(

@@ -1,4 +1,4 @@
-"""The native scoring routes: score, compare, rank, render."""
+"""The native scoring routes: score, compare, rank, render, steps."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from serve.api.routes.results import (
     check_options,
     fill_in,
     parse_each,
+    score_items,
     try_parse,
 )
 from serve.api.routes.several_models import score_with_models
@@ -47,6 +48,8 @@ from serve.api.schemas import (
     RenderRequest,
     RenderResponse,
     ScoreRequest,
+    StepsRequest,
+    StepsResponse,
 )
 from serve.config.settings import Settings
 from serve.scoring.served_model import ScoreResult
@@ -107,14 +110,7 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
         if not isinstance(pair, ScoreError)
         for side in pair
     ]
-    scores = await service.score(
-        body.model,
-        sides,
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        aggregation=body.aggregation,
-    )
+    scores = await score_items(body, service, sides)
     rewards = iter(scores.results)
     items = [
         build_error(pair)
@@ -143,18 +139,12 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     if model.encoder.kind == "judge":
         return await judge_answers(body, service, joined)
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
-    scores = await service.score(
-        body.model,
-        conversations,
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        aggregation=body.aggregation,
-    )
-    items = fill_in(joined, scores.results)
-    return build_ranking(
-        scores, [build_item(item, body.aggregation, scores.calibration) for item in items]
-    )
+    scores = await score_items(body, service, conversations)
+    items = [
+        build_item(result, body.aggregation, scores.calibration)
+        for result in fill_in(joined, scores.results)
+    ]
+    return build_ranking(scores, items)
 
 
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
@@ -195,6 +185,30 @@ async def render(body: RenderRequest, service: ServiceDep, settings: SettingsDep
             "template_sha256": model.encoder.template_sha256,
         }
     )
+
+
+@router.post("/v1/steps", response_model=StepsResponse, summary="Score the steps of solutions")
+async def score_steps(
+    body: StepsRequest, service: ServiceDep, settings: SettingsDep
+) -> JSONResponse:
+    """Return the reward of each step of each solution, and their aggregate."""
+    # Before the items are read: of a model of another kind, that is the error.
+    model = service.resolve_model(body.model)
+    model.require_kind("step")
+    check_options(body, model)
+    check_num_conversations(len(body.items), settings.max_conversations, "items")
+    parsed = await parse_each(parse_step_item, body.items, settings.max_messages)
+    readable = [item for item in parsed if not isinstance(item, ScoreError)]
+    scores = await score_items(body, service, readable, ("step",))
+    items = [
+        build_item(result, body.aggregation, scores.calibration)
+        for result in fill_in(parsed, scores.results)
+    ]
+    for item in items:
+        if "error" not in item:
+            del item["truncated"]  # nothing is cut off
+            item["num_steps"] = len(item["step_rewards"])
+    return build_response("steps", scores, items)
 
 
 async def _read_inputs(body: RenderRequest, settings: Settings) -> list[Any]:
