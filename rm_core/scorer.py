@@ -15,7 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -275,18 +275,13 @@ class RewardScorer:
             step_format=loaded.checkpoint.kind.step_format,
             catalogue_id=entry.id if entry else None,
             family=loaded.checkpoint.family,
-            revision=loaded.fingerprint.revision,
-            template_sha256=loaded.fingerprint.template_sha256,
+            **asdict(loaded.fingerprint),
             encoding_sha256=self.encoder.encoding_sha256,
             template_depends_on_date=self.encoder.depends_on_date,
-            template_date=self.encoder.template_date,
-            version=loaded.fingerprint.version,
-            dtype=loaded.fingerprint.dtype,
             head=loaded.head.description,
             head_dtype="float32",
             readout_layer=loaded.readout_layer,
             device=", ".join(map(str, loaded.devices)),
-            attention=loaded.attention.name,
             attention_reason=loaded.attention.reason,
             max_length=self.encoder.max_length,
             max_batch_tokens=self._budget.max_batch_tokens,

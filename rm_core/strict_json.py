@@ -87,11 +87,13 @@ def _require_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _reject_constant(name: str) -> NoReturn:
+def reject_constant(name: str) -> NoReturn:
+    """Reject NaN and infinity, as `json` passes them."""
     raise NotStrictError(f"it has {name}, and JSON allows only finite numbers; write null or text")
 
 
-def _parse_finite(text: str) -> float:
+def parse_finite(text: str) -> float:
+    """Parse a number of a JSON text that a double can hold."""
     number = float(text)
     if not math.isfinite(number):
         raise NotStrictError(
@@ -108,8 +110,8 @@ _DISTINCT = json.JSONDecoder(object_pairs_hook=_require_distinct_keys)
 _build_strict_decoder = functools.partial(
     json.JSONDecoder,
     object_pairs_hook=_require_distinct_keys,
-    parse_constant=_reject_constant,
-    parse_float=_parse_finite,
+    parse_constant=reject_constant,
+    parse_float=parse_finite,
 )
 _STRICT = _build_strict_decoder()
 # Python switches threads only while it runs Python code. The C decoder runs none for a text of

@@ -48,6 +48,11 @@ def format_keys(keys: Iterable[object], limit: int = 8) -> str:
     return format_names((f"`{shorten(str(key), 40)}`" for key in keys), limit)
 
 
+def is_library_error(error: BaseException) -> bool:
+    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def summarize_error(error: BaseException) -> str:
     """Return the class and first line of an error, to quote in a message."""
     lines = [line.strip() for line in str(error).strip().splitlines()]

@@ -77,6 +77,26 @@ def parse_conversation(value: object) -> Messages:
     return messages
 
 
+def split_answer(conversation: object, reader: str, names: tuple[str, str]) -> tuple[Messages, str]:
+    """Return the prompt and the text of the last turn, of a model that reads text alone.
+
+    In errors, `reader` is the model, such as `a judge`, and `names` what it reads.
+    """
+    chat = parse_chat(conversation)
+    refuse_images(chat.messages, reader)
+    *prompt, answer = chat.messages
+    if not prompt:
+        raise InvalidConversationError(
+            f"the conversation is only an answer; give the {names[0]} before it"
+        )
+    if chat.tools or answer.get("tool_calls"):
+        raise InvalidConversationError(
+            f"the conversation has tools or tool calls, which {reader} does not read; send the "
+            f"{names[1]} as text"
+        )
+    return prompt, answer["content"]
+
+
 def parse_prompt(value: object) -> Messages:
     """Validate a prompt, and return it as messages. A string becomes one user message."""
     if isinstance(value, str):

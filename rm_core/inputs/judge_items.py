@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rm_core.errors import InvalidConversationError
-from rm_core.inputs.conversations import ChatJson, Messages, parse_chat, parse_pair, refuse_images
+from rm_core.inputs.conversations import ChatJson, Messages, parse_pair, split_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,8 @@ def build_judge_pair(first: ChatJson, second: ChatJson) -> JudgePair:
 
 def parse_judge_answer(conversation: ChatJson) -> JudgeAnswer:
     """Return the last turn of a conversation, and what it answers."""
-    chat = parse_chat(conversation)
-    refuse_images(chat.messages, "a judge")
-    *prompt, answer = chat.messages
-    if not prompt:
-        raise InvalidConversationError(
-            "the conversation is only an answer; give the prompt that it answers before it"
-        )
-    if chat.tools or answer.get("tool_calls"):
-        raise InvalidConversationError(
-            "the conversation has tools or tool calls, which a judge does not read; send the "
-            "answer as text"
-        )
-    return JudgeAnswer(prompt, answer["content"])
+    names = ("prompt that it answers", "answer")
+    return JudgeAnswer(*split_answer(conversation, "a judge", names))
 
 
 def pair_answers(first: JudgeAnswer, second: JudgeAnswer) -> JudgePair:

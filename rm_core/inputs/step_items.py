@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from rm_core.errors import InvalidConversationError
 from rm_core.inputs.conversations import (
     Messages,
-    parse_chat,
     parse_prompt,
-    refuse_images,
+    split_answer,
     validate_unicode,
 )
 from rm_core.text import describe_type, format_keys
@@ -89,19 +88,9 @@ def parse_solution(conversation: object) -> StepItem:
             "the input is rendered text or token ids, in which a step model cannot tell where "
             "steps end; send messages, or `prompt` with `response` or `steps`"
         )
-    chat = parse_chat(conversation)
-    refuse_images(chat.messages, "a step model")
-    *prompt, answer = chat.messages
-    if not prompt:
-        raise InvalidConversationError(
-            "the conversation is only an answer; give the problem that it solves before it"
-        )
-    if chat.tools or answer.get("tool_calls"):
-        raise InvalidConversationError(
-            "the conversation has tools or tool calls, which a step model does not read; send the "
-            "solution as text"
-        )
-    return StepItem(prompt, response=answer["content"])
+    names = ("problem that it solves", "solution")
+    prompt, solution = split_answer(conversation, "a step model", names)
+    return StepItem(prompt, response=solution)
 
 
 def _check_steps(steps: object) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from rm_core.config import TokenizerMode
 from rm_core.inputs.tokenizer_check import compile_unchecked, find_difference
+from rm_core.text import is_library_error
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class TextTokenizer:
         try:
             input_ids: list[int] = self._fast.encode(text).ids
         except BaseException as error:
-            if not _is_library_error(error):
+            if not is_library_error(error):
                 raise
             return self._use_tokenizers(text, f"failed ({type(error).__name__})")
         self._num_until_check -= 1  # is negative from the first text on if the interval is 0
@@ -138,7 +139,7 @@ def _load_fastokens(backend: Any, definition: str) -> tuple[Any, TokenizerChoice
             [token.content for token in backend.get_added_tokens_decoder().values()],
         )
     except BaseException as error:
-        if not _is_library_error(error):
+        if not is_library_error(error):
             raise
         reason = f"fastokens cannot be compared with tokenizers: {error}"
         return None, TokenizerChoice("tokenizers", reason)
@@ -159,8 +160,3 @@ def _sample_tokens(backend: Any) -> list[str]:
     input_ids = range(0, backend.get_vocab_size(), step)
     texts: list[str] = backend.decode_batch([[token] for token in input_ids], False)
     return texts
-
-
-def _is_library_error(error: BaseException) -> bool:
-    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.errors import ModelLoadError
+from rm_core.strict_json import parse_finite, reject_constant
 from rm_core.text import describe_type
 
 TEXT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -130,18 +131,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: the content is not strict JSON.
         RecursionError: the content is nested too deeply.
     """
-    return json.loads(content.decode(), parse_constant=_refuse_constant, parse_float=_read_float)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return number
+    return json.loads(content.decode(), parse_constant=reject_constant, parse_float=parse_finite)
 
 
 def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:

@@ -67,7 +67,7 @@ from rm_core.model.weights import (
     read_transformers_config,
     read_weights,
 )
-from rm_core.text import quote, summarize_error
+from rm_core.text import is_library_error, quote, summarize_error
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> E
         raise
     # A tokenizer that could be read may still fail on its first text, even by a panic in Rust.
     except BaseException as error:
-        if not _is_library_error(error):
+        if not is_library_error(error):
             raise
         raise ModelLoadError(
             f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; "
@@ -546,11 +546,6 @@ def _check_image_tokens(
             )
 
 
-def _is_library_error(error: BaseException) -> bool:
-    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -560,7 +555,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     # transformers raises many classes here; all mean that the tokenizer is unusable.
     except BaseException as error:
-        if not _is_library_error(error):
+        if not is_library_error(error):
             raise
         raise ModelLoadError(
             f"the tokenizer of {path} cannot be loaded: {summarize_error(error)}; is "

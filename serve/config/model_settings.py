@@ -257,6 +257,12 @@ class ModelSettings(BaseModel):
         """Key of the weights that the settings name; a reload lasts until this changes."""
         return json.dumps([self.name, self.revision, self.version])
 
+    def with_weights(
+        self, name: str, revision: str | None, version: str | None = None
+    ) -> ModelSettings:
+        """Return the settings of the same model with other weights."""
+        return self.model_copy(update={"name": name, "revision": revision, "version": version})
+
     def to_batch_config(self) -> BatchConfig:
         """Return the options with which the engine forms batches."""
         sizes = (self.prefix_cache_bytes, self.vision_cache_bytes)

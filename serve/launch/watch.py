@@ -122,7 +122,7 @@ class CheckpointFolder:
         names = [name for name, _, _ in self._last_look[path]]
         if any(map(_SHARD.search, names)) and _INDEX not in names:
             return f"{_INDEX} is missing, and there are shards"
-        config = self._model.model_copy(update={"name": str(path), "revision": None})
+        config = self._model.with_weights(str(path), None)
         try:
             open_checkpoint(config.to_model_config())
         except ModelLoadError as error:

@@ -276,9 +276,7 @@ def build_stage_command(settings: ModelSettings, source: str, version: str | Non
     folder = find_local_folder(source)
     name, _, revision = (str(folder), "", "") if folder else source.partition("@")
     try:
-        checked = pin_revision(
-            settings.model_copy(update={"name": name, "revision": revision or None})
-        )
+        checked = pin_revision(settings.with_weights(name, revision or None))
     except ModelLoadError as error:
         raise ReloadRefusedError(error.detail) from error
     version = version or (folder.name if folder else checked.revision)

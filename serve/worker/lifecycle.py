@@ -130,18 +130,10 @@ class ManagedWorker(Worker):
         current = self.scorer
         if self.sleep_level or current is None:
             raise ReloadRefusedError("the model is asleep; wake it before its weights are replaced")
-        settings = self._settings.model_copy(
-            update={
-                "name": command.source,
-                "revision": command.revision,
-                "version": command.version,
-            }
-        )
+        settings = self._settings.with_weights(command.source, command.revision, command.version)
         # The memory of the old prefix cache goes to the new scorer at the switch.
-        sizes = {
-            "prefix_cache_bytes": 0,
-            "max_batch_tokens": current.describe().max_batch_tokens,
-        }
+        max_batch_tokens = current.describe().max_batch_tokens
+        sizes = {"prefix_cache_bytes": 0, "max_batch_tokens": max_batch_tokens}
         if not _has_room(current):
             self._held = contextlib.AsyncExitStack()
             await self._held.enter_async_context(self.hold())

@@ -106,14 +106,9 @@ class Reconciler:
 
     def _load(self, target: TargetState) -> ManagedWorker:
         weights = self._get_weights(target)
-        settings = self._settings.model_copy(
-            update={
-                "name": weights.source,
-                "revision": weights.revision,
-                "version": weights.version,
-            }
+        worker = self._create(
+            self._settings.with_weights(weights.source, weights.revision, weights.version)
         )
-        worker = self._create(settings)
         try:
             self._check_identity(worker, target)
         except ModelLoadError:

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar, overload
 
 from rm_core import (
@@ -63,6 +63,11 @@ class SequenceBatch(Sequence[TokenIds]):
     # token.
     readouts: tuple[Readouts, ...] = ()
     images: tuple[EncodedImage, ...] = ()  # images whose token ids the sequences have, each once
+
+    @classmethod
+    def wrap(cls, sequences: Sequence[TokenIds]) -> SequenceBatch:
+        """Return sequences as a batch."""
+        return sequences if isinstance(sequences, cls) else cls(tuple(sequences))
 
     @overload
     def __getitem__(self, index: int) -> TokenIds: ...
@@ -199,9 +204,7 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(
-                sequences, get_salts(sequences), get_readouts(sequences), get_images(sequences)
-            )
+            return await self._run(SequenceBatch.wrap(sequences))
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -222,12 +225,17 @@ class Worker:
         async with self._entrance:
             await self._is_idle.wait()
             yield None
-            salts = get_salts(sequences) or ("",) * len(sequences)
-            readouts = get_readouts(sequences) or ((),) * len(sequences)
-            images = get_images(sequences)
-            for sequence, salt, positions in zip(sequences, salts, readouts, strict=True):
+            batch = SequenceBatch.wrap(sequences)
+            for index, sequence in enumerate(batch):
+                one = slice(index, index + 1)
+                alone = replace(
+                    batch,
+                    sequences=(sequence,),
+                    salts=batch.salts[one],
+                    readouts=batch.readouts[one],
+                )
                 await asyncio.sleep(_DELIVERY_S)
-                yield await self._run([sequence], [salt], [positions], images)
+                yield await self._run(alone)
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
@@ -253,18 +261,19 @@ class Worker:
         probe = await self.run_on_device(scorer.probe)
         self.scorer, self._info, self._expected_reward = scorer, scorer.describe(), probe.reward
 
-    async def _run(
-        self,
-        sequences: Sequence[TokenIds],
-        salts: Sequence[str],
-        readouts: Sequence[Readouts],
-        images: Sequence[EncodedImage],
-    ) -> BatchResult:
+    async def _run(self, batch: SequenceBatch) -> BatchResult:
         self._refuse_if_unhealthy()
         if self.is_asleep or self.scorer is None:
             raise ReplicaBusyError("the model is asleep; another replica, or this one later")
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self.scorer.pack, sequences, salts, readouts, images)
+            _submit(
+                self._packing_thread,
+                self.scorer.pack,
+                batch.sequences,
+                batch.salts,
+                batch.readouts,
+                batch.images,
+            )
         )
         running = _submit(self._device_thread, self._run_packing, packing)
         future = asyncio.wrap_future(running)
@@ -358,21 +367,6 @@ class Worker:
         thread_failure = None if self._thread.is_alive() else "its thread ended"
         reason = self._failure or thread_failure or self.watchdog.stall_reason()
         return reason and f"the replica cannot score any more: {reason}"
-
-
-def get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
-    """Return the salt of each sequence of a batch, or nothing if no two differ."""
-    return sequences.salts if isinstance(sequences, SequenceBatch) else ()
-
-
-def get_readouts(sequences: Sequence[TokenIds]) -> tuple[Readouts, ...]:
-    """Return the readouts of each sequence of a batch, or nothing if all have the default."""
-    return sequences.readouts if isinstance(sequences, SequenceBatch) else ()
-
-
-def get_images(sequences: Sequence[TokenIds]) -> tuple[EncodedImage, ...]:
-    """Return the images of a batch."""
-    return sequences.images if isinstance(sequences, SequenceBatch) else ()
 
 
 def _submit(
