@@ -230,7 +230,8 @@ def _check_arguments(chat: Chat, text: str, render: Render) -> Iterator[str]:
 
 def _has_arguments_as_text(message: Any) -> bool:
     calls = message.get("tool_calls")
-    functions = (c.get("function") for c in calls if isinstance(c, dict)) if _is_list(calls) else ()
+    calls = calls if isinstance(calls, list | tuple) else ()
+    functions = (call.get("function") for call in calls if isinstance(call, dict))
     arguments = [f.get("arguments") for f in functions if isinstance(f, dict)]
     return any(isinstance(value, str) and value for value in arguments)
 
@@ -264,10 +265,6 @@ def _is_json_of_messages(content: str) -> bool:
     return bool(parsed) and all(
         isinstance(m, dict) and {"role", "content"} <= m.keys() for m in parsed
     )
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def _index_contents(messages: Messages) -> dict[int, str]:

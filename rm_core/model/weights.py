@@ -228,7 +228,6 @@ def _check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreT
                 for name, shape in declared.items()
                 if name in stored and stored[name] != shape
             ],
-            "unexpected_keys": [],
         },
     )
     return type(model)
@@ -260,23 +259,25 @@ def _check_head_shapes(checkpoint: Checkpoint, layout: HeadLayout, hidden_size: 
         shape = expected.get(name, [num_labels] if name.endswith("bias") else [num_labels, size])
         if list(shapes[name]) != shape:
             mismatched.append(f"{name} {list(shapes[name])} instead of {shape}")
-    _check_report(
-        checkpoint.path, {"missing_keys": [], "mismatched_keys": mismatched, "unexpected_keys": []}
-    )
+    _check_report(checkpoint.path, {"mismatched_keys": mismatched})
 
 
 def _check_report(
     path: Path, report: Mapping[str, Any], head_tensors: Collection[str] = ()
 ) -> None:
+
+    def list_keys(kind: str) -> list[str]:
+        return sorted(map(str, report.get(kind, ())))
+
     problems = {
-        "are missing and would be random": sorted(report["missing_keys"]),
-        "have a different shape than in the config": sorted(map(str, report["mismatched_keys"])),
-        "could not be converted": sorted(map(str, report.get("error_msgs", ()))),
-        "do not belong to any module of the model": sorted(
+        "are missing and would be random": list_keys("missing_keys"),
+        "have a different shape than in the config": list_keys("mismatched_keys"),
+        "could not be converted": list_keys("error_msgs"),
+        "do not belong to any module of the model": [
             key
-            for key in report["unexpected_keys"]
+            for key in list_keys("unexpected_keys")
             if key not in head_tensors and not any(extra in key for extra in _HARMLESS_EXTRAS)
-        ),
+        ],
     }
     for problem, keys in problems.items():
         if keys:

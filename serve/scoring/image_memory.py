@@ -38,10 +38,6 @@ class ImageMemory:
         finally:
             hold.add(-hold.num_bytes)
 
-    async def _wait_for_room(self, client: str, limit: int) -> None:
-        while not self._has_room(client, limit):
-            await self._has_changed.wait()
-
     def _has_room(self, client: str, limit: int) -> bool:
         num_held = self._by_client[client]
         share = limit // max(1, len(self._by_client))
@@ -68,7 +64,8 @@ class ImageHold:
     async def reserve(self, num_bytes: int) -> None:
         """Wait for room, and take so many bytes."""
         if num_bytes:
-            await self._memory._wait_for_room(self._client, self._limit)
+            while not self._memory._has_room(self._client, self._limit):
+                await self._memory._has_changed.wait()
             self.add(num_bytes)
 
     def add(self, num_bytes: int) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from email.message import Message as EmailMessage
 
 from starlette.datastructures import Headers, State
@@ -336,17 +336,9 @@ class _Usage:
     def num_bytes(self) -> int:
         return self.body_bytes + self.response_bytes
 
-    def add(
-        self,
-        num_receiving: int = 0,
-        num_running: int = 0,
-        body_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
-        self.num_receiving += num_receiving
-        self.num_running += num_running
-        self.body_bytes += body_bytes
-        self.response_bytes += response_bytes
+    def add(self, changes: Mapping[str, int]) -> None:
+        for name, number in changes.items():
+            setattr(self, name, getattr(self, name) + number)
 
 
 class Admission:
@@ -401,9 +393,9 @@ class Admission:
             )
 
     def _add(self, client: str, changes: Mapping[str, int]) -> None:
-        self._all.add(**changes)
+        self._all.add(changes)
         usage = self._by_client[client]
-        usage.add(**changes)
+        usage.add(changes)
         if not (usage.num_receiving or usage.num_running or usage.num_bytes):
             del self._by_client[client]  # the number of clients over time is unbounded
 
@@ -449,16 +441,10 @@ class AdmissionSlot:
 
     def release(self) -> None:
         """Release all resources of the request. May be called again."""
-        usage = self._usage
-        self._add(
-            num_receiving=-usage.num_receiving,
-            num_running=-usage.num_running,
-            body_bytes=-usage.body_bytes,
-            response_bytes=-usage.response_bytes,
-        )
+        self._add(**{name: -number for name, number in asdict(self._usage).items()})
 
     def _add(self, **changes: int) -> None:
-        self._usage.add(**changes)
+        self._usage.add(changes)
         self._admission._add(self._client, changes)
 
     def __enter__(self) -> AdmissionSlot:
