@@ -73,6 +73,10 @@ class PromptIndex:
         """Estimate how many tokens of a prompt need not be computed: all or none."""
         return prompt.num_tokens if prompt is not None and prompt in self._prompts else 0
 
+    def get_replica(self, prompt: Prompt | None) -> str:
+        """Return the id of the replica that has a prompt, or should get it; empty if unknown."""
+        return "" if prompt is None else self._prompts.get(prompt, "")
+
     def find_replica(self, prompts: Iterable[Prompt | None]) -> str:
         """Return the id of the replica that has most tokens of the prompts; empty if unknown."""
         num_tokens: Counter[str] = Counter()

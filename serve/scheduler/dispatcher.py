@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ BatchRunner: TypeAlias = Callable[[list[PendingSequence]], Awaitable[None]]
 # That bounds how far newer sequences overtake older ones, and the time that forming a batch takes:
 # 14 to 47 ms of the event loop for 4 budgets of 32,768 tokens in conversations of 50.
 _LOOK_AHEAD = 4
+# Idle replicas share what is pending, in batches of at least this part of the token budget: much
+# smaller ones are hardly faster on a device.
+_MAX_SHARES = 8
 # A replica gets its next batch this long before it is expected to be free: longer than a batch
 # takes to reach it, short enough that requests which arrive meanwhile do not wait behind the batch.
 _PREFETCH_S = 0.05
@@ -104,6 +108,7 @@ class Dispatcher:
         self._suspects_are_running = False
         self._crash_history = CrashHistory()
         self._throughput = ThroughputEstimator(_PREFETCH_S)
+        self._replicas: dict[str, None] = {}  # ids, the one that answered last at the end
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
@@ -255,8 +260,9 @@ class Dispatcher:
                 return
             if suspects := self._take_suspects():
                 self._suspects_are_running = True
-                self._send(suspects, _compute_tree_size(suspects), self._run_one_by_one, now)
-            elif formed := self._form_next_batch():
+                num_tokens = _compute_tree_size(suspects)
+                self._send(suspects, num_tokens, "", self._run_one_by_one, now)
+            elif formed := self._form_next_batch(now):
                 self._send(*formed, self._run_together, now)
             else:
                 return
@@ -268,19 +274,24 @@ class Dispatcher:
         suspects, self._suspects = self._suspects, {}
         return [entry for entry in suspects if entry.is_pending]
 
-    def _form_next_batch(self) -> tuple[list[PendingSequence], int] | None:
+    def _form_next_batch(self, now: float) -> tuple[list[PendingSequence], int, str] | None:
         """Return sequences that are next in fair order, and those that share most with them.
 
-        Also the number of tokens to compute; None if no sequence is pending.
+        Also the number of tokens to compute, and the id of the replica that should have them, empty
+        for any; None if no sequence should be sent now.
         """
         pending = self._pool.peek(
             _LOOK_AHEAD * self.max_batch_tokens,
             exclude=self._suspects,
             get_size=self._count_uncached_tokens,
         )
+        replica, max_tokens = "", self.max_batch_tokens
+        if self.prompts.max_tokens and self._backend.num_replicas > 1:
+            pending, replica = self._choose_replica(pending, now)
+            max_tokens = self._compute_share(pending)
         if not pending:
             return None
-        half = self.max_batch_tokens // 2
+        half = max_tokens // 2
         small = [
             sequence
             for sequence, entries in pending.items()
@@ -291,22 +302,79 @@ class Dispatcher:
             for sequence, entries in pending.items()
             if (num_cached := min(self.prompts.count_cached(e.prompt) for e in entries))
         }
-        batch = form_mixed_batch(small, list(pending), self.max_batch_tokens, cached)
+        batch = form_mixed_batch(small, list(pending), max_tokens, cached)
         entries = [entry for sequence in batch.sequences for entry in pending[sequence]]
-        return entries, batch.num_tokens
+        return entries, batch.num_tokens, replica
+
+    def _choose_replica(
+        self, pending: dict[TokenIds, list[PendingSequence]], now: float
+    ) -> tuple[dict[TokenIds, list[PendingSequence]], str]:
+        """Return the sequences that may be in the next batch, and the replica that should have it.
+
+        These are sequences whose prompts that replica has, or no replica has. A sequence whose
+        prompt is at a busy replica waits while there are others to send, and while that replica
+        should be free before another one could compute the prompt twice; but not for a batch that
+        takes much longer than expected.
+        """
+        throughput = self._throughput
+        busy = throughput.map_busy_replicas()
+        free = [name for name in self._replicas if name not in busy]
+        is_one_idle = throughput.num_in_flight < self._backend.num_replicas
+        if not free and not is_one_idle:
+            free = [throughput.find_next_free()]
+        ready: dict[TokenIds, list[PendingSequence]] = {}
+        moving: dict[TokenIds, list[PendingSequence]] = {}
+        replica, latest_end = "", math.inf
+        for sequence, entries in pending.items():
+            prompt = entries[0].prompt
+            home = self.prompts.get_replica(prompt)
+            if home in free:
+                replica = replica or home
+                if home == replica:
+                    ready[sequence] = entries
+            elif prompt is not None and home in busy and now < busy[home].latest_end < math.inf:
+                seconds = throughput.rate.estimate_seconds(prompt.num_tokens)
+                if is_one_idle and seconds and busy[home].expected_end - now > 2 * seconds:
+                    moving[sequence] = entries
+                latest_end = min(latest_end, busy[home].latest_end)
+            else:
+                ready[sequence] = entries
+        if pending and not ready and not moving:
+            self._schedule_soon(latest_end - now)  # unless a result comes before
+        return ready or moving, replica or next(iter(free), "")
+
+    def _compute_share(self, pending: Mapping[TokenIds, list[PendingSequence]]) -> int:
+        """Return the token budget of a batch of which each free replica gets an equal one."""
+        num_free = self._backend.num_replicas - self._throughput.num_in_flight
+        if num_free <= 1:
+            return self.max_batch_tokens
+        prompts = {entries[0].prompt for entries in pending.values()}
+        num_tokens = sum(prompt.num_tokens for prompt in prompts if prompt) - sum(
+            map(self.prompts.count_cached, prompts)
+        )
+        for sequence, entries in pending.items():
+            prompt = entries[0].prompt
+            num_tokens += len(sequence) - (prompt.num_tokens if prompt else 0)
+        least = self.max_batch_tokens // _MAX_SHARES
+        return min(self.max_batch_tokens, max(least, math.ceil(num_tokens / num_free)))
 
     def _count_uncached_tokens(self, entry: PendingSequence) -> int:
         return len(entry.sequence) - self.prompts.count_cached(entry.prompt)
 
     def _send(
-        self, batch: list[PendingSequence], num_tokens: int, run: BatchRunner, now: float
+        self,
+        batch: list[PendingSequence],
+        num_tokens: int,
+        replica: str,
+        run: BatchRunner,
+        now: float,
     ) -> None:
-        """Send a batch, of whose tokens so many are to be computed."""
+        """Send a batch, of whose tokens so many are to be computed, if possible to a replica."""
         self._pool.mark_dispatched(batch, now)
         for entry in batch:
             if entry.prompt is not None:
-                self.prompts.add(entry.prompt)
-        in_flight = self._throughput.begin(now, num_tokens, self._num_devices)
+                self.prompts.add(entry.prompt, replica)
+        in_flight = self._throughput.begin(now, num_tokens, self._num_devices, replica)
         task = asyncio.get_running_loop().create_task(self._supervise(batch, run, in_flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -408,6 +476,10 @@ class Dispatcher:
             ],
             elapsed_s=asyncio.get_running_loop().time() - sent_at,
         )
+        self._replicas.pop(result.replica, None)
+        self._replicas[result.replica] = None
+        while len(self._replicas) > self._num_devices:
+            del self._replicas[next(iter(self._replicas))]
         for flow in {burst.flow: None for entry in batch for burst in entry.bursts}:
             flow.fingerprints.add(result.fingerprint)
             flow.inference_s += result.inference_s
@@ -451,6 +523,7 @@ class Dispatcher:
             len(batch),
             error.detail,
         )
+        self._replicas.pop(error.replica, None)
         suspects = []
         for entry in batch:
             num_crashes = self._crash_history.add(entry.sequence, error.replica)
@@ -492,10 +565,19 @@ def _compute_tree_size(batch: Collection[PendingSequence]) -> int:
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch in flight: how long it should take, and when it should be done."""
+    """A batch in flight: how long it should take, when it should be done, and where it should run.
+
+    `replica` is empty for any replica.
+    """
 
     expected_seconds: float
     expected_end: float
+    replica: str
+
+    @property
+    def latest_end(self) -> float:
+        """When the batch has taken twice its time and a second."""
+        return self.expected_end + self.expected_seconds + 1.0
 
 
 class ThroughputEstimator:
@@ -514,14 +596,23 @@ class ThroughputEstimator:
         self._in_flight: list[InFlightBatch] = []
         self.rate = RateEstimator(decay=0.8)
 
-    def begin(self, now: float, num_tokens: int, num_replicas: int) -> InFlightBatch:
+    @property
+    def num_in_flight(self) -> int:
+        """Number of batches in flight."""
+        return len(self._in_flight)
+
+    def begin(
+        self, now: float, num_tokens: int, num_replicas: int, replica: str = ""
+    ) -> InFlightBatch:
         """Record that a batch was sent; `end` has to follow."""
         start = now
-        if len(self._in_flight) >= num_replicas:
+        if replica and (before := self.map_busy_replicas().get(replica)):
+            start = max(now, before.expected_end)
+        elif len(self._in_flight) >= num_replicas:
             start = max(now, self._sort_by_end()[len(self._in_flight) - num_replicas].expected_end)
         seconds = self.rate.estimate_seconds(num_tokens)
-        seconds = float("inf") if seconds is None else seconds
-        batch = InFlightBatch(seconds, start + seconds)
+        seconds = math.inf if seconds is None else seconds
+        batch = InFlightBatch(seconds, start + seconds, replica)
         self._in_flight.append(batch)
         return batch
 
@@ -540,6 +631,16 @@ class ThroughputEstimator:
         if next_done.expected_seconds > _SHORT_BATCH_S:
             return None
         return max(0.0, next_done.expected_end - self._prefetch_s - now)
+
+    def map_busy_replicas(self) -> dict[str, InFlightBatch]:
+        """Return the known replicas of batches in flight, each with its batch that ends last."""
+        return {batch.replica: batch for batch in self._sort_by_end() if batch.replica}
+
+    def find_next_free(self) -> str:
+        """Return the known replica that should be free next, of those that have one batch."""
+        num_batches = Counter(batch.replica for batch in self._in_flight)
+        replicas = [batch.replica for batch in self._sort_by_end()]
+        return next((name for name in replicas if name and num_batches[name] == 1), "")
 
     def _sort_by_end(self) -> list[InFlightBatch]:
         return sorted(self._in_flight, key=lambda batch: batch.expected_end)
