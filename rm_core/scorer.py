@@ -456,8 +456,9 @@ class RewardScorer:
                 token that is not the pad token.
             images: images whose token ids the sequences have.
         """
+        pad = self._loaded_model.pad_token_id
         up_to_readout = [
-            ids[: (positions[-1] if positions else self._find_readout(ids)) + 1]
+            ids[: (positions[-1] if positions else find_readout_position(ids, pad)) + 1]
             for ids, positions in zip(sequences, readouts or [()] * len(sequences), strict=True)
         ]
         cache = self._prefix_cache  # another thread may drop it
@@ -465,9 +466,6 @@ class RewardScorer:
         return pack(
             up_to_readout, self._budget.max_batch_tokens, count_cached, salts, readouts, images
         )
-
-    def _find_readout(self, ids: TokenIds) -> int:
-        return find_readout_position(ids, self._loaded_model.pad_token_id)
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None

@@ -259,7 +259,7 @@ class _TurnReader:
             if not last.content and self._chat_format.line_ends_header:
                 begin = self._skip_line_end(begin)
             self._extend(last, begin, stop)
-        elif following is None or not self._is_filling(begin, stop):
+        elif following is None or not _FILLING.fullmatch(self._text, begin, stop):
             self._turns.append(_Turn("assistant"))
             self._extend(self._turns[-1], begin, stop)
         if following:
@@ -307,9 +307,6 @@ class _TurnReader:
         assert filling is not None
         if filling.end() < end:
             raise self._build_error(filling.end(), f"text {where} does not belong to a turn")
-
-    def _is_filling(self, begin: int, end: int) -> bool:
-        return _FILLING.fullmatch(self._text, begin, end) is not None
 
     def _skip_line_end(self, begin: int) -> int:
         """Skip the line end of a header if the prompt ends with the header but without it."""

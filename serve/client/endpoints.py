@@ -221,8 +221,8 @@ def is_retryable(failure: httpx.Response | httpx.HTTPError) -> bool:
     """Return whether the same request may succeed later."""
     if isinstance(failure, httpx.HTTPError):
         return isinstance(failure, _RETRYABLE_EXCEPTIONS) or _is_peer_timeout(failure)
-    if failure.status_code in _RETRYABLE_PROXY_STATUSES:
-        return not is_from_service(failure)
+    if failure.status_code in _RETRYABLE_PROXY_STATUSES:  # final if the service itself sent them
+        return not isinstance((parse_json_object(failure) or {}).get("error"), dict)
     return failure.status_code in _RETRYABLE_STATUSES
 
 
@@ -243,11 +243,6 @@ def get_error_field(failure: httpx.Response | httpx.HTTPError, name: str) -> str
     error = (parse_json_object(failure) or {}).get("error")
     value = error.get(name) if isinstance(error, dict) else None
     return value if isinstance(value, str) else None
-
-
-def is_from_service(response: httpx.Response) -> bool:
-    """Return whether the service wrote an error response, not a proxy in front of the service."""
-    return isinstance((parse_json_object(response) or {}).get("error"), dict)
 
 
 def backoff_seconds(failure: httpx.Response | httpx.HTTPError, num_failures: int) -> float:

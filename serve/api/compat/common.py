@@ -152,8 +152,9 @@ async def compute_rewards(
     results = []
     for index, result in enumerate(scores.results):
         if isinstance(result, ScoreError):
+            hint = options.hint if result.code == "foreign_template" else ""
             raise build_exception(
-                ScoreError(result.code, result.message + _hint(result, options)),
+                ScoreError(result.code, result.message + hint),
                 f"input {index} of {len(items)}" if len(items) > 1 else "",
             )
         results.append(result)
@@ -342,10 +343,6 @@ def _headers(scores: ScoreResult, results: Sequence[Reward]) -> dict[str, str]:
         "x-skyreward-truncated": str(num_truncated) if num_truncated else "",
     }
     return {name: to_header_value(value) for name, value in headers.items() if value}
-
-
-def _hint(error: ScoreError, options: ScoringOptions) -> str:
-    return options.hint if error.code == "foreign_template" else ""
 
 
 def _is_list_of(kind: type, value: object) -> bool:
