@@ -10,6 +10,9 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PEERS := areal axe-playwright-python llamafactory ms-swift openrlhf rewardbench skyrl-gym verl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Every process that a test starts would compile the project's modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Suppresses a message of Material for MkDocs about its successor.
 export NO_MKDOCS_2_WARNING := 1
 

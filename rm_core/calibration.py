@@ -101,9 +101,21 @@ class RewardSample:
     def calibrate(
         self, model: str, fingerprint: Fingerprint, aggregation: Aggregation | None = None
     ) -> Calibration:
-        """Return the statistics of the rewards: sums are exact, and sorting happens in the file."""
+        """Return the calibration of the rewards.
+
+        Raises:
+            ValueError: see `Calibration`.
+        """
         if not self.count:
             raise ValueError("no conversation has a reward")
+        mean, std, quantiles = self.summarize()
+        return Calibration(model, self.count, mean, std, quantiles, fingerprint, aggregation)
+
+    def summarize(self) -> tuple[float, float, dict[str, float]]:
+        """Return mean, standard deviation and quantiles of the rewards, at least one.
+
+        Sums are exact, and sorting happens in the file.
+        """
         self._file.flush()
         values = np.memmap(self._file.name, dtype=np.float64, mode="r+")
         values.sort()
@@ -116,7 +128,7 @@ class RewardSample:
         # A mean that is rounded would give equal rewards a tiny deviation.
         std = math.sqrt(math.fsum(squares) / self.count) if values[0] < values[-1] else 0.0
         quantiles = {f"{q:g}": _interpolate(values, q * (self.count - 1)) for q in QUANTILES}
-        return Calibration(model, self.count, mean, std, quantiles, fingerprint, aggregation)
+        return mean, std, quantiles
 
 
 def _interpolate(ordered: NDArray[np.float64], position: float) -> float:

@@ -32,8 +32,10 @@
 └── JobError                          a job cannot start or continue; finished chunks are kept
     ├── JobInputError                   the input cannot be read, or a job does not support it
     ├── JobOutputError                  the output's format cannot hold the columns or results
+    ├── StorageError                    a file at an address cannot be read or written
     ├── JobRefusedError                 another job, or another run of this job, uses the output
     ├── DiskFullError                   the disk is full
+    ├── HubError                        the output cannot be pushed to the hub
     ├── BadRowError                     a row has an error, and --fail-fast was given
     └── JobStoppedError                 the job was asked to stop
 
@@ -192,6 +194,20 @@ class JobOutputError(JobError):
     code = "job_output"
 
 
+class StorageError(JobError):
+    """A file at an address cannot be read or written.
+
+    Attributes:
+        is_temporary: whether the same operation may succeed later.
+    """
+
+    code = "storage"
+
+    def __init__(self, detail: str, *, is_temporary: bool = False) -> None:
+        super().__init__(detail)
+        self.is_temporary = is_temporary
+
+
 class JobRefusedError(JobError):
     """The output belongs to another job, or another run of this job is in progress."""
 
@@ -202,6 +218,12 @@ class DiskFullError(JobError):
     """The disk is full."""
 
     code = "disk_full"
+
+
+class HubError(JobError):
+    """The output cannot be pushed to the hub; the files on this machine are not affected."""
+
+    code = "hub"
 
 
 class BadRowError(JobError):

@@ -34,7 +34,7 @@ BENCHMARK_DATA = Path(os.environ.get("BENCHMARK_DATA", ROOT / "build" / "benchma
 # The same examples on every machine, and no deadlines, since test machines are small and shared.
 settings.register_profile(
     "repository",
-    max_examples=50,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     derandomize=True,

@@ -12,6 +12,7 @@ import subprocess
 import symtable
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ import httpx
 from checkpoints import SPECS, build_tokenizer
 from conftest import ROOT
 from documents import Block, is_output_of, read_blocks, read_session, split_commands
+from fake_hub import get_variables, run_fake_hub
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rm_core import seeds_dir
@@ -129,10 +131,11 @@ class Page:
         return all((self.folder / path).exists() for path in paths)
 
     def _run(self, command: Sequence[str], block: Block) -> str:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=self.folder,
-            env=self._environment, timeout=300,
-        )  # fmt: skip
+        with run_fake_hub() if "--push-to-hub" in command else nullcontext() as hub:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=self.folder,
+                env=self._environment | (get_variables(hub) if hub else {}), timeout=300,
+            )  # fmt: skip
         assert done.returncode == 0, f"{block} failed\n{done.stdout}\n{done.stderr}"
         return done.stdout if command[0] == sys.executable else done.stdout + done.stderr
 

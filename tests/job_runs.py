@@ -25,10 +25,11 @@ from rm_core.inputs.step_items import StepItem
 from serve.jobs.executors.base import ScoreBatchResult, ScoringModel
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
 from serve.jobs.spec import JobSpec
-from serve.jobs.store import STATE_FILE, get_job_folder, open_store
+from serve.jobs.store import STATE_FILE, open_store
 from serve.jobs.summary import Summary
 from serve.shutdown import GracefulShutdown
 
@@ -55,6 +56,12 @@ class FakeExecutor:
         self.model: dict[str, Any] = {"revision": "r1", "dtype": "float32"}
         if max_image_bytes is not None:
             self.model["max_image_bytes"] = max_image_bytes
+        self.scoring_model = ScoringModel(
+            "fake",
+            Fingerprint("r1", "t1", "float32", "sdpa"),
+            100,
+            reward_settings={"encoding_sha256": "e1", "deterministic": False},
+        )
         self.num_asked = 0
         self.failure: Exception = RuntimeError("the executor failed")
         self.before: Callable[[int], None] = lambda number: None
@@ -70,7 +77,7 @@ class FakeExecutor:
     def get_scoring_model(self, *, fetch: bool = False) -> ScoringModel | None:
         if not (fetch or self.calls):
             return None
-        return ScoringModel("fake", Fingerprint("r1", "t1", "float32", "sdpa"), 100)
+        return self.scoring_model
 
     @property
     def capacity(self) -> int:
@@ -162,18 +169,21 @@ def write_lines(path: Path, rows: Sequence[Any]) -> Path:
 
 
 def run_job(
-    source: Path,
-    output: Path,
+    source: Path | str,
+    output: Path | str,
     executor: FakeExecutor,
     *,
     notices: list[str] | None = None,
     shutdown: GracefulShutdown | None = None,
     report: Report | None = None,
+    state: Path | None = None,
     **options: Any,
 ) -> Summary:
     """Run a job once, by default with chunks of ten rows."""
     notify = (notices if notices is not None else []).append
-    spec = JobSpec(open_source(str(source)), output, **{"chunk_rows": 10, **options})
+    place = Output.parse(output, state)
+    opened = open_source(str(source), exclude=place.location, fetched=place.fetched_files)
+    spec = JobSpec(opened, place, **{"chunk_rows": 10, **options})
     try:
         with Progress(notify, on_terminal=False) as progress, open_store(spec) as store:
             shutdown = shutdown or GracefulShutdown("")
@@ -182,9 +192,9 @@ def run_job(
         executor.close()
 
 
-def count_chunks(output: Path) -> int:
+def count_chunks(output: Path | str) -> int:
     """Return the number of chunks that a job has saved, also while it runs or after a kill."""
-    folder = get_job_folder(output)
+    folder = Output.parse(output).state_folder
     with tempfile.TemporaryDirectory() as copy:
         # The log first: what is moved from it into the file meanwhile is then in both.
         for ending in ("-wal", ""):

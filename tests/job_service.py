@@ -30,6 +30,7 @@ class Service:
         state: state of the model.
         kind: kind of the model.
         reads_images: whether the model reads images.
+        more_info: further fields of the model in `/info`.
         num_asked: number of requests to `/info`.
         ready_at: number of the request to `/info` at which the model becomes ready.
         status: status of refused requests.
@@ -46,6 +47,7 @@ class Service:
         self.kind = "classifier"
         self.step_format: str | None = None
         self.reads_images = False
+        self.more_info: dict[str, Any] = {}
         self.num_asked = 0
         self.ready_at: int | None = None
         self.status = 503
@@ -96,7 +98,7 @@ class Service:
         model |= {"max_model_len": 9, "kind": self.kind, "step_format": self.step_format}
         if self.reads_images:
             model |= {"reads_images": True, "image_limits": {"max_image_bytes": 10 * 2**20}}
-        return {"models": {"demo": model | {"encoding_sha256": "e"}}}
+        return {"models": {"demo": model | {"encoding_sha256": "e"} | self.more_info}}
 
     def score(self, conversations: list[Messages]) -> list[Any]:
         return [

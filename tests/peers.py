@@ -7,17 +7,21 @@ packages around them are not run and named modules are stood in for. What is not
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +54,34 @@ def peer_path(name: str) -> Path:
         if (folder / name).exists():
             return folder / name
     pytest.skip(f"there is no {name} in {PEERS}")
+
+
+def peer_functions(
+    path: str, names: Collection[str], cls: str | None = None, **variables: Any
+) -> dict[str, Any]:
+    """Some functions of a file of a peer, by name; its other code is not run.
+
+    Args:
+        path: of the file, below the folder of peers.
+        names: of the functions. One that is not there is left out.
+        cls: class whose methods they are; None for functions of the module.
+        variables: what the functions use of their module.
+    """
+    top, _, rest = path.partition("/")
+    file = peer_path(top) / rest
+    source = ast.parse(file.read_text(encoding="utf-8"))
+    body: Sequence[ast.stmt] = source.body
+    if cls is not None:
+        body = next(
+            node for node in body if isinstance(node, ast.ClassDef) and node.name == cls
+        ).body
+    source.body = [
+        node for node in body if isinstance(node, ast.FunctionDef) and node.name in names
+    ]
+    module = {name: getattr(typing, name) for name in typing.__all__}
+    module |= {"json": json, "os": os, "math": math, "defaultdict": defaultdict, **variables}
+    exec(compile(source, path, "exec"), module)
+    return module
 
 
 @contextlib.contextmanager

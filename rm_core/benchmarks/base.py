@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from rm_core.benchmarks.variants import BenchmarkOptions
 from rm_core.config import Kind, StepFormat
-from rm_core.inputs.conversations import Messages
+from rm_core.inputs.conversations import Messages, get_text
 
+Response: TypeAlias = str | Messages
+"""A response as text, or the whole conversation, which begins with the prompt."""
 ItemKey = tuple[str, str]
 """`id` and `subset` of an item; the combination is unique."""
 
@@ -49,7 +51,7 @@ class Item:
         prompt: messages that the responses answer. Parts of a content that are images have the
             bytes of the file; from `read` of a benchmark, also its path, a data URI or base64.
         responses: responses, in the order of `rewards` in `scores.jsonl`; in a benchmark of steps,
-            the steps of one solution.
+            the steps of one solution. A response of several messages is a whole conversation.
         preferences: every pair of responses of which the benchmark knows the better one; the pairs
             do not contain ties.
         metadata: other data of the row that results need: a category, a label, a goal. Items with
@@ -59,7 +61,7 @@ class Item:
     id: str
     subset: str
     prompt: Messages
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
     preferences: tuple[Preference, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,9 +81,22 @@ class Item:
         return tuple(sorted({(min(pair), max(pair)) for pair in self.preferences}))
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Text of each response; several messages are shown with their roles."""
+        start = len(self.prompt)
+        return tuple(
+            response
+            if isinstance(response, str)
+            else "\n\n".join(
+                f"[{one['role'].upper()}] {get_text(one['content'])}" for one in response[start:]
+            )
+            for response in self.responses
+        )
+
+    @property
     def step_item(self) -> StepItem:
         """The item of a benchmark of steps, as a step model scores it."""
-        return StepItem(self.prompt[-1]["content"], self.responses)
+        return StepItem(self.prompt[-1]["content"], self.texts)
 
 
 class ScoredItem(NamedTuple):
@@ -217,6 +232,7 @@ class OfficialProtocol:
             further items, with the ids `ID#2`, `ID#3` and so on in the order of the rows.
         step_format: step format of the official runs of Skywork's step models, if it is not that
             of the models. Steps after its maximum length have no reward and do not count.
+        has_images: whether prompts have images, so that a model must read them.
     """
 
     max_length: int | None
@@ -226,6 +242,7 @@ class OfficialProtocol:
     keeps_first: bool = False
     numbers_repeats: bool = False
     step_format: StepFormat | None = None
+    has_images: bool = False
 
 
 class Benchmark(Protocol):

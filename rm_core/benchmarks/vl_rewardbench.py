@@ -72,6 +72,7 @@ class VLRewardBench:
         dtype="bfloat16",
         source="vl-rewardbench/VL_RewardBench@9b10abd cal.py; model card of Skywork-VL-Reward-7B",
         numbers_repeats=True,
+        has_images=True,
     )
 
     def __init__(self, options: BenchmarkOptions | None = None) -> None:

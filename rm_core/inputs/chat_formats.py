@@ -42,6 +42,12 @@ class _ChatFormat:
         return r"\n" in self.header
 
 
+LLAMA3_OWN_TEXT = (
+    r"\ACutting Knowledge Date: [A-Z][a-z]+ \d{4}\n"
+    r"Today Date: \d{1,2} [A-Z][a-z]+ \d{4}(?:\n\n|\Z)"
+)
+"""Pattern of the date header of Llama 3.1's system turn."""
+
 _CHATML = _ChatFormat(
     "chatml",
     ("<|im_start|>", "<|im_end|>"),
@@ -59,8 +65,7 @@ _LLAMA3 = _ChatFormat(
     ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
     True,
     {"ipython": "tool"},
-    r"\ACutting Knowledge Date: [A-Z][a-z]+ \d{4}\n"
-    r"Today Date: \d{1,2} [A-Z][a-z]+ \d{4}(?:\n\n|\Z)",
+    LLAMA3_OWN_TEXT,
 )
 _GEMMA = _ChatFormat(
     "gemma",

@@ -282,13 +282,27 @@ class ChatEncoder(Encoder):
 
         The template reads the real clock, and BOS may be missing or doubled.
         """
+        input_ids = self._apply_chat_template(messages, tokenize=True, return_dict=False)
+        return [int(token) for token in input_ids]
+
+    def render_with_transformers(self, messages: Messages) -> str:
+        """Render with transformers' own `apply_chat_template`, as other tools publish texts.
+
+        The template reads the real clock, and nothing is truncated.
+
+        Args:
+            messages: validated messages with string contents.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+        """
+        return str(self._apply_chat_template(messages, tokenize=False))
+
+    def _apply_chat_template(self, messages: Messages, **options: Any) -> Any:
         try:
-            input_ids: Any = self._tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=False
-            )
+            return self._tokenizer.apply_chat_template(messages, **options)
         except Exception as error:  # a template may raise any exception
             raise TemplateError(f"apply_chat_template refused the conversation: {error}") from error
-        return [int(token) for token in input_ids]
 
     def _encode_prerendered(
         self, conversation: PrerenderedText | PrerenderedTokens, truncation: Truncation, limit: int

@@ -178,6 +178,20 @@ def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
     return path, find_weight_files(path, allow_bin=allow_bin, remedy="; give that option")
 
 
+def open_text_files(name: str) -> tuple[Path, str]:
+    """Return the folder of a model's configuration and tokenizer files, and 16 digits of a hash.
+
+    Args:
+        name: `demo`, a folder or a hub id; NAME@REVISION for a revision of a hub id.
+
+    Raises:
+        ModelLoadError: the folder does not exist, or the files cannot be downloaded.
+    """
+    base, _, revision = (name, "", "") if find_local_folder(name) else name.partition("@")
+    path = _locate(base, revision or None, weights=False, allow_bin=False)
+    return path, _digest_text_files(path).hexdigest()[:16]
+
+
 def _find_entry(config: ModelConfig, base: str) -> tuple[CatalogEntry | None, bool]:
     """Return the catalog entry, and whether pickle files may be read."""
     entry = find_entry(base) or (find_entry(config.catalog_name) if config.catalog_name else None)
@@ -335,12 +349,7 @@ def _digest(path: Path) -> str:
 
     The digest covers configuration and tokenizer files in full, and samples of each weight file.
     """
-    digest = hashlib.sha256()
-    for pattern in TEXT_PATTERNS:
-        for file in sorted(path.glob(pattern)):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                hashlib.file_digest(stream, lambda: digest)
+    digest = _digest_text_files(path)
     files = sorted(path.glob("*.safetensors"))
     if not any("model" in file.name for file in files):
         files += sorted(file for p in (*BIN_PATTERNS, ADAPTER_WEIGHTS[1]) for file in path.glob(p))
@@ -349,3 +358,13 @@ def _digest(path: Path) -> str:
     for file in files:
         update_digest(digest, file, (SCORE, "v_head.summary.weight", "v_head.summary.bias"))
     return digest.hexdigest()[:16]
+
+
+def _digest_text_files(path: Path) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    for pattern in TEXT_PATTERNS:
+        for file in sorted(path.glob(pattern)):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                hashlib.file_digest(stream, lambda: digest)
+    return digest

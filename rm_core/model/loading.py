@@ -34,8 +34,9 @@ from rm_core.inputs.image_processor import ImageProcessor
 from rm_core.inputs.image_tokens import ImageMarkers, ImageTokens
 from rm_core.inputs.images import ImageLimits
 from rm_core.inputs.judge_encoder import JudgeEncoder
+from rm_core.inputs.policy_tokenizer import PolicyTokenizer
 from rm_core.inputs.step_encoder import StepEncoder
-from rm_core.model.checkpoint import Checkpoint, open_checkpoint
+from rm_core.model.checkpoint import Checkpoint, open_checkpoint, open_text_files
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
 from rm_core.model.offload import keep_freed_memory
@@ -146,6 +147,16 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> E
             f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; "
             "does tokenizer.json belong to this checkpoint?"
         ) from error
+
+
+@functools.cache
+def load_policy_tokenizer(name: str) -> PolicyTokenizer:
+    """Load the tokenizer of a policy, whose prompts it reads; see `open_text_files` for the name.
+
+    Raises:
+        ModelLoadError: the tokenizer cannot be loaded, or its chat template cannot be used.
+    """
+    return PolicyTokenizer(_load_tokenizer(open_text_files(name)[0]), name)
 
 
 def _check_head_names(config: ModelConfig, checkpoint: Checkpoint) -> None:

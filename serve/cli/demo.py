@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import httpx
@@ -49,17 +49,24 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def run_service(*options: str, output: IO[bytes] | None = None) -> Iterator[str]:
+def run_service(
+    *options: str,
+    output: IO[bytes] | None = None,
+    start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
+) -> Iterator[str]:
     """Run a service in a separate process; yield its URL once it is ready.
 
-    The options are those of `skyreward serve` without `--port`. Both output streams go to `output`.
+    Args:
+        options: options of `skyreward serve` other than `--port`.
+        output: file for standard output and standard error of the service; None to inherit them.
+        start: starts a process, with the arguments of `subprocess.Popen`.
 
     Raises:
         ServiceError: the service did not become ready, or did not stop cleanly.
     """
     port = find_free_port()
     command = [sys.executable, "-m", "serve.cli.main", "serve", "--port", str(port), *options]
-    process = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
+    process = start(command, start_new_session=True, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
         _await_ready(process, url)

@@ -1,7 +1,8 @@
-"""The commands `skyreward eval`, `compare-runs` and `leaderboard`, and their options."""
+"""The commands `skyreward eval`, `compare-runs`, `leaderboard` and `submission`."""
 
 from __future__ import annotations
 
+import difflib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from serve.cli.options import (
     handle_errors,
     loading_options,
     refuse_with_url,
+    reward_cache_option,
     service_options,
 )
 from serve.escaping import dump_json
@@ -31,16 +33,39 @@ BENCHMARK_NAMES = (
     "ppe-correctness", "processbench", "prmbench", "best-of-n", "vl-rewardbench", "rewardmath",
     "plan-rewardbench", "m-rewardbench",
 )  # fmt: skip
-_benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NAMES))
 
 
-@click.command("eval", cls=SingleValueCommand)
+class _BenchmarkName(click.Choice[str]):
+    """Name of a benchmark, in any case; the error for another one suggests similar names."""
+
+    def __init__(self) -> None:
+        super().__init__(BENCHMARK_NAMES, case_sensitive=False)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return the message; see `click.Choice.get_invalid_choice_message`."""
+        return super().get_invalid_choice_message(value, ctx) + _suggest_benchmarks(value)
+
+
+def _suggest_benchmarks(name: str) -> str:
+    """Return a sentence with the benchmarks that have a similar name; empty if none has."""
+    written = name.casefold().replace("_", "-")
+    similar = [one for one in BENCHMARK_NAMES if written and one.startswith(written)]
+    similar = similar or difflib.get_close_matches(written, BENCHMARK_NAMES)
+    return f" Did you mean {' or '.join(similar)}?" if similar else ""
+
+
+_benchmark_argument = click.argument("benchmark", type=_BenchmarkName(), metavar="BENCHMARK")
+_BENCHMARK_LIST = f"Benchmarks: {', '.join(BENCHMARK_NAMES)}."
+
+
+@click.command("eval", cls=SingleValueCommand, epilog=_BENCHMARK_LIST)
 @_benchmark_argument
 @click.option(
     "--data",
     metavar="PATH",
-    help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, "
-    "or hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the hub]",
+    help="Rows of the benchmark: a file, a folder or a quoted glob in any published form, also at "
+    "an address such as hf://datasets/ORG/NAME.  [default: the benchmark's own data sets on the "
+    "hub]",
 )
 @click.option(
     "--split", help="Split of a folder or of a data set on the hub.  [default: the official split]"
@@ -77,6 +102,7 @@ _benchmark_argument = click.argument("benchmark", type=click.Choice(BENCHMARK_NA
     help="How to handle conversations that are too long.  [default: as the benchmark's own runner]",
 )
 @loading_options
+@reward_cache_option
 @click.option("--overwrite", is_flag=True, help="Discard the results in DIR and start over.")
 @handle_errors
 def evaluate(
@@ -102,7 +128,7 @@ def evaluate(
             raise click.UsageError(
                 "--scores already provides the rewards; leave out --model and --url"
             )
-        for unused in get_given_options(("truncation", *LOADING_OPTIONS)):
+        for unused in get_given_options(("truncation", "reward_cache", *LOADING_OPTIONS)):
             raise click.UsageError(
                 f"--{unused.replace('_', '-')} has no effect with --scores; leave it out"
             )
@@ -117,6 +143,7 @@ def evaluate(
             _build_executor_options(models, urls, options),
             truncation=options["truncation"],
             overwrite=options["overwrite"],
+            reward_cache=options["reward_cache"],
         )
     )
 
@@ -126,8 +153,9 @@ def evaluate(
 @click.argument("b", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--benchmark",
-    type=click.Choice(BENCHMARK_NAMES),
-    help="Benchmark of the score files; evaluation folders have it in summary.json.",
+    type=_BenchmarkName(),
+    metavar="BENCHMARK",
+    help="Benchmark of score files; of folders with several benchmarks, the one to show in detail.",
 )
 @click.option(
     "--data",
@@ -145,47 +173,137 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")
 @handle_errors
 def compare_runs(a: Path, b: Path, show: int, as_json: bool, **options: Any) -> None:
-    """Compare two evaluations of one benchmark item by item.
+    """Compare two evaluations item by item.
 
     A and B are folders that `skyreward eval` wrote, or score files in the format of scores.jsonl.
+    Of folders with evaluations of several benchmarks, each benchmark that both have is compared;
+    the exit code is 3 if two evaluations of a benchmark are not comparable.
 
     Example: skyreward compare-runs results/base results/tuned
     """
-    from serve.evaluation.compare import compare, find_benchmark, load_run, require_scipy
-    from serve.evaluation.console import print_comparison
+    from serve.evaluation.compare import compare, load_runs, require_scipy
+    from serve.evaluation.compare_folders import compare_folders, is_folder_of_several
+    from serve.evaluation.console import print_comparison, print_folder_comparison
+    from serve.jobs.command import EXIT_PARTIAL
 
     require_scipy()
-    if options["benchmark"] is None:
-        options["benchmark"] = find_benchmark(a) or find_benchmark(b)
-    first, second = (load_run(path, notify=echo_status, **options) for path in (a, b))
-    comparison = compare(first, second)
+    if not (is_folder_of_several(a) or is_folder_of_several(b)):
+        comparison = compare(*load_runs((a, b), notify=echo_status, **options))
+        if as_json:
+            click.echo(dump_json(comparison.to_dict(), indent=2))
+        else:
+            print_comparison(comparison, show)
+        return
+    for name in get_given_options(("data", "split")):
+        raise click.UsageError(
+            f"--{name} is for one benchmark, and a folder with several evaluations was given; give "
+            "the folder of one evaluation"
+        )
+    folders = compare_folders(a, b, benchmark=options["benchmark"], notify=echo_status)
     if as_json:
-        click.echo(dump_json(comparison.to_dict(), indent=2))
+        click.echo(dump_json(folders.to_dict(), indent=2))
     else:
-        print_comparison(comparison, show)
+        for comparison in [*folders.comparisons.values()] if options["benchmark"] else []:
+            print_comparison(comparison, show)
+        print_folder_comparison(folders)
+    sys.exit(EXIT_PARTIAL if folders.refused else 0)
 
 
-@click.command(cls=SingleValueCommand)
-@_benchmark_argument
-@click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
+@click.command(cls=SingleValueCommand, epilog=_BENCHMARK_LIST)
+@click.argument("names", nargs=-1, metavar="[BENCHMARK...] [DIR...]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the tables, with the sections and the provenance of local results, to an "
+    "HTML page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of a table.")
 @handle_errors
-def leaderboard(benchmark: str, folders: tuple[Path, ...], as_json: bool) -> None:
-    """Print the published results of a benchmark with local results sorted in.
+def leaderboard(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+    """Print published results of benchmarks with local results sorted in.
 
-    DIR is a folder that `skyreward eval` wrote, or a folder that contains several of them.
+    One BENCHMARK gives its metrics. Several, or `all`, give a table with a column for each; without
+    BENCHMARK, those that the folders have. DIR is a folder that `skyreward eval` wrote, or a folder
+    that contains several of them; ./NAME is a folder with the name of a benchmark.
 
     Example: skyreward leaderboard rm-bench results/
     """
-    from rm_core.benchmarks.registry import BENCHMARKS
-    from serve.evaluation.console import print_leaderboard
-    from serve.evaluation.leaderboard import build_leaderboard
+    from serve.evaluation.console import print_leaderboard, print_overview
+    from serve.evaluation.leaderboard import build_leaderboard, read_local_results
+    from serve.evaluation.overview import build_overview, choose_benchmarks
 
-    rows = build_leaderboard(benchmark, folders)
-    if as_json:
+    benchmarks, folders = _split_names(names)
+    results = read_local_results(folders)
+    shown = choose_benchmarks(benchmarks, results)
+    if as_json and len(benchmarks) != 1:
+        click.echo(dump_json(build_overview(shown, results).to_dict(), indent=2))
+    elif as_json:
+        rows = build_leaderboard(shown[0], folders)
         click.echo(dump_json([asdict(row) for row in rows], indent=2))
+    elif len(shown) == 1:
+        print_leaderboard(shown[0], build_leaderboard(shown[0], folders))
     else:
-        print_leaderboard(BENCHMARKS[benchmark].title, benchmark, rows)
+        print_overview(build_overview(shown, results))
+    if output:
+        from serve.evaluation.leaderboard_page import write_leaderboard_page
+
+        write_leaderboard_page(output, shown, results)
+        echo_status(f"written to {output}")
+
+
+def _split_names(names: tuple[str, ...]) -> tuple[list[str], list[Path]]:
+    """Return the benchmarks and the folders among arguments."""
+    benchmarks: list[str] = []
+    folders: list[Path] = []
+    for name in names:
+        if name == "all":
+            benchmarks += BENCHMARK_NAMES
+        elif name.casefold() in BENCHMARK_NAMES:
+            benchmarks.append(name.casefold())
+        elif Path(name).is_dir():
+            folders.append(Path(name))
+        else:
+            raise click.UsageError(
+                f"{name!r} is neither a folder nor one of the benchmarks "
+                f"{', '.join(BENCHMARK_NAMES)}.{_suggest_benchmarks(name)}"
+            )
+    return list(dict.fromkeys(benchmarks)), folders
+
+
+@click.command(cls=SingleValueCommand)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=_FOLDER, metavar="DIR", help="Folder to write to."
+)
+@click.option(
+    "--name",
+    metavar="ORG/NAME",
+    help="Name of the model in the submission.  [default: its name in the evaluation, or its id in "
+    "the catalogue]",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Local folder or hub id of the model, whose chat template renders the texts of "
+    "RewardBench.  [default: texts are messages]",
+)
+@click.option(
+    "--data", metavar="PATH", help="Published rows, which the form of JudgeBench repeats."
+)
+@handle_errors
+def submission(folder: Path, output: Path, **options: Any) -> None:
+    """Write an evaluation in the form that a leaderboard takes.
+
+    FOLDER is one that `skyreward eval` wrote: a complete evaluation of rewardbench, rewardbench2,
+    rm-bench or judgebench. Nothing is uploaded.
+
+    Example: skyreward submission results/rewardbench --name ORG/NAME -o submission/
+    """
+    from serve.evaluation.submission import write_submission
+
+    write_submission(folder, output, notify=echo_status, **options)
 
 
 def _load_benchmark(name: str, variants: tuple[str, ...]) -> Any:

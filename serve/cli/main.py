@@ -12,7 +12,7 @@ import click
 
 from serve import __version__
 from serve.cli import lifecycle
-from serve.cli.eval import compare_runs, evaluate, leaderboard
+from serve.cli.eval import compare_runs, evaluate, leaderboard, submission
 from serve.cli.options import (
     LOADING_OPTIONS,
     SingleValueCommand,
@@ -209,6 +209,7 @@ main.add_command(calibrate)
 main.add_command(evaluate)
 main.add_command(compare_runs)
 main.add_command(leaderboard)
+main.add_command(submission)
 main.add_command(plan)
 main.add_command(lifecycle.sleep)
 main.add_command(lifecycle.wake)
@@ -252,7 +253,7 @@ def render(file: Any, truncation: Any, **options: Any) -> None:
 
     columns = Columns(**pop_columns(options))
     name = str(getattr(file, "name", ""))
-    path = name if Path(name).is_file() else None  # not so for standard input
+    path = Path(name) if Path(name).is_file() else None  # not so for standard input
     config = build_model_config(**options)
     failed = render_lines(file, config, truncation, click.echo, columns, path)
     if failed:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
@@ -18,7 +20,20 @@ from serve.escaping import EscapingFormatter, escape_line
 
 if TYPE_CHECKING:
     from serve.jobs.command import ExecutorOptions
+    from serve.jobs.hub import Push
 
+_ARGUMENTS = "serve.cli.options.arguments"
+_UNPUBLISHED = (
+    "api_key",
+    "overwrite",
+    "report",
+    "retry_s",
+    "timeout_s",
+    "reward_cache",
+    "private",
+    "state",
+)
+_PLACEHOLDERS = {"urls": "URL", "ray": "ADDRESS"}
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
@@ -36,6 +51,7 @@ class SingleValueCommand(click.Command):
                     "give it once",
                     ctx,
                 )
+        ctx.meta[_ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
 
@@ -105,6 +121,16 @@ class _LabelPair(click.ParamType[tuple[str, str]]):
         if not comma or "," in second:
             self.fail(f"{value!r} is not two labels separated by a comma", param, ctx)
         return first, second
+
+
+class LocalPath(click.Path):
+    """A path on this machine, in contrast to an address such as `s3://bucket/file`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text of the command line."""
+        if "://" in str(value):
+            self.fail(f"{value!r} is an address; give a path on this machine", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def add_options(command: CommandT, *options: Callable[[CommandT], CommandT]) -> CommandT:
@@ -305,6 +331,9 @@ COLUMNS = {
 """What the column given with each `--NAME-column` holds."""
 
 
+_TEXT_OPTIONS = ("transcripts", "policy_template", "policy_tokenizer")
+
+
 def column_options(command: CommandT) -> CommandT:
     """Add the options that control how a record's columns are read; see `pop_columns`."""
     options = [
@@ -338,6 +367,13 @@ def column_options(command: CommandT) -> CommandT:
             help="Family of the chat template that rendered the prompts and answers, if these are "
             "text; their turns are then read.",
         ),
+        click.option(
+            "--policy-tokenizer",
+            metavar="NAME",
+            help="Folder or hub id of the policy's tokenizer, if its chat template rendered the "
+            "prompts and special tokens were removed, as in verl's dumps. A prompt that this "
+            "tokenizer writes differently gets an error.",
+        ),
     ]
     return add_options(command, *options)
 
@@ -346,8 +382,17 @@ def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of `column_options`, and return the arguments of `Columns`."""
     columns = {name: options.pop(f"{name}_column") for name in COLUMNS}
     columns["ignored"] = options.pop("ignore_column")
-    return columns | {name: options.pop(name) for name in ("transcripts", "policy_template")}
+    return columns | {name: options.pop(name) for name in _TEXT_OPTIONS}
 
+
+state_option = click.option(
+    "--state",
+    type=LocalPath(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder for the state of the job, such as one on a shared volume, so that another machine "
+    "can resume the job.  [default: OUTPUT.job; for an address, a folder in "
+    "~/.local/state/skyreward/jobs]",
+)
 
 truncation_option = click.option(
     "--truncation",
@@ -361,6 +406,74 @@ aggregation_option = click.option(
     type=click.Choice(["last", "min", "mean", "product"]),
     help="How a step model's rewards of steps become the reward.  [default: last]",
 )
+
+
+reward_cache_option = click.option(
+    "--reward-cache",
+    type=LocalPath(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Take the rewards that FILE has of the same model and conversations, and add new ones. "
+    "Created if missing; several jobs of a machine may use it at a time.",
+)
+
+
+def push_options(command: CommandT) -> CommandT:
+    """Add the options that upload an output to the hub; see `pop_push`."""
+    return add_options(
+        command,
+        click.option(
+            "--push-to-hub",
+            metavar="ORG/NAME",
+            help="Upload the output with a data card to this dataset repository on the Hugging "
+            "Face hub, which is created if missing. Needs HF_TOKEN or `hf auth login`.",
+        ),
+        click.option(
+            "--private", is_flag=True, help="With --push-to-hub: the repository has to be private."
+        ),
+    )
+
+
+def pop_push(options: dict[str, Any]) -> Push | None:
+    """Remove the options of `push_options` from a command's options, and return them.
+
+    Raises:
+        click.UsageError: `--private` is given without `--push-to-hub`.
+    """
+    repo_id, private = options.pop("push_to_hub"), options.pop("private")
+    if repo_id is None:
+        if private:
+            raise click.UsageError("--private needs --push-to-hub ORG/NAME")
+        return None
+    from serve.jobs.hub import Push
+
+    return Push(repo_id, private, _format_command())
+
+
+def _format_command() -> str:
+    """Return the command line without what a data card must not or need not have.
+
+    These are keys, addresses of services and clusters, folders of this machine, and options that do
+    not decide the output.
+    """
+    from serve.jobs.dataset_card import publish_name
+
+    context = click.get_current_context()
+    arguments = context.meta[_ARGUMENTS]
+    values, _, order = context.command.make_parser(context).parse_args(args=list(arguments))
+    words = ["skyreward", str(context.info_name)]
+    # Arguments first, as in the help.
+    for param in sorted(dict.fromkeys(order), key=lambda one: isinstance(one, click.Option)):
+        name = str(param.name)
+        if name in _UNPUBLISHED:
+            continue
+        value = values[name]
+        if isinstance(param, click.Option) and param.is_flag:
+            words.append((param.opts if value else param.secondary_opts)[0])
+            continue
+        option = param.opts[:1] if isinstance(param, click.Option) else []
+        for text in value if isinstance(value, list | tuple) else [value]:
+            words += [*option, _PLACEHOLDERS.get(name) or publish_name(str(text))]
+    return shlex.join(words)
 
 
 def executor_options(command: CommandT) -> CommandT:

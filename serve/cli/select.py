@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +14,8 @@ from serve.cli.options import (
     echo_status,
     handle_errors,
     pop_columns,
+    pop_push,
+    push_options,
 )
 
 
@@ -45,9 +46,9 @@ class _Top(click.ParamType[int | Fraction]):
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="File to write, which ends with .jsonl, .jsonl.gz or .parquet.",
+    help="File or address to write, which ends with .jsonl, .jsonl.gz or .parquet.",
 )
 @click.option("--best-of-n", is_flag=True, help="Select the best answer to each prompt.")
 @click.option("--pairs", is_flag=True, help="Select preference pairs.")
@@ -85,10 +86,11 @@ class _Top(click.ParamType[int | Fraction]):
 )
 @column_options
 @click.option("--split", help="Split to read, for a `datasets` folder or an hf:// dataset.")
+@push_options
 @handle_errors
 def select(
     input: str,
-    output: Path,
+    output: str,
     best_of_n: bool,
     pairs: bool,
     top: int | Fraction | None,
@@ -123,5 +125,6 @@ def select(
                 "skyreward select --help"
             )
     choice = Choice("best-of-n" if best_of_n else "pairs" if pairs else "top", top, **given)
+    push = pop_push(options)
     columns = pop_columns(options)
-    run_selection(input, output, choice, notify=echo_status, columns=columns, **options)
+    run_selection(input, output, choice, notify=echo_status, columns=columns, push=push, **options)

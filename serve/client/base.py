@@ -15,7 +15,7 @@ from urllib.request import getproxies
 import httpx
 
 from serve.client.endpoints import EndpointPool, is_loopback
-from serve.client.errors import ServiceError
+from serve.client.errors import ModelChangedError, ServiceError
 from serve.client.responses import MAX_ANSWER_BYTES, ResponseBody
 from serve.client.sansio import (
     MAX_BYTES_PER_REQUEST,
@@ -193,14 +193,14 @@ class BaseClient:
                         f"the service replaced the model's weights during each of "
                         f"{_MAX_RESTARTS + 1} attempts; send fewer conversations at a time"
                     )
-                raise _build_fingerprint_error(first, fingerprint)
+                raise ModelChangedError.from_fingerprints(first, fingerprint)
         for model, fingerprint in in_call.items():
             with self._lock:
                 expected = self.fingerprint if model is None else self.model_fingerprints.get(model)
                 is_fixed = model is None and self.options.fingerprint is not None
                 is_new = bool(expected) and fingerprint != expected
                 if is_new and (is_fixed or not _is_reloaded(expected or {}, fingerprint)):
-                    raise _build_fingerprint_error(expected or {}, fingerprint)
+                    raise ModelChangedError.from_fingerprints(expected or {}, fingerprint)
                 if model is None:
                     self.fingerprint = fingerprint
                 else:
@@ -225,16 +225,6 @@ def _is_reloaded(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     changing = ("revision", "version")
     return after.get("version") is not None and all(
         before.get(name) == after.get(name) for name in {*before, *after} - {*changing}
-    )
-
-
-def _build_fingerprint_error(
-    expected: Mapping[str, Any], fingerprint: Mapping[str, Any]
-) -> ServiceError:
-    return ServiceError(
-        f"rewards of two models cannot be compared: the expected rewards are from {expected}, the "
-        f"new ones are from {fingerprint}; give addresses that serve the same model in the same "
-        "way, or create a new client if the model was replaced on purpose"
     )
 
 

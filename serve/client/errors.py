@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_core import RewardError, ScoreError
@@ -33,6 +33,38 @@ class ServiceError(RewardError):
         self.retryable = retryable
         self.status = status
         self.error_code = error_code
+
+
+class ModelChangedError(ServiceError):
+    """The rewards of a response are from another model than those before it.
+
+    Attributes:
+        expected: fingerprint of the rewards before.
+        found: fingerprint of the new ones.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        expected: Mapping[str, Any] | None = None,
+        found: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.expected = dict(expected or {})
+        self.found = dict(found or {})
+
+    @classmethod
+    def from_fingerprints(
+        cls, expected: Mapping[str, Any], found: Mapping[str, Any]
+    ) -> ModelChangedError:
+        """Return the error for rewards with other fingerprints."""
+        return cls(
+            f"rewards of two models cannot be compared: the expected rewards are from {expected}, "
+            f"the new ones are from {found}; give addresses that serve the same model in the same "
+            "way, or create a new client if the model was replaced on purpose",
+            expected,
+            found,
+        )
 
 
 class ScoringFailedError(ServiceError):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_core import Truncation
+from rm_core import TemplateError, Truncation
 from rm_core.benchmarks.base import Benchmark
+from rm_core.benchmarks.registry import build_benchmark
 from serve.errors import EvaluationError, JobStoppedError
 from serve.evaluation.console import print_evaluations
 from serve.evaluation.data import BenchmarkData, load_data, load_published_rewards
@@ -77,6 +78,7 @@ def evaluate_models(
     *,
     truncation: Truncation | None,
     overwrite: bool,
+    reward_cache: Path | None = None,
 ) -> int:
     """Score the items with each model, write the results and return the exit code.
 
@@ -86,6 +88,7 @@ def evaluate_models(
             within the output.
         truncation: truncation of longer conversations; None for that of the official runs.
         overwrite: whether to discard existing rewards.
+        reward_cache: file of rewards that is kept across jobs.
 
     Raises:
         RewardError: the data cannot be read, or a job cannot start or continue.
@@ -107,7 +110,9 @@ def evaluate_models(
     gc.freeze()
     evaluations: list[Evaluation] = []
     with GracefulShutdown(_NOTE) as shutdown, Progress(request.notify) as progress:
-        context = EvalContext(applied_truncation, overwrite, request.notify, progress, shutdown)
+        context = EvalContext(
+            applied_truncation, overwrite, request.notify, progress, shutdown, reward_cache
+        )
         for options, folder, kind in zip(executor_options, folders, inputs, strict=True):
             _make_folder(folder)
             try:
@@ -209,8 +214,25 @@ def _finish(request: EvalRequest, evaluations: Sequence[Evaluation]) -> int:
                 request.notify(f"missing: {num_others} more")
         for item, error in evaluation.failed_items[:_MAX_SHOWN]:
             request.notify(f"not scored: {item.label}: {error.message}")
+        _explain_refusals(request, evaluation)
     request.notify(f"written to {request.output}")
     return EXIT_PARTIAL if any(evaluation.failed_items for evaluation in evaluations) else 0
+
+
+def _explain_refusals(request: EvalRequest, evaluation: Evaluation) -> None:
+    """Name the variants of items that the model's chat template refuses, which may be the cause."""
+    codes = [error.code for _, error in evaluation.failed_items]
+    official = build_benchmark(request.benchmark.name).options.to_dict()
+    variants = [
+        f"--variant {name}={value}"
+        for name, value in request.benchmark.options.to_dict().items()
+        if value != official[name]
+    ]
+    if variants and (num_refused := codes.count(TemplateError.code)):
+        request.notify(
+            f"the chat template of {evaluation.model} refused {num_refused:,} items with "
+            f"{' '.join(variants)}; leave that out, or give a model whose template allows them"
+        )
 
 
 def _warn_about_length(request: EvalRequest, rewards: ItemRewards) -> None:

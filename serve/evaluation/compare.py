@@ -1,13 +1,15 @@
-"""Item-by-item comparison of two evaluations of one benchmark: `skyreward compare-runs`.
+"""Item-by-item comparison of two evaluations of a benchmark: `skyreward compare-runs`.
 
-The unit is that of the benchmark: items, or the single comparisons of an item if the benchmark
-counts those (RM-Bench's nine, PPE's pairs). Comparisons of one item are not independent of each
-other.
+Every metric has its difference with a paired bootstrap interval, which fits shares, F1, PRMScore,
+mean reciprocal ranks and means of sections alike. McNemar's test counts what the benchmark counts:
+items, or the single comparisons of an item (RM-Bench's nine, PPE's pairs). Comparisons of one item
+are not independent of each other, which the bootstrap takes into account and the test does not.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +31,11 @@ from serve.evaluation.files import SUMMARY, read_summary
 from serve.evaluation.result import collect_metrics
 from serve.evaluation.runner import ITEMS, read_items
 from serve.evaluation.scores import SCORES, read_scores
+from serve.evaluation.statistics import Interval, compute_difference_intervals
 from serve.jobs.inputs.image_references import refer_to_images
+
+# Metrics of other results that a comparison has too, in addition to the curves of best of n.
+_FURTHER_METRICS = ("f1", "negative_f1")
 
 
 class McNemar(NamedTuple):
@@ -71,6 +77,19 @@ class LoadedRun:
         """Result of the benchmark on the run's items."""
         return self.benchmark.compute_result(self.scored_items)
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Metrics of the run's items by name."""
+        return self.collect_metrics(self.result)
+
+    def collect_metrics(self, result: BenchmarkResult) -> dict[str, float | None]:
+        """Return the metrics of a result; those of steps include the subsets."""
+        metrics = collect_metrics(result)
+        if self.benchmark.kinds == ("step",):
+            metrics |= {name: subset.score for name, subset in result.subsets.items()}
+        metrics |= {name: result.extra[name] for name in _FURTHER_METRICS if name in result.extra}
+        return metrics | dict(_iter_best_of_n(result))
+
 
 class FlippedItem(NamedTuple):
     """An item, or one of its comparisons, that is right in only one of the runs.
@@ -105,8 +124,10 @@ class RunComparison:
         test: McNemar's test on the units that differ.
         agreement: share of the units that are right in both runs or wrong in both; None without
             units.
-        correlation: Pearson's and Spearman's correlation of the rewards of all answers; None if
-            rewards do not vary.
+        metrics: metrics of both runs by name; None where a run lacks a metric.
+        intervals: 95% intervals of the differences of metrics, second minus first, by name.
+        correlations: Pearson's and Spearman's correlation of `rewards` (of all answers or steps;
+            a judge has none) and `margins` (of better over worse answers), if they vary.
         flipped_items: units that differ, largest shifts of the margin first.
     """
 
@@ -117,7 +138,9 @@ class RunComparison:
     counts: tuple[int, int, int, int]
     test: McNemar
     agreement: float | None
-    correlation: tuple[float, float] | None
+    metrics: Mapping[str, tuple[float | None, float | None]]
+    intervals: Mapping[str, Interval]
+    correlations: Mapping[str, tuple[float, float]]
     flipped_items: tuple[FlippedItem, ...]
 
     @property
@@ -128,23 +151,19 @@ class RunComparison:
             return first.name, second.name
         return first.path, second.path
 
-    @property
-    def metrics(self) -> dict[str, tuple[float | None, float | None]]:
-        """The metrics of both runs by name; None where a run lacks a metric."""
-        first, second = (collect_metrics(run.result) for run in self.runs)
-        return {name: (first.get(name), second.get(name)) for name in {**first, **second}}
-
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON data."""
         both, only_first, only_second, neither = self.counts
-        pearson, spearman = self.correlation or (None, None)
+        pearson, spearman = self.correlations.get("rewards", (None, None))
+        margins = self.correlations.get("margins", (None, None))
         return {
             "benchmark": self.runs[0].benchmark.name,
             "models": [run.name for run in self.runs],
             "num_items": self.num_items,
             "only_first": self.only[0],
             "only_second": self.only[1],
-            "figures": self.metrics,
+            "figures": dict(self.metrics),
+            "difference_intervals": dict(self.intervals),
             "unit": self.unit,
             "right_in_both": both,
             "right_in_first_only": only_first,
@@ -154,6 +173,7 @@ class RunComparison:
             "mcnemar": self.test._asdict(),
             "pearson": pearson,
             "spearman": spearman,
+            "margins": {"pearson": margins[0], "spearman": margins[1]},
             "changed": [
                 {
                     "id": one.item.id,
@@ -179,12 +199,32 @@ def require_scipy() -> None:
         )
 
 
-def find_benchmark(path: Path) -> str | None:
-    """Return the benchmark of a folder or a file of rewards from its summary, if there is one."""
-    folder = path if path.is_dir() else path.parent
-    if not (folder / SUMMARY).is_file():
-        return None
-    return str(read_summary(folder)["benchmark"])
+def load_runs(
+    paths: tuple[Path, Path],
+    *,
+    benchmark: str | None,
+    data: str | None,
+    split: str | None,
+    notify: Callable[[str], None],
+) -> tuple[LoadedRun, LoadedRun]:
+    """Load two runs. A file of rewards alone has the benchmark and the items of the other run.
+
+    Args:
+        paths: folders of evaluations, or files of rewards.
+        benchmark: name of the benchmark, if no path has a summary.
+        data: location of the items, if no path has them.
+        split: split of the data.
+        notify: prints a line for the user.
+
+    Raises:
+        EvaluationError: the benchmark or the items of a run are unknown.
+        RewardError: the data or the rewards cannot be read.
+    """
+    a, b = paths
+    options: dict[str, Any] = {
+        "benchmark": benchmark, "data": data, "split": split, "notify": notify
+    }  # fmt: skip
+    return load_run(a, other=b, **options), load_run(b, other=a, **options)
 
 
 def load_run(
@@ -194,6 +234,7 @@ def load_run(
     data: str | None,
     split: str | None,
     notify: Callable[[str], None],
+    other: Path | None = None,
 ) -> LoadedRun:
     """Load a run from the arguments of the command line.
 
@@ -203,28 +244,27 @@ def load_run(
         data: location of the items, if the folder of the evaluation does not have them.
         split: split of the data.
         notify: prints a line for the user.
+        other: path of a run that has what the path lacks: the benchmark, its variant, the items.
 
     Raises:
         EvaluationError: the benchmark or the items are unknown.
         RewardError: the data or the rewards cannot be read.
     """
     folder, scores = (path, path / SCORES) if path.is_dir() else (path.parent, path)
-    summary: Mapping[str, Any] = {}
-    if path.is_dir() or (folder / SUMMARY).is_file():
-        summary = read_summary(folder)
-    name = benchmark or find_benchmark(path)
+    summary = read_summary(folder) if path.is_dir() else _read_summary_next_to(path)
+    known = summary or (_read_summary_next_to(other) if other else {})
+    name = benchmark or known.get("benchmark")
     if name is None:
         raise EvaluationError(f"the benchmark of {path} is unknown; give --benchmark NAME")
     if summary and summary["benchmark"] != name:
         raise EvaluationError(f"{path} is an evaluation of {summary['benchmark']}, not of {name}")
-    used = summary.get("used", {})
-    known = [option.name for option in list_options(name)]
-    options = {option: used[option] for option in known if option in used}
-    loaded = build_benchmark(name, **options)
+    used = known.get("used", {}) if known.get("benchmark") == name else {}
+    variants = {one.name: used[one.name] for one in list_options(name) if one.name in used}
+    loaded = build_benchmark(name, **variants)
     if data is not None:
         items = list(load_data(loaded, data, split=split, exclude=folder, notify=notify).items)
     else:
-        items = read_items(_find_items(folder, path))
+        items = read_items(_find_items(path, other))
     by_key = read_scores(scores, items, loaded)
     scored = [by_key[item.key] for item in items if item.key in by_key]
     return LoadedRun(str(summary.get("model", path.stem)), str(path), loaded, tuple(scored))
@@ -234,13 +274,22 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     """Compare two runs on the items that both have.
 
     Raises:
-        EvaluationError: the runs are of two benchmarks or of different items.
+        EvaluationError: the runs are of two benchmarks, of two variants or of different items.
     """
     if first.benchmark.name != second.benchmark.name:
         raise EvaluationError(
             f"{first.path} is an evaluation of {first.benchmark.name} and {second.path} of "
             f"{second.benchmark.name}; compare runs of one benchmark"
         )
+    variants = [run.benchmark.options.to_dict() for run in (first, second)]
+    for variant, value in variants[0].items():
+        if value != (other := variants[1][variant]):
+            name = first.benchmark.name
+            raise EvaluationError(
+                f"{first.path} has {variant}={value} and {second.path} has {variant}={other}; "
+                f"compare runs of one variant. `skyreward eval {name} --scores FILE --variant "
+                f"{variant}={value}` computes the results of the same rewards in another variant"
+            )
     others = {one.item.key: one for one in second.scored_items}
     pairs = [(one, others[one.item.key]) for one in first.scored_items if one.item.key in others]
     if not pairs:
@@ -248,8 +297,8 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
     for a, b in pairs:
         if _get_content(a.item) != _get_content(b.item):
             raise EvaluationError(
-                f"{a.item.label} has different texts or images in {first.path} and "
-                f"in {second.path}, so the runs are of different data"
+                f"{a.item.label} has different texts or images, or other labels, in {first.path} "
+                f"and in {second.path}, so the runs are of different data"
             )
     counts = [0, 0, 0, 0]
     flipped = []
@@ -264,22 +313,28 @@ def compare(first: LoadedRun, second: LoadedRun) -> RunComparison:
                 flipped.append(FlippedItem(a.item, unit_b.right, (unit_a.margin, unit_b.margin)))
     flipped.sort(key=lambda one: -abs(one.shift))
     both, only_first, only_second, neither = counts
+    # Results cover the common items too: a partial run must not differ from a complete one.
+    runs = (
+        replace(first, scored_items=tuple(a for a, _ in pairs)),
+        replace(second, scored_items=tuple(b for _, b in pairs)),
+    )
+    metrics = [run.metrics for run in runs]
     return RunComparison(
-        # Results cover the common items too: a partial run must not differ from a complete one.
-        runs=(
-            replace(first, scored_items=tuple(a for a, _ in pairs)),
-            replace(second, scored_items=tuple(b for _, b in pairs)),
-        ),
+        runs=runs,
         num_items=len(pairs),
         only=(len(first.scored_items) - len(pairs), len(second.scored_items) - len(pairs)),
         unit="items" if sum(counts) <= len(pairs) else "comparisons",
         counts=(both, only_first, only_second, neither),
         test=mcnemar(only_first, only_second),
         agreement=(both + neither) / sum(counts) if sum(counts) else None,
-        correlation=_compute_correlation(
-            [float(reward) for a, _ in pairs for reward in a.rewards],
-            [float(reward) for _, b in pairs for reward in b.rewards],
+        metrics={
+            name: (metrics[0].get(name), metrics[1].get(name))
+            for name in {**metrics[0], **metrics[1]}
+        },
+        intervals=compute_difference_intervals(
+            first.benchmark, runs[0].scored_items, runs[1].scored_items, first.collect_metrics
         ),
+        correlations=dict(_iter_correlations(pairs)),
         flipped_items=tuple(flipped),
     )
 
@@ -297,8 +352,11 @@ def mcnemar(only_first: int, only_second: int) -> McNemar:
     return McNemar(only_first, only_second, float(exact_p), chi_square, float(chi_square_p))
 
 
-def _get_content(item: Item) -> tuple[object, ...]:
-    return refer_to_images(item.prompt), item.responses
+def _get_content(item: Item) -> str:
+    # As JSON, since stored items have lists for tuples. The numbers of rows depend on the file.
+    labels = {name: value for name, value in item.metadata.items() if name != "rows"}
+    content = [refer_to_images(item.prompt), item.responses, item.preferences, labels]
+    return json.dumps(content, sort_keys=True)
 
 
 class _Unit(NamedTuple):
@@ -328,24 +386,52 @@ def _iter_units(one: ScoredItem, grade: ItemScore | None) -> Iterator[_Unit]:
         yield _Unit(min(margins) > 0, min(margins))
 
 
-def _compute_correlation(
-    first: Sequence[float], second: Sequence[float]
-) -> tuple[float, float] | None:
+def _iter_best_of_n(result: BenchmarkResult) -> Iterator[tuple[str, float]]:
+    """Yield the points of the curves of best of n, for n of 2, 4, 8 and so on."""
+    curve = result.extra.get("best_of_n", {}).get("overall", {})
+    ways = [way for way in curve if way not in ("n", "best", "worst", "majority")]
+    for way in ways:
+        for n, value in zip(curve["n"], curve[way], strict=True):
+            if n > 1 and n & (n - 1) == 0:
+                yield f"best of {n}" + (f", {way}" if len(ways) > 1 else ""), value
+
+
+def _iter_correlations(
+    pairs: Sequence[tuple[ScoredItem, ScoredItem]],
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield Pearson's and Spearman's correlation of what both runs have."""
     from scipy import stats
 
-    if min(len(set(first)), len(set(second))) < 2:  # constant values, or a single value
-        return None
-    return (
-        float(stats.pearsonr(first, second).statistic),
-        float(stats.spearmanr(first, second).statistic),
-    )
+    values = {
+        # Steps after a maximum length have no reward, and tokenizers count differently.
+        "rewards": [one for a, b in pairs for one in zip(a.rewards, b.rewards, strict=False)],
+        "margins": [
+            (a.get_margin(preference), b.get_margin(preference))
+            for a, b in pairs
+            for preference in a.item.preferences
+        ],
+    }
+    for name, both in values.items():
+        first, second = [float(a) for a, _ in both], [float(b) for _, b in both]
+        if min(len(set(first)), len(set(second))) > 1:  # neither constant nor a single value
+            pearson = stats.pearsonr(first, second).statistic
+            yield name, (float(pearson), float(stats.spearmanr(first, second).statistic))
 
 
-def _find_items(folder: Path, given: Path) -> Path:
-    for path in (folder / ITEMS, folder.parent / ITEMS):
-        if path.is_file():
-            return path
+def _read_summary_next_to(path: Path) -> Mapping[str, Any]:
+    """Return the summary of a folder or next to a file; empty if there is none."""
+    folder = path if path.is_dir() else path.parent
+    return read_summary(folder) if (folder / SUMMARY).is_file() else {}
+
+
+def _find_items(path: Path, other: Path | None) -> Path:
+    """Return the file of items of a path, or else that of the other run."""
+    for given in (path, *([other] if other else [])):
+        folder = given if given.is_dir() else given.parent
+        for file in (folder / ITEMS, folder.parent / ITEMS):
+            if file.is_file():
+                return file
     raise EvaluationError(
-        f"the items of {given} are not next to it; give their location with --data PATH (and "
+        f"the items of {path} are not next to it; give their location with --data PATH (and "
         "--benchmark NAME)"
     )

@@ -29,6 +29,7 @@ from serve.errors import JobInputError
 from serve.evaluation.images import load_images
 from serve.jobs.inputs.folders import HUB_PREFIX, select_split
 from serve.jobs.inputs.source import FileSource, open_source
+from serve.jobs.storage import LocalFile, get_fixed_folder, strip_secrets
 
 _TOTAL = "total_dataset"
 _RMB_FOLDERS = ("BoN_set", "Pairwise_set")
@@ -76,8 +77,8 @@ def load_data(
 
     Args:
         benchmark: benchmark that parses the rows.
-        location: file, folder, glob or `hf://` address; None for the benchmark's own data sets on
-            the hub.
+        location: path or address of a file, a folder or a glob; None for the benchmark's own data
+            sets on the hub.
         split: split of a folder or of the hub, instead of the official split.
         exclude: output folder, which is excluded if it is within the data's folder.
         notify: prints a line for the user about files that are left out.
@@ -90,8 +91,9 @@ def load_data(
     items: dict[ItemKey, Item] = {}
     locations: dict[ItemKey, str] = {}
     for request in _list_sources(benchmark, location, split):
-        source = _select_files(benchmark.name, _open(request, exclude), request, notify)
-        names.append(source.name if request.name.startswith(HUB_PREFIX) else request.name)
+        source = _select_files(benchmark.name, _open(request, LocalFile(exclude)), request, notify)
+        is_on_hub = request.name.startswith(HUB_PREFIX)
+        names.append(source.name if is_on_hub else strip_secrets(request.name))
         origins = _Origins(request.name, source)
         for row_location, item in _iter_items(benchmark, source, origins):
             if item.key in items and benchmark.official_protocol.keeps_first:
@@ -150,9 +152,9 @@ def _number_repeat(item: Item, items: Mapping[ItemKey, Item]) -> Item:
     numbered = item
     for number in itertools.count(2):
         earlier = items.get(numbered.key)
-        if earlier is None or (earlier.prompt, sorted(earlier.responses)) == (
+        if earlier is None or (earlier.prompt, sorted(earlier.responses, key=repr)) == (
             item.prompt,
-            sorted(item.responses),
+            sorted(item.responses, key=repr),
         ):
             break
         numbered = replace(item, id=f"{item.id}#{number}")
@@ -176,7 +178,7 @@ def _list_sources(
     ]
 
 
-def _open(request: _SourceRequest, exclude: Path) -> FileSource:
+def _open(request: _SourceRequest, exclude: LocalFile) -> FileSource:
     try:
         return open_source(request.name, split=request.split, exclude=exclude)
     except JobInputError:
@@ -206,7 +208,7 @@ def _select_files(
         in_folders = [name for name in kept if set(_RMB_FOLDERS) & set(Path(name).parts)]
         kept = in_folders or kept
     if request.split is None and request.official and len(kept) > 1:
-        root = _find_root(request.name)
+        root = _find_root(request.name, source)
         relative = {os.path.relpath(name, root): name for name in kept}
         official = {
             name for split in request.official for name in select_split(list(relative), split)
@@ -223,16 +225,15 @@ def _is_total(name: str) -> bool:
     return os.path.basename(name).startswith(_TOTAL)
 
 
-def _find_root(name: str) -> str:
-    """Return the folder of a path, or the fixed leading folder of a glob."""
-    if glob.has_magic(name) and not os.path.exists(name):
-        fixed = []
-        for component in Path(name).parts:
-            if glob.has_magic(component):
-                break
-            fixed.append(component)
-        return os.path.abspath(os.path.join("", *fixed) or ".")
+def _find_root(name: str, source: FileSource) -> str:
+    """Return the folder of a path or an address, or the fixed leading folder of a glob."""
+    if "://" in name:
+        folder = source.name.rstrip("/")
+        is_folder = all(file.path.startswith(f"{folder}/") for file in source.files)
+        return folder if is_folder else get_fixed_folder(folder).rstrip("/")
     path = os.path.abspath(name)
+    if glob.has_magic(name) and not os.path.exists(name):
+        return get_fixed_folder(path).rstrip("/") or "/"
     return path if os.path.isdir(path) else os.path.dirname(path)
 
 
@@ -246,20 +247,21 @@ class _Origins:
 
     def __init__(self, name: str, source: FileSource) -> None:
         self._paths: Mapping[int, str] = {
-            index: _get_origin(name, Path(file.path)) for index, file in enumerate(source.files)
+            index: _get_origin(name, source, Path(file.path))
+            for index, file in enumerate(source.files)
         }
 
     def __getitem__(self, file: int) -> str:
         return self._paths[file]
 
 
-def _get_origin(name: str, path: Path) -> str:
+def _get_origin(name: str, source: FileSource, path: Path) -> str:
     if name.startswith(HUB_PREFIX):
         repository = "/".join(name.removeprefix(HUB_PREFIX + "datasets/").split("/")[:2])
         parts = path.parts
         last = len(parts) - 1 - parts[::-1].index(_SNAPSHOTS) if _SNAPSHOTS in parts else -2
         return "/".join([repository.partition("@")[0], *parts[last + 2 :]])
-    root = _find_root(name)
+    root = _find_root(name, source)
     return Path(os.path.basename(root), os.path.relpath(path, root)).as_posix()
 
 
@@ -276,7 +278,7 @@ def _iter_items(
             raise BenchmarkDataError(f"{location}: {row.record.message}")
         try:
             item = benchmark.read(row.record, origin)
-            yield location, load_images(item, source.files[row.file].path)
+            yield location, load_images(item, source.files[row.file].location.local_path)
         except BenchmarkDataError as error:
             raise _add_location(error, location, origin) from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.benchmarks.base import SubsetScore
+from rm_core.benchmarks.registry import BENCHMARKS
 from rm_core.strict_json import parse_strict
 from serve.errors import EvaluationError
 from serve.evaluation.result import (
@@ -24,6 +25,7 @@ from serve.evaluation.result import (
 )
 from serve.evaluation.scores import SCORES, write_scores
 from serve.jobs.atomic_io import read_regular_file, write_atomically
+from serve.jobs.summary import describe_tokens
 from serve.reports.format import format_percent
 
 SUMMARY = "summary.json"
@@ -102,7 +104,28 @@ def read_summary(path: Path) -> dict[str, Any]:
             f"{path} has no {', '.join(missing)}, so it is not a summary of an evaluation; give "
             "the folder that `skyreward eval` wrote to"
         )
+    if summary["benchmark"] not in BENCHMARKS:
+        raise EvaluationError(
+            f"{path} is of the benchmark {summary['benchmark']!r}, which this version of skyreward "
+            f"does not have; it has {', '.join(BENCHMARKS)}"
+        )
     return dict(summary)
+
+
+def find_evaluations(folder: Path) -> list[Path]:
+    """Return the folder of an evaluation, and those of all evaluations below it, sorted.
+
+    Raises:
+        EvaluationError: the folder has no evaluation.
+    """
+    # `**` does not follow links.
+    found = {path.parent for pattern in ("*", "**") for path in folder.glob(f"{pattern}/{SUMMARY}")}
+    if not found:
+        raise EvaluationError(
+            f"{folder} has no {SUMMARY}, and no folder below it has one; give a folder that "
+            "`skyreward eval` wrote to, or a folder that contains such folders"
+        )
+    return sorted(found)
 
 
 def render_model_card(evaluation: Evaluation) -> str:
@@ -126,6 +149,8 @@ def render_model_card(evaluation: Evaluation) -> str:
         "",
         f"{len(evaluation.scored_items):,} items, scored with `skyreward`.",
     ]
+    if evaluation.summary:
+        lines[-1] += f" {describe_tokens(evaluation.summary)}."
     if is_partial(evaluation):
         failed = (
             [f"{len(evaluation.failed_items):,} items could not be scored"]

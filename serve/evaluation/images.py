@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rm_core import BenchmarkDataError, InvalidImageError
@@ -21,7 +22,7 @@ from serve.jobs.inputs.image_references import refer_to_images
 _MAX_BYTES = 64 << 20
 
 
-def load_images(item: Item, file: str) -> Item:
+def load_images(item: Item, file: Path | None) -> Item:
     """Return an item whose images are bytes.
 
     Args:
@@ -51,7 +52,7 @@ def describe_content(message: Mapping[str, Any]) -> str:
     )
 
 
-def _load_image(source: bytes | str, file: str, label: str) -> bytes:
+def _load_image(source: bytes | str, file: Path | None, label: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:

@@ -160,7 +160,7 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
         format_interval=_format_interval,
         no_interval=_NO_INTERVAL,
         format_metric=_format_metric,
-        format_value=_format_value,
+        format_value=format_value,
         format_summary=format_summary,
         describe_content=describe_content,
         get_text=get_text,
@@ -177,7 +177,7 @@ def build_pairs(scored_items: Iterable[ScoredItem]) -> list[Pair]:
         prompt_length = sum(len(get_text(message["content"])) for message in item.prompt)
         for preference in item.preferences:
             better, worse = preference
-            length_difference = len(item.responses[better]) - len(item.responses[worse])
+            length_difference = len(item.texts[better]) - len(item.texts[worse])
             margin = one.get_margin(preference)
             pairs.append(Pair(one, preference, margin, length_difference, prompt_length))
     return pairs
@@ -421,7 +421,7 @@ def _format_compact(value: float) -> str:
     return format_number(value / 1_000, ".1f" if abs(value) < 10_000 else ".0f") + "k"
 
 
-def _format_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value of the provenance."""
     if value is None:
         return NOTHING
@@ -432,7 +432,7 @@ def _format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_format_value(one)}" for name, one in value.items())
+        return ", ".join(f"{name}: {format_value(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_format_value(one) for one in value)
+        return ", ".join(format_value(one) for one in value)
     return str(value)

@@ -30,6 +30,7 @@ from serve.jobs.inputs.image_references import collect_images, refer_to_images
 from serve.jobs.inputs.items import InputKind
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store
@@ -104,6 +105,7 @@ class EvalContext:
         notify: prints a line for the user.
         progress: progress display.
         shutdown: signals when to stop.
+        reward_cache: file of rewards that is kept across jobs.
     """
 
     truncation: Truncation
@@ -111,6 +113,7 @@ class EvalContext:
     notify: Callable[[str], None]
     progress: Progress
     shutdown: GracefulShutdown
+    reward_cache: Path | None = None
 
 
 def write_items(items: Sequence[Item], folder: Path, *, overwrite: bool) -> Path:
@@ -184,16 +187,24 @@ def choose_inputs(
         overwrite: whether to discard existing rewards.
 
     Raises:
-        EvaluationError: the benchmark is not run with models of this kind, or not with the step
-            format of this model.
+        EvaluationError: the benchmark is not run with models of this kind, not with the step
+            format of this model, or not with a model that reads text only.
         RewardError: the model or the service does not exist.
     """
-    kind, step_format = _find_kind(executor_options, None if overwrite else folder / PROVENANCE)
+    provenance = None if overwrite else ScoringProvenance.read(folder / PROVENANCE)
+    kind, step_format = _find_kind(executor_options, provenance)
     if kind not in benchmark.kinds:
         allowed = " or ".join(KIND_NAMES[one] for one in benchmark.kinds)
         raise EvaluationError(
             f"{benchmark.title} is run with {allowed}, and this model is {KIND_NAMES[kind]}; give "
             "another model or another benchmark"
+        )
+    if benchmark.official_protocol.has_images and not (
+        (executor_options.urls and provenance) or _reads_images(executor_options)
+    ):
+        raise EvaluationError(
+            f"each item of {benchmark.title} has an image, and this model reads text only; give a "
+            "model that reads images, such as Skywork/Skywork-VL-Reward-7B, or another benchmark"
         )
     if benchmark.kinds == ("step",):
         _check_step_format(benchmark, step_format)
@@ -226,12 +237,14 @@ def run_scoring_job(
     """
     spec = JobSpec(
         source=open_source(str(path)),
-        output=folder / REWARDS,
+        output=Output.parse(folder / REWARDS),
         inputs=inputs,
         truncation=context.truncation,
+        follows_protocol=True,
         chunk_rows=_CHUNK_ROWS,
         overwrite=context.overwrite,
         model_spec=executor_options.model_spec,
+        reward_cache=context.reward_cache,
         images=collect_images(item.prompt for item in items),
     )
     provenance_path = folder / PROVENANCE
@@ -253,7 +266,7 @@ def run_scoring_job(
             if model:
                 provenance = ScoringProvenance(model, context.truncation)
                 provenance.write(provenance_path)
-    rewards = _read_rewards(spec.output, items)
+    rewards = _read_rewards(folder / REWARDS, items)
     rewards.provenance, rewards.summary = provenance, summary
     return rewards
 
@@ -305,12 +318,11 @@ def apply_official_steps(
 
 
 def _find_kind(
-    executor_options: ExecutorOptions, provenance_path: Path | None
+    executor_options: ExecutorOptions, provenance: ScoringProvenance | None
 ) -> tuple[Kind, StepFormat | None]:
     if not executor_options.urls:
         choice = _choose_local_kind(executor_options)
         return choice.kind, choice.step_format
-    provenance = provenance_path and ScoringProvenance.read(provenance_path)
     model = provenance.model if provenance else None
     if model is None or (model.kind == "step" and model.step_format is None):
         executor = executor_options.build_executor(None)
@@ -318,6 +330,13 @@ def _find_kind(
             model = executor.get_scoring_model(fetch=True)
     assert model
     return model.kind, model.step_format
+
+
+def _reads_images(executor_options: ExecutorOptions) -> bool:
+    if not executor_options.urls:
+        return open_checkpoint(build_model_config(**executor_options.model)).vision is not None
+    with contextlib.closing(executor_options.build_executor(None)) as executor:
+        return "max_image_bytes" in executor.resolve_identity()
 
 
 def _check_step_format(benchmark: Benchmark, step_format: StepFormat | None) -> None:

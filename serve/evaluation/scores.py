@@ -20,6 +20,7 @@ from serve.errors import ScoreFileError
 from serve.jobs.atomic_io import write_atomically
 from serve.jobs.inputs.json_rows import build_length_error, parse_line, split_lines
 from serve.jobs.inputs.text import open_decompressed
+from serve.jobs.storage import LocalFile
 
 SCORES = "scores.jsonl"
 _NUMBERS = ("rewards", "log_odds", "step_rewards")
@@ -33,7 +34,11 @@ def write_scores(path: Path, scored_items: Iterable[ScoredItem]) -> None:
             {
                 "id": one.item.id,
                 "subset": one.item.subset,
-                **{name: value for name in _NUMBERS if (value := getattr(one, name))},
+                # An item without pairs has no verdicts, but a judge has read it.
+                **(
+                    {name: value for name in _NUMBERS if (value := getattr(one, name))}
+                    or {"log_odds": []}
+                ),
             },
             ensure_ascii=False,
             allow_nan=False,
@@ -65,7 +70,7 @@ def read_scores(
     lines: dict[ItemKey, int] = {}
     names: dict[tuple[str, ...], int] = {}
     number = 0
-    with open_decompressed(str(path)) as file:
+    with open_decompressed(LocalFile(path)) as file:
         for number, (line, size) in enumerate(split_lines(file), 1):
             if line.isspace():
                 continue

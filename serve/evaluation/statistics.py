@@ -14,7 +14,7 @@ import dataclasses
 import math
 import random
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -23,13 +23,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rm_core import sigmoid
-from rm_core.benchmarks.aggregation import compute_subset_scores, group_by_subset, tally
+from rm_core.benchmarks.aggregation import compute_subset_scores, group_by_subset, mean_score
 from rm_core.benchmarks.base import (
     Benchmark,
     BenchmarkResult,
     DecomposableBenchmark,
     ScoredItem,
     SubsetScore,
+    Tally,
 )
 
 T = TypeVar("T")
@@ -37,6 +38,10 @@ T = TypeVar("T")
 CONFIDENCE = 0.95
 RESAMPLES = 200
 CALIBRATION_BINS = 10
+# Metrics that are not computed from sums over the items of subsets, and the number of items up to
+# which all resamples are computed completely for them: about 15 s for RM-Bench.
+_UNSUMMED = ("difficulty", "metrics")
+_MAX_COMPLETE = 2_000
 
 
 class Interval(NamedTuple):
@@ -125,10 +130,7 @@ def compute_intervals(
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
     """
-    if isinstance(benchmark, DecomposableBenchmark):
-        resampled = _bootstrap_sums(benchmark, scored, resamples, seed)
-    else:
-        resampled = _bootstrap_results(benchmark, scored, resamples, seed)
+    resampled = list(_resample_results(benchmark, scored, resamples, seed))
     # All scores of which a subset with one item, or one cluster, is a part.
     alone = benchmark.compute_result(_find_items_alone(scored))
     overall = percentile_interval([r.overall for r in resampled if r.overall is not None])
@@ -137,6 +139,53 @@ def compute_intervals(
         _compute_subset_intervals(result.sections, [r.sections for r in resampled], alone.sections),
         _compute_subset_intervals(result.subsets, [r.subsets for r in resampled], alone.subsets),
     )
+
+
+def compute_difference_intervals(
+    benchmark: Benchmark,
+    first: Sequence[ScoredItem],
+    second: Sequence[ScoredItem],
+    collect: Callable[[BenchmarkResult], Mapping[str, float | None]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Compute the intervals of the differences of two runs on the same items, second minus first.
+
+    The bootstrap is paired: each resample has the same items of both runs.
+
+    Args:
+        benchmark: benchmark of both runs.
+        first: items with the numbers of the first run.
+        second: the same items with the numbers of the second run.
+        collect: returns the metrics of a result by name.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+
+    Returns:
+        Intervals by metric. A metric has none if too few items decide it, or if no resample
+        differs.
+    """
+    result = benchmark.compute_result(first)
+    has_metrics = not result.extra.keys().isdisjoint(_UNSUMMED)
+    is_complete = has_metrics and len(first) <= _MAX_COMPLETE
+    runs = (
+        _resample_results(benchmark, run, resamples, seed, is_complete=is_complete)
+        for run in (first, second)
+    )
+    differences: dict[str, list[float]] = {name: [] for name in collect(result)}
+    for before, after in zip(*(map(collect, run) for run in runs), strict=True):
+        for name, values in differences.items():
+            value, other = before.get(name), after.get(name)
+            if value is not None and other is not None:
+                values.append(other - value)
+    alone = collect(benchmark.compute_result(_find_items_alone(first)))
+    intervals = {
+        name: percentile_interval(values)
+        for name, values in differences.items()
+        if alone.get(name) is None
+    }
+    return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
 def is_proportion(score: SubsetScore) -> bool:
@@ -267,34 +316,58 @@ def _find_items_alone(scored: Sequence[ScoredItem]) -> list[ScoredItem]:
     ]
 
 
+def _resample_results(
+    benchmark: Benchmark,
+    scored: Sequence[ScoredItem],
+    resamples: int,
+    seed: int,
+    *,
+    is_complete: bool = False,
+) -> Iterator[BenchmarkResult]:
+    """Yield the result of each resample. Equal items and seeds give the same items.
+
+    Args:
+        benchmark: benchmark of the items.
+        scored: items with their numbers.
+        resamples: number of resamples.
+        seed: seed of the resamples.
+        is_complete: whether results have what sums over items do not give, which takes longer.
+    """
+    if isinstance(benchmark, DecomposableBenchmark) and not is_complete:
+        return _bootstrap_sums(benchmark, scored, resamples, seed)
+    return _bootstrap_results(benchmark, scored, resamples, seed)
+
+
 def _bootstrap_sums(
     benchmark: DecomposableBenchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
-) -> list[BenchmarkResult]:
+) -> Iterator[BenchmarkResult]:
     """Grade every item once, then sum the scores of each resample."""
-    groups = sorted(group_by_subset(scored).items())
-    item_scores = {
-        name: sorted(benchmark.grade_item(scored_item) for scored_item in group)
-        for name, group in groups
-    }
-    generator, results = random.Random(seed), []
-    for _ in range(resamples):
-        drawn = {
-            name: tally(generator.choices(group, k=len(group)))
-            for name, group in item_scores.items()
+    generator = np.random.default_rng(seed)
+    sums = {}
+    for name, group in sorted(group_by_subset(scored).items()):
+        scores = [benchmark.grade_item(one) for one in sorted(group, key=lambda one: one.item.key)]
+        columns = np.array([(one.right, one.total, one.total > 0) for one in scores], float)
+        drawn = generator.integers(len(scores), size=(resamples, len(scores)))
+        sums[name] = columns[drawn].sum(axis=1)
+    for index in range(resamples):
+        tallies = {
+            name: Tally(float(right), int(total), int(num_items))
+            for name, rows in sums.items()
+            for right, total, num_items in (rows[index],)
+            if total
         }
-        tallies = {name: subset for name, subset in drawn.items() if subset.total}
         overall, sections = benchmark.combine(tallies)
-        results.append(BenchmarkResult(overall, sections, compute_subset_scores(tallies, {})))
-    return results
+        extra = {"mean_of_sections": mean_score(sections)}
+        yield BenchmarkResult(overall, sections, compute_subset_scores(tallies, {}), extra)
 
 
 def _bootstrap_results(
     benchmark: Benchmark, scored: Sequence[ScoredItem], resamples: int, seed: int
-) -> list[BenchmarkResult]:
+) -> Iterator[BenchmarkResult]:
     """Compute the complete result of each resample; clusters are kept together."""
     clusters = [list(group.values()) for _, group in sorted(_group_by_cluster(scored).items())]
-    drawn = bootstrap_resamples(clusters, resamples=resamples, seed=seed)
-    return [benchmark.compute_result(_relabel_clusters(resample)) for resample in drawn]
+    for drawn in bootstrap_resamples(clusters, resamples=resamples, seed=seed):
+        yield benchmark.compute_result(_relabel_clusters(drawn))
 
 
 def _group_by_cluster(

@@ -11,12 +11,12 @@ from typing import Any
 from rm_core import Aggregation, Reward
 from rm_core.calibration import Calibration, RewardSample
 from serve.errors import JobInputError, JobOutputError, JobStoppedError
-from serve.jobs.atomic_io import write_atomically
 from serve.jobs.columns import Columns
 from serve.jobs.command import EXIT_PARTIAL, NOTICE, ExecutorOptions
 from serve.jobs.executors.base import Executor
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import JobStore, open_store
@@ -26,10 +26,11 @@ from serve.shutdown import GracefulShutdown
 
 def run_calibration(
     input: str,
-    output: Path,
+    output_name: str | Path,
     executor_options: ExecutorOptions,
     *,
     notify: Callable[[str], None],
+    state: Path | None = None,
     split: str | None,
     columns: dict[str, Any],
     **options: Any,
@@ -38,17 +39,21 @@ def run_calibration(
 
     Args:
         input: INPUT of the command line.
-        output: file to write; ends with `.json`.
+        output_name: path or address of the file to write; ends with `.json`.
         executor_options: where to score.
         notify: prints a line for the user.
+        state: folder for the state of the job; None for the usual one.
         split: split of the input.
         columns: fields of `Columns`.
         **options: further fields of `JobSpec`.
     """
-    if output.suffix != ".json":
+    output = Output.parse(output_name, state)
+    if not output.location.name.endswith(".json"):
         raise JobOutputError(f"{output} does not end in .json; a calibration is a JSON file")
     spec = JobSpec(
-        source=open_source(input, split=split, exclude=output),
+        source=open_source(
+            input, split=split, exclude=output.location, fetched=output.fetched_files
+        ),
         output=output,
         columns=Columns(**columns),
         model_spec=executor_options.model_spec,
@@ -67,7 +72,7 @@ def run_calibration(
             notify(f"{error.detail}; run the same command again to resume")
             return shutdown.exit_code
         calibration = compute_calibration(store, executor, spec.aggregation)
-        write_atomically(output, calibration.to_json().encode())
+        output.location.write(calibration.to_json().encode())
     print_lines(_format_lines(calibration))
     return EXIT_PARTIAL if summary.num_failed else 0
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 from rm_core import ChatFormatName, InvalidConversationError
 from rm_core.config import Kind
 from rm_core.inputs.conversations import Messages, get_text
+from rm_core.inputs.responses_items import ITEM_TYPES
 from rm_core.text import format_keys
 from serve.errors import JobInputError
 from serve.jobs.turns import TranscriptMode, load_messages
@@ -58,6 +59,10 @@ STEPS = "steps"
 """Name of the steps of a solution, for a step model."""
 STEPWISE = ("completions", "labels")
 """Names of the steps of a solution and of their labels in TRL's stepwise supervision."""
+ROLLOUT = ("responses_create_params", "response")
+"""Names of a request of the Responses API and of its response, in a rollout of NeMo-Gym."""
+VERL_DUMP = frozenset(("input", "output", "score", "step"))
+"""Columns of verl's dumps, whose prompts are always text of a chat template."""
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 TOOLS = "tools"
@@ -100,9 +105,11 @@ class Columns:
         transcripts: how to read text that holds several turns.
         policy_template: family of the chat template that rendered prompts and answers; None if
             they are plain text.
+        policy_tokenizer: name of the tokenizer that wrote the prompts, whose special tokens were
+            removed; None if they are plain text.
 
     Raises:
-        JobInputError: the columns belong to more than one shape.
+        JobInputError: the columns belong to more than one shape, or options exclude each other.
     """
 
     messages: str | None = None
@@ -117,6 +124,7 @@ class Columns:
     ignored: tuple[str, ...] = ()
     transcripts: TranscriptMode = "auto"
     policy_template: ChatFormatName | None = None
+    policy_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         shapes = {
@@ -136,11 +144,20 @@ class Columns:
                 "--messages-column names whole conversations, which have no --prompt-column; "
                 "leave one out"
             )
+        if self.policy_template and self.policy_tokenizer:
+            raise JobInputError(
+                "--policy-template and --policy-tokenizer both say how to read prompts; give the "
+                "template if the text has its markers, or else the tokenizer"
+            )
 
     def as_options(self) -> dict[str, Any]:
         """Return the command line options for these columns, as JSON data."""
         columns = asdict(self)
         others = {name: columns.pop(name) for name in ("transcripts", "policy_template")}
+        if tokenizer := columns.pop("policy_tokenizer"):
+            from rm_core.model.checkpoint import open_text_files
+
+            others["policy_tokenizer"] = f"{tokenizer} ({open_text_files(tokenizer)[1]})"
         named = {"ignore_column": list(columns.pop("ignored"))}
         named |= {
             f"{name}_column": list(value) if isinstance(value, tuple) else value
@@ -240,6 +257,28 @@ def explain_unknown_kind(record: Mapping[str, Any]) -> str:
         f"{format_keys(record)}{hint}: rename the columns, or name them by options such as "
         "--messages-column"
     )
+
+
+def find_rollout(
+    record: Mapping[str, Any], columns: Columns
+) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Return the request and the response of a record in the format of the Responses API.
+
+    This is a rollout of NeMo-Gym, or a record with `input` and a list of items in `output`. None
+    for other records, and if options name the columns of a conversation.
+    """
+    named = (columns.messages, columns.prompt, columns.response, columns.chosen, columns.rejected)
+    if columns.responses or any(named) or not ("output" in record or ROLLOUT[0] in record):
+        return None
+    record = {name: value for name, value in record.items() if name not in columns.ignored}
+    params, response = (record.get(name) for name in ROLLOUT)
+    if isinstance(params, Mapping) and isinstance(response, Mapping):
+        return params, response
+    items = record.get("output")
+    has_items = isinstance(items, list) and any(
+        isinstance(item, Mapping) and item.get("type") in ITEM_TYPES for item in items
+    )
+    return (record, record) if has_items and record.get(INPUT) is not None else None
 
 
 def find_unread_warnings(
@@ -352,7 +391,7 @@ def infer_kinds(
         return ["pair"]
     if columns.responses:
         return ["group"]
-    if columns.messages or columns.response:
+    if columns.messages or columns.response or names >= {*ROLLOUT}:
         return ["conversation"]
     pair = find_pair_columns(names)
     kinds: list[RecordKind] = []

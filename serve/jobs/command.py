@@ -15,12 +15,15 @@ from pydantic import ValidationError
 from rm_core import ModelConfig, ModelLoadError
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import format_validation_error
-from serve.errors import JobOutputError, JobStoppedError
+from serve.errors import JobStoppedError
 from serve.jobs.columns import Columns
+from serve.jobs.dataset_card import CardSection, build_job_section
 from serve.jobs.dry_run import estimate
 from serve.jobs.executors.base import Executor
+from serve.jobs.hub import Push, open_repository
 from serve.jobs.inputs.source import open_source
 from serve.jobs.job import Job
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.report import Report
 from serve.jobs.spec import JobSpec, require_report_path
@@ -113,28 +116,32 @@ def build_model_config(model: str, **fields: Any) -> ModelConfig:
 
 def run(
     input: str,
-    output: Path | None,
+    output: str | Path | None,
     executor_options: ExecutorOptions,
     *,
     notify: Callable[[str], None],
     dry_run: bool,
     report: Path | None,
+    push: Push | None = None,
     **options: Any,
 ) -> int:
     """Run a job from the options of `skyreward score`; return the exit code.
 
     Args:
         input: INPUT of the command line.
-        output: file to write; may be None for a dry run.
+        output: path or address of the file to write; may be None for a dry run.
         executor_options: where to score.
         notify: prints a line for the user.
         dry_run: whether to only count and estimate.
         report: file of the HTML report; None for no report.
-        **options: `split`, `columns` and fields of `JobSpec`.
+        push: where to upload the output; None for nowhere.
+        **options: `state`, `split`, `columns` and fields of `JobSpec`.
     """
-    spec = _build_spec(input, output, executor_options, **options)
+    spec = _build_spec(input, output, executor_options, keep_copies=not dry_run, **options)
     if report:
         require_report_path(report, spec)
+    repository = open_repository(push, spec.output) if push and not dry_run else None
+    section: CardSection | None = None
     gc.freeze()  # half of a row's overhead was the collector's walk through imported modules
     with (
         GracefulShutdown(NOTICE) as shutdown,
@@ -150,15 +157,21 @@ def run(
                 lines = dry_run_estimate.format_lines()
                 has_errors = bool(dry_run_estimate.summary.num_failed)
             else:
-                page = Report(report, spec.output.name) if report else None
+                page = Report(report, spec.output.location.basename) if report else None
                 summary = Job(spec, store, executor, notify, progress, shutdown, page).run()
                 lines, has_errors = format_summary(summary), bool(summary.num_failed)
                 for line in format_examples(summary):
                     notify(line)
+                if push and repository:
+                    section = build_job_section(
+                        store, spec.source.name, repository.path, push.command
+                    )
         except JobStoppedError as error:
             notify(f"{error.detail}; run the same command again to resume")
             return shutdown.exit_code
     print_lines(lines)
+    if repository and section:
+        notify(repository.push(section))
     if shutdown.received_signal is not None and dry_run:
         notify("stopped: the input was counted only in part")
         return shutdown.exit_code
@@ -167,23 +180,25 @@ def run(
 
 def _build_spec(
     input: str,
-    output: Path | None,
+    output_name: str | Path | None,
     executor_options: ExecutorOptions,
     *,
+    keep_copies: bool,
+    state: Path | None = None,
     split: str | None,
     columns: dict[str, Any],
     **options: Any,
 ) -> JobSpec:
-    if output:
-        if str(output) == "-":
-            raise JobOutputError(
-                "the output cannot be standard output, because a job keeps its state next to the "
-                "output; give the name of a file"
-            )
-        is_tabular(output)  # refuses a name with an unknown format before anything else
+    output = Output.parse(output_name or "dry-run.jsonl", state)
+    is_tabular(output)  # refuses a name with an unknown format before anything else
     return JobSpec(
-        source=open_source(input, split=split, exclude=output),
-        output=output or Path("dry-run.jsonl"),
+        source=open_source(
+            input,
+            split=split,
+            exclude=output.location if output_name else None,
+            fetched=output.fetched_files if keep_copies else None,
+        ),
+        output=output,
         columns=Columns(**columns),
         model_spec=executor_options.model_spec,
         **options,

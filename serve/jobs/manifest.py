@@ -14,9 +14,9 @@ from rm_core.config import Kind
 from rm_core.text import format_names, shorten
 from serve.errors import JobRefusedError
 from serve.jobs.inputs.scan import FileDigest, InputScan, is_unchanged
-from serve.jobs.inputs.storage import InputFile
 from serve.jobs.row_results import ResultNames
 from serve.jobs.spec import JobSpec
+from serve.jobs.storage import FileState, InputFile
 from serve.jobs.summary import Summary
 
 _LABELS = {"chunk_rows": "the number of rows in a chunk"}
@@ -28,13 +28,14 @@ _MAX_MODEL_CHANGES = 3
 class Completion:
     """The end of a job: its summary, and what its output was then.
 
-    The digest (hexadecimal SHA-256) is checked only if the modification time changed.
+    The digest (hexadecimal SHA-256) is checked only if the other values changed; see `FileState`.
     """
 
     size: int
     mtime_ns: int
     sha256: str
     summary: Summary
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ class Manifest:
         options: options by their names on the command line, as JSON data.
         model_spec: how the user specified the model; may change while `model` stays the same.
         completion: end of the job; None while the job runs.
+        output_before: the output when the job began; None if an earlier version began the job.
+        scored_by: the model of the rewards and the version of this program, as JSON data; None if
+            nothing was scored yet, or by an older version.
     """
 
     scan: InputScan
@@ -54,6 +58,8 @@ class Manifest:
     options: dict[str, Any]
     model_spec: dict[str, Any]
     completion: Completion | None = None
+    output_before: FileState | None = None
+    scored_by: dict[str, Any] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -68,19 +74,22 @@ class Manifest:
             "model": self.model,
             "options": self.options,
             "model_spec": self.model_spec,
+            "scored_by": self.scored_by,
             "completion": completion
             and {
                 "size": completion.size,
                 "mtime_ns": completion.mtime_ns,
                 "sha256": completion.sha256,
                 "summary": completion.summary.as_json(),
+                "etag": completion.etag,
             },
+            "output_before": self.output_before and asdict(self.output_before),
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Manifest:
         """Create a manifest from the data of `as_json`."""
-        completion = content["completion"]
+        completion, before = content["completion"], content.get("output_before")
         return cls(
             scan=_scan_from_json(content["input"], get_kind(content["model"])),
             model=content["model"],
@@ -88,6 +97,8 @@ class Manifest:
             model_spec=content["model_spec"],
             completion=completion
             and Completion(**{**completion, "summary": Summary.from_json(completion["summary"])}),
+            output_before=before and FileState(**before),
+            scored_by=content.get("scored_by"),
         )
 
 

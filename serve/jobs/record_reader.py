@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rm_core import (
@@ -18,6 +18,7 @@ from rm_core import (
     InputError,
     InvalidConversationError,
     ScoreError,
+    drop_nulls,
     join_parsed,
     parse_conversation,
     parse_prompt,
@@ -27,6 +28,8 @@ from rm_core import (
 from rm_core.config import Kind
 from rm_core.inputs.chat_formats import BOS_TEXTS, find_markers
 from rm_core.inputs.conversations import Messages, validate_unicode
+from rm_core.inputs.responses_items import read_rollout
+from rm_core.inputs.stripped_turns import StrippedFormat, StrippedTurns, find_stripped_format
 from rm_core.text import format_keys
 from serve.jobs.columns import (
     CHOSEN,
@@ -42,10 +45,12 @@ from serve.jobs.columns import (
     RESPONSES,
     SYSTEMS,
     TOOLS,
+    VERL_DUMP,
     Columns,
     RecordKind,
     explain_unknown_kind,
     find_pair_columns,
+    find_rollout,
     find_steps_column,
     find_unread_warnings,
     get_optional_path,
@@ -93,6 +98,21 @@ _MARK_WITHOUT_IMAGE = (
     "mark_without_image: the prompt has the text `<image>` and the row has no image, so the text "
     "was scored; give the image in a column `images` if there is one"
 )
+_ROLES_READ = (
+    "role_names_read: the prompt is text of a chat template ({family}) without its special tokens, "
+    "and was read as turns; --policy-template {family} confirms that, --policy-tokenizer checks "
+    "it, and --transcripts keep scores the text unchanged"
+)
+_UNCERTAIN_TURNS = (
+    "uncertain_turns: the special tokens between turns were removed, so turns were recognized by "
+    "the names of roles alone, and other turns could have left the same text; --transcripts read "
+    "confirms that"
+)
+_UNKNOWN_TURNS = (
+    "the record is a rollout that verl wrote, so its prompt is text of the policy's chat template "
+    "without special tokens, and its turns are unknown; name the policy's tokenizer by "
+    "--policy-tokenizer, or score the text as one turn with --transcripts keep"
+)
 _CALL_AS_TEXT = (
     "function_call_as_text: a function_call turn was scored as text of the assistant; give "
     "`messages` with `tool_calls` to have the chat template render the call"
@@ -107,6 +127,7 @@ class _Prompt:
         messages: the turns; empty if `rendered` has them.
         opening: beginning of the answer, if the prompt contains it.
         rendered: text that the policy's chat template rendered.
+        stripped: how to read answers, if special tokens of the template were removed.
         is_transcript: whether the prompt is a transcript, where white space around answers
             separates turns.
         is_text: whether the column was plain text.
@@ -116,6 +137,7 @@ class _Prompt:
     messages: Messages
     opening: str = ""
     rendered: str | None = None
+    stripped: StrippedFormat | None = None
     is_transcript: bool = False
     is_text: bool = False
     is_whole: bool = False
@@ -221,6 +243,10 @@ def parse_record(
             f"the record is a {' and a '.join(kinds)} at once; name the columns to score by "
             "--messages-column, by --chosen-column and --rejected-column, or by --responses-column"
         )
+    if kinds[0] == "conversation" and (rollout := find_rollout(record, columns)):
+        chat = read_rollout(*(drop_nulls(part) for part in rollout))
+        record = chat if isinstance(chat, dict) else {"messages": chat}
+        columns = replace(columns, messages="messages")
     reader = _RecordReader(record, columns, image_files, reads_steps=kind == "step")
     return reader.read(kinds[0])
 
@@ -488,6 +514,9 @@ class _RecordReader:
                 f"the prompt is text rendered by a chat template (--policy-template) and `{name}` "
                 "is messages; give both as text, or both as messages without the option"
             )
+        if isinstance(answer, str) and prompt.stripped:
+            turns = self._check_turns(prompt.stripped.read_answer(f"{prompt.opening}{answer}"))
+            return [*prompt.messages, *turns.messages]
         if isinstance(answer, str):
             text = f"{prompt.opening}{answer}"
             content = validate_unicode(text.strip() if prompt.is_transcript else text, name)
@@ -549,6 +578,8 @@ class _RecordReader:
         value = self._normalize(value)
         if not isinstance(value, str) or self._columns.policy_template:
             return value
+        if prompt is not None and prompt.stripped:
+            return value
         mode = self._columns.transcripts
         if prompt is not None:
             # An answer may mention turns; only the unmistakable kind is read as a transcript.
@@ -577,6 +608,11 @@ class _RecordReader:
         value = self._normalize(value)
         if not isinstance(value, str):
             return _Prompt(parse_prompt(value), is_whole=is_complete)
+        if stripped := self._parse_stripped(value):
+            return stripped
+        is_verl = VERL_DUMP.issubset(self._original) and value == self._record.get(INPUT)
+        if is_verl and self._columns.transcripts != "keep" and not find_markers(value):
+            raise ForeignTemplateError(_UNKNOWN_TURNS)
         if self._columns.policy_template:
             return _Prompt([], rendered=value)
         mode = self._columns.transcripts
@@ -589,6 +625,31 @@ class _RecordReader:
                 return _Prompt(*transcript, is_transcript=True)
             _reject_rendered(value)
         return _Prompt(parse_prompt(value), is_text=True)
+
+    def _parse_stripped(self, text: str) -> _Prompt | None:
+        """Read a prompt of a chat template without its special tokens; None for other text."""
+        columns = self._columns
+        if columns.policy_tokenizer:
+            from rm_core.model.loading import load_policy_tokenizer
+
+            turns, stripped = load_policy_tokenizer(columns.policy_tokenizer).read_prompt(text)
+        else:
+            if columns.transcripts == "keep" and not columns.policy_template:
+                return None
+            found = find_stripped_format(text, columns.policy_template)
+            if found is None:
+                return None
+            family, stripped = found
+            turns = stripped.read_prompt(text)
+            if not columns.policy_template:
+                self._warn(_ROLES_READ.format(family=family))
+        turns = self._check_turns(turns)
+        return _Prompt(turns.messages, turns.opening, stripped=stripped)
+
+    def _check_turns(self, turns: StrippedTurns) -> StrippedTurns:
+        if not turns.is_certain:
+            self._warn(_UNCERTAIN_TURNS)
+        return turns
 
     def _read_prompt_value(self) -> tuple[Any, bool]:
         """Return the value of the prompt's column, and whether it has all earlier turns."""
@@ -762,6 +823,7 @@ def _reject_rendered(prompt: str) -> None:
     if marker:
         raise ForeignTemplateError(
             f"the prompt begins with {marker}: a chat template rendered it. Name the template by "
-            "--policy-template (chatml, llama3, gemma, mistral), so that its turns are read, give "
+            "--policy-template (chatml, llama3, gemma, mistral), so that its turns are read, or "
+            "the policy's tokenizer by --policy-tokenizer if special tokens were removed, give "
             "messages, or score the text as one turn with --transcripts keep"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 from rm_core import Encoded, ModelConfig, ScoreError, Truncation, load_encoder, to_render_json
@@ -20,7 +21,7 @@ def render_lines(
     truncation: Truncation,
     write: Callable[[str], None],
     columns: Columns = DEFAULT_COLUMNS,
-    path: str | None = None,
+    path: Path | None = None,
 ) -> int:
     """Write the model input of each conversation as a line of JSON; return the number of errors.
 

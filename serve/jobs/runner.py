@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 from rm_core import Reward, ScoreError, aggregate
 from rm_core.config import Kind
@@ -25,6 +24,7 @@ from serve.jobs.inputs.items import ScoringInput, compute_digest, list_pairs, li
 from serve.jobs.inputs.rows import Row
 from serve.jobs.progress import Progress
 from serve.jobs.record_reader import ParsedRecord, try_parse_record
+from serve.jobs.reward_cache import RewardCache
 from serve.jobs.row_results import Result, RowResults
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import Digest, JobStore
@@ -41,14 +41,14 @@ class Chunk:
 
     Attributes:
         first_row: number of the first row.
-        rows: each row's record, and the digest of each of its conversations or the error if it
-            cannot be scored.
+        rows: each row's record, and the digest of each of its conversations, or a result that needs
+            no scoring: the error of a bad conversation, in a retry also a reward.
         conversations: the distinct conversations, in the order of their first occurrence.
         num_bytes: size of the rows in the input.
     """
 
     first_row: int
-    rows: Sequence[tuple[ParsedRecord, Sequence[Digest | ScoreError]]]
+    rows: Sequence[tuple[ParsedRecord, Sequence[Digest | Result]]]
     conversations: Mapping[Digest, ScoringInput]
     num_bytes: int
 
@@ -57,7 +57,7 @@ class Chunk:
         return [
             RowResults(
                 record.kind,
-                [key if isinstance(key, ScoreError) else results[key] for key in keys],
+                [results[key] if isinstance(key, bytes) else key for key in keys],
                 record.error,
                 record.warnings,
             )
@@ -88,12 +88,15 @@ class PendingChunk:
 
     Attributes:
         chunk: the chunk.
-        own_digests: conversations that occur first in this chunk, and that were submitted with it.
-        future: results of `own_digests`; None if there are none.
+        cached: results of those conversations that occur first in this chunk, and that the reward
+            cache has.
+        submitted: the other conversations that occur first in this chunk.
+        future: results of `submitted`; None if there are none.
     """
 
     chunk: Chunk
-    own_digests: Sequence[Digest]
+    cached: Mapping[Digest, Result]
+    submitted: Sequence[Digest]
     future: Future[ScoreBatchResult] | None
 
 
@@ -101,7 +104,8 @@ class PendingChunk:
 class ChunkRunner:
     """One run over the remaining chunks of a job; see `serve.jobs.job.Job` for the attributes.
 
-    `kind` is the kind of the model, and `max_image_bytes` that of `read_chunks`.
+    `kind` is the kind of the model, `max_image_bytes` that of `read_chunks`, and `reward_cache` has
+    rewards of other jobs.
     """
 
     spec: JobSpec
@@ -111,6 +115,7 @@ class ChunkRunner:
     progress: Progress
     shutdown: GracefulShutdown
     max_image_bytes: int | None = None
+    reward_cache: RewardCache | None = None
     _in_flight: set[Digest] = field(default_factory=set)
     _finished_at: float = 0.0
     _drain_deadline: float | None = None
@@ -133,8 +138,7 @@ class ChunkRunner:
             raise JobStoppedError("stopped by a signal")
 
     def _run(self, pending: deque[PendingChunk]) -> None:
-        first_row = self.store.summary.num_rows
-        chunks = read_chunks(self.spec, self.kind, first_row, self.max_image_bytes)
+        chunks = self._read_chunks()
         while True:
             while len(pending) < self.executor.capacity and self.shutdown.received_signal is None:
                 chunk = next(chunks, None)
@@ -145,17 +149,38 @@ class ChunkRunner:
                 return
             self._finish(pending.popleft())
 
+    def _read_chunks(self) -> Iterator[Chunk]:
+        first_row = self.store.summary.num_rows
+        return read_chunks(self.spec, self.kind, first_row, self.max_image_bytes)
+
+    def _find(self, digests: Iterable[Digest]) -> dict[Digest, Result]:
+        """Return the results of conversations that are scored already."""
+        return self.store.find(digests)
+
+    def _save(
+        self,
+        chunk: Chunk,
+        rows: Sequence[RowResults],
+        results: Mapping[Digest, Result],
+        summary: Summary,
+        max_batch_tokens: int | None,
+    ) -> None:
+        """Save a finished chunk; `results` are those of its new conversations."""
+        self.store.add_chunk(rows, results, summary, max_batch_tokens)
+
     def _submit(self, chunk: Chunk) -> PendingChunk:
-        """Submit the conversations of a chunk that no earlier chunk has."""
+        """Submit the conversations of a chunk that neither an earlier chunk nor the cache has."""
         unseen = [digest for digest in chunk.conversations if digest not in self._in_flight]
-        known_results = self.store.find(unseen)
+        known_results = self._find(unseen)
         own_digests = [digest for digest in unseen if digest not in known_results]
         self._in_flight.update(own_digests)
-        conversations = [chunk.conversations[digest] for digest in own_digests]
+        cached = self.reward_cache.find(own_digests) if self.reward_cache else {}
+        submitted = [digest for digest in own_digests if digest not in cached]
+        conversations = [chunk.conversations[digest] for digest in submitted]
         future = (
             self.executor.submit(conversations, self.spec.truncation) if conversations else None
         )
-        return PendingChunk(chunk, own_digests, future)
+        return PendingChunk(chunk, cached, submitted, future)
 
     def _wait(self, pending: deque[PendingChunk]) -> bool:
         """Wait for the results of the first chunk; return False if it was cancelled or given up."""
@@ -182,19 +207,28 @@ class ChunkRunner:
         """Fill the results of a chunk into its rows, and save it."""
         chunk = pending.chunk
         scored = pending.future.result() if pending.future else ScoreBatchResult([], 0)
-        results = [self._aggregate(result) for result in scored.results]
-        new_results = dict(zip(pending.own_digests, results, strict=True))
+        scored_results = dict(zip(pending.submitted, scored.results, strict=True))
+        if self.reward_cache:
+            # Before the chunk is saved: a chunk that is saved is never scored again.
+            self.reward_cache.add(scored_results)
+        new_results = {
+            digest: self._aggregate(result)
+            for digest, result in {**pending.cached, **scored_results}.items()
+        }
         repeated = [digest for digest in chunk.conversations if digest not in new_results]
-        rows = chunk.fill(self.store.find(repeated) | new_results)
+        rows = chunk.fill(self._find(repeated) | new_results)
         if self.spec.fail_fast:
             raise_on_error(rows, chunk.first_row)
         summary = chunk.summarize(rows, new_results)
         summary.num_computed_tokens = scored.num_computed_tokens
         summary.num_cached_tokens = scored.num_cached_tokens
+        rewards = [result for result in pending.cached.values() if isinstance(result, Reward)]
+        summary.num_reused_rewards = len(rewards)
+        summary.num_reused_tokens = sum(reward.num_tokens for reward in rewards)
         now = time.monotonic()
         summary.seconds, self._finished_at = now - self._finished_at, now
-        self.store.add_chunk(rows, new_results, summary, scored.max_batch_tokens)
-        self._in_flight.difference_update(pending.own_digests)
+        self._save(chunk, rows, new_results, summary, scored.max_batch_tokens)
+        self._in_flight.difference_update(new_results)
         self.progress.add(summary)
 
     def _aggregate(self, result: Result) -> Result:
@@ -223,9 +257,7 @@ def read_chunks(
     rows: list[tuple[Row, ParsedRecord]] = []
     num_bytes = 0
     for row in islice(spec.source.iter_rows(first_row), num_left):
-        file = spec.source.files[row.file].path
-        images = None if max_image_bytes is None else ImageFiles(file, max_image_bytes)
-        record = _parse_record(row.record, spec, kind, images)
+        record = parse_row(row, spec, kind, max_image_bytes)
         rows.append((row, record))
         num_bytes += row.size * (len(record.conversations) or 1 if kind == "judge" else 1)
         num_bytes += record.num_image_bytes
@@ -238,10 +270,10 @@ def read_chunks(
 
 def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
     """Collect the distinct conversations of a chunk, which has at least one row."""
-    parsed: list[tuple[ParsedRecord, list[Digest | ScoreError]]] = []
+    parsed: list[tuple[ParsedRecord, list[Digest | Result]]] = []
     conversations: dict[Digest, ScoringInput] = {}
     for _, record in rows:
-        keys: list[Digest | ScoreError] = []
+        keys: list[Digest | Result] = []
         for conversation in record.conversations:
             if isinstance(conversation, ScoreError):
                 keys.append(conversation)
@@ -253,21 +285,24 @@ def _build_chunk(rows: Sequence[tuple[Row, ParsedRecord]]) -> Chunk:
     return Chunk(rows[0][0].number, parsed, conversations, num_bytes)
 
 
-def _parse_record(
-    record: Any, spec: JobSpec, kind: Kind, image_files: ImageFiles | None
+def parse_row(
+    row: Row, spec: JobSpec, kind: Kind, max_image_bytes: int | None = None
 ) -> ParsedRecord:
+    """Parse a row into what the job scores of it; see `read_chunks` for the arguments."""
+    record = row.record
     if spec.images:
         record = {**record, "prompt": restore_images(record["prompt"], spec.images)}
     if spec.inputs == "steps":
         return ParsedRecord("steps", tuple(list_solutions(record)))
     if spec.inputs == "pairs":
         return ParsedRecord("verdicts", tuple(list_pairs(record)))
+    file = spec.source.files[row.file].location.local_path
     return try_parse_record(
         record,
         spec.columns,
         kind,
         both_orders=spec.orders != "given",
-        image_files=image_files,
+        image_files=None if max_image_bytes is None else ImageFiles(file, max_image_bytes),
     )
 
 

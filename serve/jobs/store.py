@@ -6,7 +6,11 @@ a full disk), the file holds the chunks that were saved before. SQLite has no ch
 value carries its own: a damaged file is reported, and nothing damaged is read as a reward.
 
 The results of conversations are needed only while the job scores. They are dropped at its end; the
-results of rows stay, for a report that is wanted later.
+results of rows stay, for a report that is wanted later, and for `--retry-errors`.
+
+A retry replaces chunks that have rows with errors, each in one transaction with its progress. The
+table `retried` has the results of retried conversations until all chunks are done, so that a retry
+that was interrupted repeats nothing.
 """
 
 from __future__ import annotations
@@ -20,21 +24,24 @@ import socket
 import sqlite3
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from rm_core import Reward, ScoreError
 from serve.errors import DiskFullError, JobError, JobOutputError, JobRefusedError
-from serve.jobs.atomic_io import TEMP_SUFFIX, make_private_folder
 from serve.jobs.inputs.scan import FileDigest
-from serve.jobs.inputs.storage import compute_sha256
 from serve.jobs.manifest import Manifest
+from serve.jobs.output import FETCHED_FOLDER, LOCK_FILE, Output
 from serve.jobs.row_results import Result, RowResults
-from serve.jobs.spec import JobSpec, require_output_path
+from serve.jobs.spec import JobSpec
+from serve.jobs.storage import parse_location
 from serve.jobs.summary import Summary
+
+T = TypeVar("T")
 
 Digest = bytes
 Key = str | int | bytes
@@ -52,6 +59,10 @@ CREATE TABLE results (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOU
 PRAGMA user_version = {FORMAT};
 COMMIT;
 """
+_RETRIED_TABLE = (
+    "CREATE TABLE IF NOT EXISTS retried (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) "
+    "WITHOUT ROWID"
+)
 _CACHE_KIB = 65_536
 _WAL_PAGES = 16_384  # of 4 KiB: a page that several chunks change is written back once
 # `quick_check` reads the whole file, in 1.6 s of CPU for each GiB; chunks are checked in any case.
@@ -62,11 +73,6 @@ _NO_ROOM = (
     sqlite3.SQLITE_IOERR_FSYNC,
     sqlite3.SQLITE_IOERR_TRUNCATE,
 )
-
-
-def get_job_folder(output: Path) -> Path:
-    """Return the folder for the state of an output's job."""
-    return output.with_name(output.name + ".job")
 
 
 @contextlib.contextmanager
@@ -82,11 +88,11 @@ def open_store(spec: JobSpec) -> Iterator[JobStore]:
         DiskFullError: the disk is too full for the files of the job.
         JobError: the state is damaged.
     """
-    require_output_path(spec)
-    folder = get_job_folder(spec.output)
+    spec.output.require_writable(spec.source)
+    folder = spec.output.state_folder
     path = folder / STATE_FILE
     try:
-        make_private_folder(folder)
+        spec.output.make_state_folder()
         with _hold_lock(folder):
             if spec.overwrite:
                 _remove_state(spec.output)
@@ -101,6 +107,21 @@ def open_store(spec: JobSpec) -> Iterator[JobStore]:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class RetryProgress:
+    """Progress of a retry, which is kept until the output has its results.
+
+    Attributes:
+        num_chunks: number of chunks that are done, from the first one on.
+        is_done: whether all chunks are done, and the summary of the job has the new results.
+        summary: rows, tokens and seconds of the retry.
+    """
+
+    num_chunks: int
+    is_done: bool
+    summary: Summary
+
+
 class JobStore:
     """The state of a job in an SQLite file that no other process has open. Use from one thread.
 
@@ -109,6 +130,7 @@ class JobStore:
         num_chunks: number of saved chunks, which are always the first ones of the job.
         summary: summary of these chunks.
         max_batch_tokens: see `ScoreBatchResult`; of the last saved chunk that has one.
+        retry: progress of a retry; None without one.
 
     Raises:
         JobRefusedError: another version of the program began the job.
@@ -135,6 +157,10 @@ class JobStore:
         self.num_chunks: int = progress.get("num_chunks", 0)
         self.max_batch_tokens: int | None = progress.get("max_batch_tokens")
         self.summary = Summary.from_json(progress["summary"]) if progress else Summary()
+        retry = json.loads(_read(connection, "meta", "retry") or b"null")
+        self.retry: RetryProgress | None = retry and RetryProgress(
+            **{**retry, "summary": Summary.from_json(retry["summary"])}
+        )
         if not (self.manifest and self.manifest.completion):
             self._check_chunks()
 
@@ -143,10 +169,21 @@ class JobStore:
         self._write("meta", [("manifest", json.dumps(manifest.as_json()).encode())])
         self.manifest = manifest
 
+    @property
+    def cache_snapshot(self) -> list[Any] | None:
+        """`RewardCache.snapshot` of the job; None without one."""
+        snapshot: list[Any] | None = json.loads(
+            _read(self._connection, "meta", "cache_snapshot") or b"null"
+        )
+        return snapshot
+
+    def save_cache_snapshot(self, snapshot: list[Any]) -> None:
+        """Save what a later run of the job may read of the reward cache."""
+        self._write("meta", [("cache_snapshot", json.dumps(snapshot).encode())])
+
     def find(self, digests: Iterable[Digest]) -> dict[Digest, Result]:
         """Return the results of those conversations that saved chunks have."""
-        found = ((digest, _read(self._connection, "results", digest)) for digest in digests)
-        return {digest: _result_from_json(json.loads(text)) for digest, text in found if text}
+        return self._find("results", digests)
 
     def add_chunk(
         self,
@@ -160,22 +197,53 @@ class JobStore:
         total = Summary()
         total.add(self.summary)
         total.add(summary)
-        progress = {
-            "num_chunks": self.num_chunks + 1,
-            "max_batch_tokens": max_batch_tokens,
-            "summary": total.as_json(),
-        }
-        results = (
-            (digest, json.dumps(_result_to_json(new_results[digest])).encode())
-            for digest in sorted(new_results)
-        )
-        self._connection.execute("BEGIN IMMEDIATE")
-        with self._connection:
+        with self._transaction():
             self._write("chunks", [(self.num_chunks, _encode_rows(rows))])
-            self._write("results", results)
-            self._write("meta", [("progress", json.dumps(progress).encode())])
+            self._write("results", _encode_results(new_results))
+            self._write_progress(self.num_chunks + 1, total, max_batch_tokens)
         self.num_chunks, self.summary = self.num_chunks + 1, total
         self.max_batch_tokens = max_batch_tokens
+
+    def find_retried(self, digests: Iterable[Digest]) -> dict[Digest, Result]:
+        """Return the results of those conversations that the retry has scored already."""
+        return self._find("retried", digests) if self._has_table("retried") else {}
+
+    def replace_chunk(
+        self,
+        number: int,
+        rows: Sequence[RowResults],
+        new_results: Mapping[Digest, Result],
+        summary: Summary,
+    ) -> None:
+        """Save a chunk whose rows with errors were retried, as a whole or not at all.
+
+        Args:
+            number: number of the chunk; the retry is done with it and all chunks before.
+            rows: all rows of the chunk.
+            new_results: results of the conversations that were scored again.
+            summary: summary of the retry's part.
+        """
+        total = Summary()
+        if self.retry:
+            total.add(self.retry.summary)
+        total.add(summary)
+        with self._transaction():
+            self._connection.execute(_RETRIED_TABLE)
+            self._write("chunks", [(number, _encode_rows(rows))])
+            self._write("retried", _encode_results(new_results))
+            if self._has_table("results"):  # chunks that follow have the same conversations
+                self._write("results", _encode_results(new_results))
+            retry = self._write_retry(RetryProgress(number + 1, False, total))
+        self.retry = retry
+
+    def finish_retry(self, summary: Summary) -> None:
+        """Save that the retry is done with all chunks; `summary` is that of the whole job."""
+        total = self.retry.summary if self.retry else Summary()
+        with self._transaction():
+            self._connection.execute("DROP TABLE IF EXISTS retried")
+            self._write_progress(self.num_chunks, summary, self.max_batch_tokens)
+            retry = self._write_retry(RetryProgress(self.num_chunks, True, total))
+        self.retry, self.summary = retry, summary
 
     def iter_chunks(self) -> Iterator[list[RowResults]]:
         """Yield the results of each saved chunk's rows, in order."""
@@ -189,7 +257,43 @@ class JobStore:
             self._connection.execute("VACUUM")
         # Without a log next to it, the file can be read from a folder that is not writable.
         self._connection.execute("PRAGMA journal_mode = DELETE")
-        self.save_manifest(manifest)
+        with self._transaction():
+            self._connection.execute("DELETE FROM meta WHERE key = 'retry'")
+            self.save_manifest(manifest)
+        self.retry = None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        with self._connection:
+            yield
+
+    def _has_table(self, name: str) -> bool:
+        query = "SELECT 1 FROM sqlite_schema WHERE name = ?"
+        return self._connection.execute(query, (name,)).fetchone() is not None
+
+    def _find(self, table: str, digests: Iterable[Digest]) -> dict[Digest, Result]:
+        found = ((digest, _read(self._connection, table, digest)) for digest in digests)
+        return {digest: result_from_json(json.loads(text)) for digest, text in found if text}
+
+    def _write_progress(
+        self, num_chunks: int, summary: Summary, max_batch_tokens: int | None
+    ) -> None:
+        progress = {
+            "num_chunks": num_chunks,
+            "max_batch_tokens": max_batch_tokens,
+            "summary": summary.as_json(),
+        }
+        self._write("meta", [("progress", json.dumps(progress).encode())])
+
+    def _write_retry(self, retry: RetryProgress) -> RetryProgress:
+        content = {
+            "num_chunks": retry.num_chunks,
+            "is_done": retry.is_done,
+            "summary": retry.summary.as_json(),
+        }
+        self._write("meta", [("retry", json.dumps(content).encode())])
+        return retry
 
     def _check_chunks(self) -> None:
         (num_stored,) = self._connection.execute("SELECT count(*) FROM chunks").fetchone()
@@ -211,12 +315,31 @@ class JobStore:
         )
 
 
-def read_finished_manifest(output: Path) -> Manifest | None:
-    """Return the manifest of the finished job of an output; None if none can be read.
+def read_finished_manifest(state_folder: Path) -> Manifest | None:
+    """Return the manifest of a finished job; None if none can be read.
 
     The folder may be that of somebody else.
     """
-    path = get_job_folder(output) / STATE_FILE
+    manifest = _read_state(state_folder, _read_manifest)
+    return manifest if manifest and manifest.completion else None
+
+
+def read_job_summary(state_folder: Path) -> Summary | None:
+    """Return the summary of a job; None if none can be read.
+
+    The folder may be that of somebody else.
+    """
+
+    def read(_: Path, connection: sqlite3.Connection) -> Summary:
+        progress = json.loads(_read(connection, "meta", "progress") or b"")
+        return Summary.from_json(progress["summary"])
+
+    return _read_state(state_folder, read)
+
+
+def _read_state(state_folder: Path, read: Callable[[Path, sqlite3.Connection], T]) -> T | None:
+    """Read from the state of a job without a lock; None if that raises."""
+    path = state_folder / STATE_FILE
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for a writer
             return None
@@ -224,21 +347,19 @@ def read_finished_manifest(output: Path) -> Manifest | None:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
             connection.set_progress_handler(lambda: 1, 100_000)  # a view may never end
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 64 << 20)
-            manifest = _read_manifest(path, connection)
+            return read(path, connection)
     # The file may have any content, so reading it may raise any exception.
     except Exception:
         return None
-    return manifest if manifest and manifest.completion else None
 
 
 def find_result_columns(file: FileDigest) -> frozenset[str]:
     """Return the result columns of a file if it is the unchanged output of a job, else none."""
-    path = Path(file.path)
-    manifest = read_finished_manifest(path)
+    manifest = read_finished_manifest(Output.parse(file.path).state_folder)
     if not (manifest and manifest.completion and manifest.completion.size == file.size):
         return frozenset()
     is_whole = file.num_hashed_bytes == file.size
-    digest = file.sha256 if is_whole else compute_sha256(file.path, file.size)
+    digest = file.sha256 if is_whole else parse_location(file.path).compute_sha256(file.size)
     is_unchanged = digest == manifest.completion.sha256
     return manifest.scan.names.result_columns if is_unchanged else frozenset()
 
@@ -250,7 +371,7 @@ def _hold_lock(folder: Path) -> Iterator[None]:
     The content of the lock file names the process. The file is never removed: removal would let two
     runs lock two files of the same name.
     """
-    path = folder / "lock"
+    path = folder / LOCK_FILE
 
     def write_owner(descriptor: int) -> None:
         # Only for people to read, so a full disk does not fail the run here.
@@ -270,14 +391,15 @@ def _hold_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_state(output: Path) -> None:
+def _remove_state(output: Output) -> None:
     """Remove all files of a job but its lock and its output."""
-    folder = get_job_folder(output)
+    folder = output.state_folder
     for pattern in (f"{STATE_FILE}*", "manifest.json*", "seen.sqlite*", "batches.json*"):
         for path in folder.glob(pattern):
             path.unlink()
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
-    output.with_name(output.name + TEMP_SUFFIX).unlink(missing_ok=True)
+    for name in ("chunks", FETCHED_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    output.remove_partial()
 
 
 def _read_manifest(path: Path, connection: sqlite3.Connection) -> Manifest | None:
@@ -307,8 +429,8 @@ def _encode_rows(rows: Sequence[RowResults]) -> bytes:
     values = [
         [
             row.kind,
-            [_result_to_json(result) for result in row.results],
-            row.error and _result_to_json(row.error),
+            [result_to_json(result) for result in row.results],
+            row.error and result_to_json(row.error),
             row.warnings,
         ]
         for row in rows
@@ -316,11 +438,16 @@ def _encode_rows(rows: Sequence[RowResults]) -> bytes:
     return zlib.compress(json.dumps(values).encode(), 1)  # digits: other levels save little
 
 
+def _encode_results(results: Mapping[Digest, Result]) -> Iterator[tuple[Digest, bytes]]:
+    for digest in sorted(results):
+        yield digest, json.dumps(result_to_json(results[digest])).encode()
+
+
 def _decode_rows(content: bytes) -> list[RowResults]:
     return [
         RowResults(
             kind,
-            [_result_from_json(result) for result in results],
+            [result_from_json(result) for result in results],
             error and ScoreError(**error),
             tuple(warnings),
         )
@@ -328,7 +455,7 @@ def _decode_rows(content: bytes) -> list[RowResults]:
     ]
 
 
-def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
+def result_to_json(result: Result) -> list[Any] | dict[str, str]:
     """Return a result as JSON data, which keeps every bit of a reward: a float is its `repr`."""
     if isinstance(result, ScoreError):
         return {"code": result.code, "message": result.message}
@@ -338,7 +465,8 @@ def _result_to_json(result: Result) -> list[Any] | dict[str, str]:
     return [result.reward, result.num_tokens]
 
 
-def _result_from_json(value: Any) -> Result:
+def result_from_json(value: Any) -> Result:
+    """Create a result from the data of `result_to_json`."""
     if isinstance(value, dict):
         return ScoreError(**value)
     defaults: list[Any] = [False, (), (), None]
@@ -371,7 +499,7 @@ def _translate_error(path: Path, error: OSError | sqlite3.Error) -> JobError | N
     if is_denied:
         return JobOutputError(
             f"{folder} is not writable ({error}); a job writes its output and its state there: "
-            "choose another folder for the output"
+            "choose another folder for the output, or one for the state with --state"
         )
     if isinstance(error, OSError):
         return None

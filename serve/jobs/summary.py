@@ -36,6 +36,8 @@ class Summary:
         num_computed_tokens: number of tokens that went through the model.
         num_cached_tokens: number of tokens of conversations whose rewards came from the cache of a
             service.
+        num_reused_rewards: number of rewards that came from the reward cache.
+        num_reused_tokens: number of tokens of their conversations.
         seconds: seconds spent on scoring chunks, without the time between two starts.
         examples: the first row and its error message, by error code.
         renamed: columns that hold results under another name, by result name.
@@ -43,6 +45,9 @@ class Summary:
             column.
         warnings: number of rows with a warning, by warning code.
         warning_examples: the first row and its warning, by warning code.
+        num_retried: number of rows that had an error before the last retry.
+        num_mended: number of these rows that have none since.
+        correlations: correlation of the rewards with those of a trainer, by the trainer's column.
     """
 
     num_rows: int = 0
@@ -52,12 +57,17 @@ class Summary:
     num_repeated_tokens: int = 0
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    num_reused_rewards: int = 0
+    num_reused_tokens: int = 0
     seconds: float = 0.0
     examples: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     nulled: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     warning_examples: dict[str, str] = field(default_factory=dict)
+    num_retried: int = 0
+    num_mended: int = 0
+    correlations: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_failed(self) -> int:
@@ -72,8 +82,16 @@ class Summary:
     @property
     def num_shared_tokens(self) -> int:
         """Number of tokens not computed because conversations in a batch share a prefix."""
-        saved = self.num_repeated_tokens + self.num_cached_tokens
-        return max(0, self.num_tokens - saved - self.num_computed_tokens)
+        return max(0, self.num_tokens - self._num_copied_tokens - self.num_computed_tokens)
+
+    @property
+    def num_saved_tokens(self) -> int:
+        """Number of tokens not computed, for any reason."""
+        return self._num_copied_tokens + self.num_shared_tokens
+
+    @property
+    def _num_copied_tokens(self) -> int:
+        return self.num_repeated_tokens + self.num_cached_tokens + self.num_reused_tokens
 
     @property
     def tokens_per_s(self) -> float:
@@ -124,28 +142,42 @@ def format_summary(summary: Summary) -> Iterable[Line]:
     yield "scored", f"{summary.num_scored:,}"
     yield from format_problems(summary)
     yield "tokens", f"{summary.num_tokens:,}"
-    saved = summary.num_repeated_tokens + summary.num_cached_tokens + summary.num_shared_tokens
-    yield "not computed", _format_share(saved, summary.num_tokens)
+    yield "not computed", format_share(summary.num_saved_tokens, summary.num_tokens)
     yield (
         "  repeated conversations",
-        _format_share(summary.num_repeated_tokens, summary.num_tokens),
+        format_share(summary.num_repeated_tokens, summary.num_tokens),
     )
     if summary.num_cached_tokens:
-        share = _format_share(summary.num_cached_tokens, summary.num_tokens)
+        share = format_share(summary.num_cached_tokens, summary.num_tokens)
         yield "  in the service's cache", share
-    yield "  shared prefixes", _format_share(summary.num_shared_tokens, summary.num_tokens)
+    if summary.num_reused_rewards:
+        share = format_share(summary.num_reused_tokens, summary.num_tokens)
+        yield f"  {summary.num_reused_rewards:,} rewards in the reward cache", share
+    yield "  shared prefixes", format_share(summary.num_shared_tokens, summary.num_tokens)
     yield "tokens/s", f"{summary.tokens_per_s:,.0f}"
     yield "scored in", format_duration(summary.seconds)
+    for column, correlation in summary.correlations.items():
+        yield f"correlation with `{column}`", f"{correlation:.4f}"
     for result, column in summary.renamed.items():
         yield f"{result}, since the input has `{result}`", column
     for column, count in summary.nulled.items():
         yield f"NaN or infinite, null in the output: {column}", f"{count:,}"
 
 
+def describe_tokens(summary: Summary) -> str:
+    """Return the number of tokens and the share that was not computed, as a phrase."""
+    saved = format_share(summary.num_saved_tokens, summary.num_tokens)
+    return f"{summary.num_tokens:,} tokens, of which {saved} were not computed"
+
+
 def format_problems(summary: Summary) -> Iterable[Line]:
     """Yield the numbers of rows with an error and with a warning, by code."""
     yield "with an error", f"{summary.num_failed:,}"
     yield from _format_codes(summary.errors)
+    if summary.num_retried:
+        yield "retried", f"{summary.num_retried:,}"
+        yield "  mended", f"{summary.num_mended:,}"
+        yield "  with an error again", f"{summary.num_retried - summary.num_mended:,}"
     if summary.warnings:
         yield "rows with a warning", ""
     yield from _format_codes(summary.warnings)
@@ -190,5 +222,6 @@ def _format_example(row: int, text: str) -> str:
     return f"row {row}: {shorten(text, _MAX_EXAMPLE)}"
 
 
-def _format_share(part: int, total: int) -> str:
+def format_share(part: int, total: int) -> str:
+    """Format a number of tokens with its share of all tokens."""
     return f"{part:,} ({100 * part / total:.1f}%)" if total else f"{part:,}"

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from serve.errors import JobOutputError
 from serve.jobs.columns import RecordKind
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.scan import RESULTS_METADATA_KEY, InputScan
+from serve.jobs.output import Output
 from serve.jobs.row_results import ResultNames, list_result_columns, merge_record
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -64,13 +66,13 @@ _CLASSIFIER_TYPES = {
 }
 
 
-def is_tabular(output: Path) -> bool:
+def is_tabular(output: Path | Output) -> bool:
     """Return whether OUTPUT is a table, which needs `scan_input(..., tabular=True)`.
 
     Raises:
         JobOutputError: the name asks for a format that cannot be written, such as `.csv`.
     """
-    suffix = output.suffix.lower()
+    suffix = _get_suffix(output)
     if suffix in _UNSUPPORTED_SUFFIXES:
         raise JobOutputError(
             f"{output} ends in {suffix}, a format that cannot be written; use a name that ends in "
@@ -79,33 +81,37 @@ def is_tabular(output: Path) -> bool:
     return suffix in _PARQUET_SUFFIXES
 
 
-def open_writer(output: Path, file: IO[bytes], scan: InputScan) -> Writer:
+def open_writer(output: Path | Output, file: IO[bytes], scan: InputScan) -> Writer:
     """Open a writer for the format that the name of OUTPUT decides.
 
     Args:
-        output: path of OUTPUT.
+        output: OUTPUT, whose name decides the format.
         file: file to write, from its beginning.
         scan: scan of the input; its schema and record kinds decide the columns of a table.
     """
     if is_tabular(output):
         assert scan.schema is not None, "the scan for a table has a schema"
         return ParquetWriter(file, scan.names, scan.schema, scan.kinds)
-    is_compressed = output.suffix.lower() == _GZIP_SUFFIX
+    is_compressed = _get_suffix(output) == _GZIP_SUFFIX
     return JsonlWriter(file, scan.names, compress=is_compressed)
 
 
-def open_plain_writer(output: Path, file: IO[bytes], schema: pa.Schema | None) -> Writer:
+def open_plain_writer(output: Path | Output, file: IO[bytes], schema: pa.Schema | None) -> Writer:
     """Open a writer of rows that have no result columns.
 
     Args:
-        output: path of OUTPUT.
+        output: OUTPUT, whose name decides the format.
         file: file to write, from its beginning.
         schema: columns of the rows; needed if OUTPUT is a table.
     """
     if is_tabular(output):
         assert schema is not None, "a table has a schema"
         return ParquetWriter(file, ResultNames(), schema, None)
-    return JsonlWriter(file, ResultNames(), compress=output.suffix.lower() == _GZIP_SUFFIX)
+    return JsonlWriter(file, ResultNames(), compress=_get_suffix(output) == _GZIP_SUFFIX)
+
+
+def _get_suffix(output: Path | Output) -> str:
+    return os.path.splitext(str(output))[1].lower()
 
 
 class AbortableFile(io.RawIOBase):

@@ -14,16 +14,19 @@ from typing import Any
 import pyarrow as pa
 
 from rm_core.text import format_keys, shorten
-from serve.errors import JobInputError, JobOutputError
-from serve.jobs.atomic_io import open_atomic, write_atomically
+from serve.errors import JobInputError
 from serve.jobs.columns import Columns
+from serve.jobs.hub import Push, open_repository
 from serve.jobs.inputs.folders import SELECTION_SUFFIX
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields
 from serve.jobs.inputs.source import FileSource, open_source
+from serve.jobs.output import Output
+from serve.jobs.storage import strip_secrets
 from serve.jobs.summary import Line, print_lines
 from serve.jobs.writers import is_tabular, open_plain_writer
 from serve.selection.answer_store import AnswerStore, SelectedRow
+from serve.selection.card import build_selection_section
 from serve.selection.choices import Answer, Choice, choose_best, choose_pairs, explain_drop
 from serve.selection.scored_rows import UnusedRow, read_scored_row
 
@@ -73,42 +76,46 @@ class _Prompts:
 
 def run_selection(
     input: str,
-    output: Path,
+    output_name: str | Path,
     choice: Choice,
     *,
     notify: Callable[[str], None],
     split: str | None,
     columns: dict[str, Any],
     keep_columns: Sequence[str] = (),
+    push: Push | None = None,
 ) -> None:
     """Select answers of a scored input, and write them with a report next to the output.
 
     Args:
         input: INPUT of the command line.
-        output: file to write.
+        output_name: path or address of the file to write.
         choice: what to choose.
         notify: prints a line for the user.
         split: split of the input.
         columns: fields of `Columns`, as the job had them.
         keep_columns: columns of the chosen answer's row to copy.
+        push: where to upload the output; None for nowhere.
 
     Raises:
         JobInputError: the input has no rewards, mixes kinds of rows, lacks a column to keep, or
             gives no row.
         JobOutputError: the output's format cannot be written or cannot hold the rows, or the
             output is a file of the input.
+        HubError: the output cannot be pushed.
     """
+    output = Output.parse(output_name)
     is_table = is_tabular(output)
     if reserved := sorted(_OUTPUT_COLUMNS.intersection(keep_columns)):
         raise JobInputError(
             f"{format_keys(reserved)} cannot be kept: the output has other values under that name; "
             "rename the column in the input"
         )
-    source = open_source(input, split=split, exclude=output)
-    if output.resolve() in {Path(file.path).resolve() for file in source.files}:
-        raise JobOutputError(f"{output} is the input; give another name for the output")
+    source = open_source(input, split=split, exclude=output.location)
+    output.require_writable(source)
+    repository = open_repository(push, output) if push else None
     gc.freeze()  # the collector need not walk through the imported modules again and again
-    with AnswerStore(output.parent) as store:
+    with output.location.open_work_folder() as folder, AnswerStore(folder) as store:
         reading = _read(source, store, Columns(**columns), keep_columns, notify)
         prompts = _choose(store, choice)
         (num_selected,) = store.query("SELECT COUNT(*) FROM chosen")
@@ -118,18 +125,26 @@ def run_selection(
                 f"no prompt gives a row ({reasons}); nothing was written. Lower --min-margin, "
                 "raise --max-length-ratio, or score several answers to each prompt"
             )
-        report = _build_report(input, choice, store, reading, prompts)
+        report = _build_report(strip_secrets(input), choice, store, reading, prompts)
         schema = _infer_schema(store, reading) if is_table else None
-        report_path = output.with_name(output.name + SELECTION_SUFFIX)
-        report_path.unlink(missing_ok=True)  # a report always belongs to the output next to it
-        with open_atomic(output) as file, open_plain_writer(output, file, schema) as writer:
+        report_file = output.location.with_suffix(SELECTION_SUFFIX)
+        report_file.remove()  # a report always belongs to the output next to it
+        with (
+            output.location.open_atomic(folder) as file,
+            open_plain_writer(output, file, schema) as writer,
+        ):
             for number, (record, size) in enumerate(_build_records(store, reading)):
                 writer.write(Row(number, size, record, None, 0), {})
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(report_path, text.encode())
+        report_file.write(text.encode())
     for problem, example in reading.examples.items():
         notify(f"{problem}, first seen in {example}")
     print_lines(_format_lines(report))
+    if push and repository:
+        section = build_selection_section(
+            report, source, repository.path, push.command, keep_columns, reading.has_tools
+        )
+        notify(repository.push(section))
 
 
 def _read(

@@ -14,11 +14,11 @@ from checkpoints import PathOf
 from peer_service import TINY_MAX_LENGTH, Served
 from playground import LINES, READY
 from playwright.sync_api import Browser, Page, sync_playwright
+from preloaded import run_service
 from scheduling import GROUPS, find_group
 from waiting import PATIENCE_S
 
 from rm_core import seeds_dir
-from serve.cli.demo import run_service
 from serve.client.integrations import base
 
 
@@ -45,7 +45,7 @@ def served(checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory) -> I
     ]
     config = tmp_path_factory.mktemp("served") / "models.yaml"
     config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         yield Served(url, {"demo": seeds_dir() / "demo", **folders})
 
 
@@ -57,7 +57,7 @@ def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     config = tmp_path_factory.mktemp("demo") / "models.yaml"
     config.write_text("models: [{name: demo, device: cpu, cache_bytes: 0}]")
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         yield url
 
 

@@ -17,9 +17,8 @@ import httpx
 import pytest
 from checkpoints import SPECS, PathOf, build_tokenizer
 from compat_formats import FORMATS, Client, Format, Messages
+from preloaded import run_service
 from waiting import PATIENCE_S
-
-from serve.cli.demo import run_service
 
 CLIENTS = 32
 SPEC = "llama-v0.2"
@@ -43,7 +42,7 @@ def url(checkpoint_of: PathOf, tmp_path_factory: pytest.TempPathFactory) -> Iter
     model = {"name": str(checkpoint_of(SPEC)), "alias": "llama"}
     config = tmp_path_factory.mktemp("config") / "service.yaml"
     config.write_text(json.dumps({"models": [model], "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         yield url
 
 

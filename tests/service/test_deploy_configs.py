@@ -14,9 +14,9 @@ import pytest
 import yaml
 from checkpoints import PathOf
 from conftest import ROOT
+from preloaded import run_service
 
 from rm_core import find_entry
-from serve.cli.demo import run_service
 
 TEST_CHECKPOINTS = {"llama": "llama-v0.2", "qwen3": "qwen3", "gemma2": "gemma2"}
 RAY_SETTINGS = {"num_gpus", "num_replicas", "max_replicas", "target_queued_tokens", "revision"}
@@ -39,7 +39,7 @@ def test_deploy_config_starts_and_scores(name: str, checkpoint_of: PathOf, tmp_p
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings))
     with (
-        run_service("--local", "--config", str(file)) as url,
+        run_service("--config", str(file)) as url,
         httpx.Client(base_url=url, timeout=300, trust_env=False) as client,
     ):
         info = client.get("/info").json()

@@ -18,9 +18,9 @@ from conftest import ROOT, PathOf
 from document_runner import Page, free_names, matches, run_page
 from documents import name_of, pages, read_blocks
 from kinds import build_judge, build_step_model
+from preloaded import run_service
 
 from rm_core import seeds_dir
-from serve.cli.demo import run_service
 from serve.client import ScoringClient
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -103,7 +103,7 @@ def kinds_url(tmp_path: Path) -> Iterator[str]:
     ]
     config = tmp_path / "models.yaml"
     config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         yield url
 
 
@@ -119,7 +119,7 @@ def test_blocks_about_several_models_run(checkpoint_of: PathOf, tmp_path: Path) 
     models = [{"name": "demo"}, {"name": demo, "alias": "helpful"}, {"name": safe, "alias": "safe"}]
     config = tmp_path / "models.yaml"
     config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         (tmp_path / "page").mkdir()
         ((_, printed),) = run_page(MODELS_PAGE, Page(tmp_path / "page", url))
     assert printed.startswith("{'demo': -0.72")

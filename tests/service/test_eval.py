@@ -73,6 +73,24 @@ def test_local_model_and_service_give_equal_results(
         assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-4)
 
 
+@pytest.mark.parametrize("trajectories", ["flattened", "messages"])
+def test_trajectories_by_model_and_by_service_give_equal_results(
+    trajectories: str, served: Served, tmp_path: Path
+) -> None:
+    rows = benchmark_files.plan_rewardbench(num_rows=3)
+    data = benchmark_files.write(tmp_path / "data", rows)
+    how = ("plan-rewardbench", "--data", data, "--variant", f"trajectories={trajectories}")
+    model = ("--model", f"tiny={served.folders['tiny']}", "--max-length", TINY_MAX_LENGTH)
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    run_eval(*how, *model, "-o", local)
+    run_eval(*how, "--url", served.url, "--model", "tiny", "-o", remote)
+    assert (local / "summary.json").read_bytes() == (remote / "summary.json").read_bytes()
+    scores = list(zip(read_scores(local), read_scores(remote), strict=True))
+    assert len(scores) == 6
+    for ours, theirs in scores:
+        assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-4)
+
+
 def read_scores(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 from command_line import invoke
-from conftest import ROOT
 from middleware_harness import KEY, OTHER_KEY
+from preloaded import run_service
+from ray import cloudpickle
 from waiting import PATIENCE_S
 
-from serve.cli.demo import run_service
+from serve.api.middleware.access import KeyRing
+from serve.app import build
+from serve.config.settings import Settings
 
 
 def test_service_with_key_file_requires_key(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_service_with_key_file_requires_key(tmp_path: Path) -> None:
     file.write_text(f"# keys of the trainers\n{KEY}\n{OTHER_KEY}\n")
     pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
     with (
-        run_service("--local", "--api-keys", str(file)) as url,
+        run_service("--api-keys", str(file)) as url,
         httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as client,
     ):
         assert client.get("/health").status_code == 200
@@ -45,18 +46,8 @@ def test_bad_key_file_stops_start(tmp_path: Path) -> None:
 
 
 def test_only_digests_are_sent_to_gateway() -> None:
-    code = """if True:
-        import sys
-        from ray import cloudpickle
-        from serve.app import build
-        from serve.api.middleware.access import KeyRing
-        from serve.config.settings import Settings
-        settings = Settings.load(api_keys=sys.argv[1:])
-        sent = cloudpickle.dumps(build(settings))
-        digest = KeyRing.from_settings(settings).digests[0]
-        print(digest.encode() in sent, sys.argv[1].encode() in sent)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code, KEY], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.split() == ["True", "False"]
+    settings = Settings.load(api_keys=[KEY])
+    sent = cloudpickle.dumps(build(settings))
+    (digest,) = KeyRing.from_settings(settings).digests
+    assert digest.encode() in sent
+    assert KEY.encode() not in sent

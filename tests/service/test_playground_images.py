@@ -22,10 +22,9 @@ from browser import (
 from image_files import answer, ask, encode_image, make_image, to_uri
 from playground import READY, rewards
 from playwright.sync_api import Page
+from preloaded import run_service
 from vision import build_vision_model
 from waiting import PATIENCE_S
-
-from serve.cli.demo import run_service
 
 ANSWERS = ["A pattern of shades.", "A dog."]
 NUM_IMAGES = "document.querySelectorAll('#turns .image').length"
@@ -44,7 +43,7 @@ def playground_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     vision = {"name": str(build_vision_model(folder / "vl")), "alias": "vl"}
     config = folder / "models.yaml"
     config.write_text(json.dumps({"models": [vision, {"name": "demo"}], "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         yield url
 
 

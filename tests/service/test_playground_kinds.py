@@ -13,9 +13,8 @@ from browser import choose, drop, find_violations, finish_animations, get_text, 
 from kinds import build_judge, build_step_model
 from playground import DONE, number, rewards
 from playwright.sync_api import Page
+from preloaded import run_service
 from waiting import PATIENCE_S
-
-from serve.cli.demo import run_service
 
 PROBLEM = "Jane has 12 apples and gives 4 to Mark. How many are left?"
 SOLUTIONS = ["12 - 4 = 8\nSo Jane has 8 apples left.", "It is 9.\n\nSo 9."]
@@ -30,7 +29,7 @@ def playground_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     config = folder / "models.yaml"
     config.write_text(json.dumps({"models": models, "log_level": "WARNING"}))
-    with run_service("--local", "--config", str(config)) as url:
+    with run_service("--config", str(config)) as url:
         yield url
 
 

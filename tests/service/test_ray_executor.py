@@ -288,6 +288,17 @@ def test_stopped_and_killed_job_removes_its_application_and_resumes(
     assert output.read_bytes() == expected.read_bytes()
 
 
+def test_job_takes_rewards_of_a_local_job_from_the_cache(cluster: Any, tmp_path: Path) -> None:
+    rows = [{"messages": conversation(f"{n}+{n}?", str(2 * n))} for n in range(8)]
+    source, cache = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "rewards.sqlite"
+    expected, output = tmp_path / "local.jsonl", tmp_path / "ray.jsonl"
+    run_job(source, expected, LocalExecutor(ModelConfig("demo")), reward_cache=cache)  # type: ignore[arg-type]
+    executor = RayExecutor(ModelConfig("demo"), cluster.address)
+    summary = run_job(source, output, executor, reward_cache=cache)  # type: ignore[arg-type]
+    assert (summary.num_reused_rewards, summary.num_computed_tokens) == (8, 0)
+    assert output.read_bytes() == expected.read_bytes()
+
+
 def test_executor_survives_losses_and_grows(
     cluster: Any, scorer: RewardScorer, tmp_path: Path
 ) -> None:

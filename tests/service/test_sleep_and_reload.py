@@ -13,10 +13,10 @@ import httpx
 import pytest
 from checkpoints import SPECS, build_checkpoint
 from click.testing import CliRunner
+from preloaded import run_service
 from service_process import damage
 from waiting import until
 
-from serve.cli.demo import run_service
 from serve.cli.main import main
 from serve.client import ScoringClient
 
@@ -49,7 +49,7 @@ def url(
     files = tmp_path_factory.mktemp("keys")
     (files / "keys").write_text(KEY)
     (files / "admin").write_text(ADMIN_KEY)
-    options = ["--local", "--model", f"rm={folders[0]}", "--watch", str(watched)]
+    options = ["--model", f"rm={folders[0]}", "--watch", str(watched)]
     options += ["--api-keys", str(files / "keys"), "--admin-api-keys", str(files / "admin")]
     with run_service(*options) as url:
         yield url

@@ -62,71 +62,56 @@ def test_local_mode_returns_same_rewards_as_ray(
     assert process.wait(PATIENCE_S) == 0
 
 
-def test_ray_processes_expose_neither_keys_nor_sockets(
-    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No process of Ray has API keys in its environment or sockets in a public folder.
+def assert_private(service: int, key: str, ingress: str) -> Path:
+    """No process of Ray has the key in its environment, or sockets in a public folder.
 
-    Connections with unfinished heads do not delay the shutdown.
+    Returns:
+        The private folder of the service.
     """
-    monkeypatch.setenv("SKYREWARD_API_KEYS", "correct-horse-battery")
-    port = find_free_port()
-    process = start("--model", str(checkpoint_of("llama-v0.1")), "--port", str(port))
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "ready: POST" in line:
-            break
-    children = [p for p in processes_of(process.pid) if p.pid != process.pid]
-    assert {"gcs_server", "raylet", "haproxy"} <= {p.name for p in children}
+    children = [p for p in processes_of(service) if p.pid != service]
+    assert {"gcs_server", "raylet"} <= {p.name for p in children}
+    assert ("haproxy" in {p.name for p in children}) == (ingress == "haproxy")
     assert any("Gateway" in p.title for p in children)
     for child in children:
         with contextlib.suppress(FileNotFoundError):  # the process has ended
-            assert b"correct-horse" not in Path(f"/proc/{child.pid}/environ").read_bytes(), child
+            assert key.encode() not in Path(f"/proc/{child.pid}/environ").read_bytes(), child
     (raylet,) = (p for p in children if p.name == "raylet")
     (store,) = re.findall(r"--store_socket_name=(\S+)", raylet.title)
     folder = Path(*Path(store).parts[:3])
     assert folder.name.startswith("sky-")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    url = f"http://127.0.0.1:{port}"
-    keys = {"authorization": "Bearer correct-horse-battery"}
-    assert httpx.get(f"{url}/v1/models", trust_env=False, timeout=PATIENCE_S).status_code == 401
-    answer = httpx.get(f"{url}/v1/models", headers=keys, trust_env=False, timeout=PATIENCE_S)
-    assert answer.status_code == 200
-    with socket.create_connection(("127.0.0.1", port)) as half_open:
-        half_open.sendall(b"GET /health HTTP/1.1\r\n")
-        process.send_signal(signal.SIGTERM)
-        output = "".join(lines) + process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 0, output
-    for warning in ("requires no token", "limits neither heads"):
-        assert warning not in output
-    assert not folder.exists()
+    return folder
 
 
-def has_batch_in_flight(url: str, trust: ssl.SSLContext) -> bool:
-    answer = httpx.get(f"{url}/metrics", timeout=PATIENCE_S, trust_env=False, verify=trust)
+def has_batch_in_flight(client: httpx.Client) -> bool:
+    answer = client.get("/metrics")
     return any(
         name == "skyreward_batches_in_flight" and value > 0
         for (name, _), value in parse(answer.text).items()
     )
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(("signals", "ingress"), [(1, "haproxy"), (2, "proxy")])
 def test_accepted_requests_are_finished_before_shutdown(
-    checkpoint_of: PathOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
+    checkpoint_of: PathOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: int,
+    ingress: str,
 ) -> None:
     """One signal finishes requests; a second one ends the process, and the request fails.
 
-    Once with HTTPS of HAProxy, once with HTTPS of Serve's own proxy.
+    HTTPS and keys are required. Connections with unfinished heads do not delay the shutdown.
     """
+    key = "correct-horse-battery"
+    monkeypatch.setenv("SKYREWARD_API_KEYS", key)
+    if ingress == "proxy":
+        monkeypatch.setenv("SKYREWARD_INGRESS", ingress)
     port = find_free_port()
     folder = checkpoint_of("llama-v0.1")
-    cert, key = write_certificate(tmp_path)
-    options = ["--tls-cert", str(cert), "--tls-key", str(key)]
+    cert, tls_key = write_certificate(tmp_path)
+    options = ["--tls-cert", str(cert), "--tls-key", str(tls_key)]
     trust = ssl.create_default_context(cafile=str(cert))
-    if signals == 2:
-        monkeypatch.setenv("SKYREWARD_INGRESS", "proxy")
     process = start("--model", str(folder), "--port", str(port), *options)
     assert process.stdout is not None
     lines = []
@@ -139,42 +124,56 @@ def test_accepted_requests_are_finished_before_shutdown(
     output = "".join(lines)
     assert "loading" in output
     assert "warming up" in output
-    url = f"https://127.0.0.1:{port}/v1/score"
-    large = httpx.get(
-        url, headers={"x": "a" * 100_000}, trust_env=False, verify=trust, timeout=PATIENCE_S
+    assert f"POST https://127.0.0.1:{port}/v1/score" in output
+    private = assert_private(process.pid, key, ingress)
+    client = httpx.Client(
+        base_url=f"https://127.0.0.1:{port}",
+        headers={"authorization": f"Bearer {key}"},
+        trust_env=False,
+        verify=trust,
+        timeout=600,
     )
-    assert large.status_code == (431 if signals == 2 else 400)  # HAProxy has no 431
-    assert f"POST {url}" in output
     answers: list[httpx.Response] = []
     num_sent = 400 if signals == 1 else 4000
     many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(num_sent)]
 
     def post() -> None:
-        body = {"conversations": many}
         with contextlib.suppress(httpx.HTTPError):
-            answers.append(httpx.post(url, json=body, timeout=600, trust_env=False, verify=trust))
+            answers.append(client.post("/v1/score", json={"conversations": many}))
 
-    small = {"conversations": [CONVERSATION]}
-    (result,) = httpx.post(
-        url, json=small, trust_env=False, verify=trust, timeout=PATIENCE_S
-    ).json()["results"]
-    assert "reward" in result
-    poster = threading.Thread(target=post)
-    poster.start()
-    until(lambda: has_batch_in_flight(f"https://127.0.0.1:{port}", trust))
-    for _ in range(signals):
-        assert not answers, "nothing was in flight when the signal came"
-        process.send_signal(signal.SIGTERM)
-        until(lambda: any("stopping: finishing" in line for line in lines))
-    poster.join()
-    code = process.wait(PATIENCE_S)
+    with (
+        client,
+        socket.create_connection(("127.0.0.1", port)),
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        trust.wrap_socket(plain, server_hostname="127.0.0.1") as half_open,
+    ):
+        large = client.get("/v1/score", headers={"x": "a" * 100_000})
+        assert large.status_code == (431 if signals == 2 else 400)  # HAProxy has no 431
+        refused = client.get("/v1/models", headers={"authorization": "Bearer another"})
+        assert refused.status_code == 401
+        small = client.post("/v1/score", json={"conversations": [CONVERSATION]}).json()
+        assert "reward" in small["results"][0]
+        poster = threading.Thread(target=post)
+        poster.start()
+        until(lambda: has_batch_in_flight(client))
+        half_open.sendall(b"GET /health HTTP/1.1\r\n")
+        for _ in range(signals):
+            assert not answers, "nothing was in flight when the signal came"
+            process.send_signal(signal.SIGTERM)
+            until(lambda: any("stopping: finishing" in line for line in lines))
+        poster.join()
+        code = process.wait(PATIENCE_S)
     drain.join()
     process.stdout.close()
+    output = "".join(lines)
+    assert "requires no token" not in output
     if signals == 2:
-        assert code == 128 + signal.SIGTERM, "".join(lines)
+        assert code == 128 + signal.SIGTERM, output
         assert [answer.status_code for answer in answers] != [200]
         return
-    assert code == 0, "".join(lines)
+    assert code == 0, output
+    assert "limits neither heads" not in output
+    assert not private.exists()
     (answer,) = answers
     assert answer.status_code == 200
     assert sum("reward" in result for result in answer.json()["results"]) == num_sent

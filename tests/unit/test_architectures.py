@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 from checkpoints import ARCHITECTURES, build_decoder, edit_config, refusal
+from examples import limit_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import CONVERSATIONS
@@ -102,7 +103,7 @@ def pair(
     return RewardScorer.load(ModelConfig(str(folder), device="cpu")), model
 
 
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=limit_examples(15))
 @given(
     sequences=st.lists(
         st.lists(st.integers(20, 22), min_size=1, max_size=90).map(tuple), min_size=1, max_size=30

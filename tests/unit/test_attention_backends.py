@@ -11,6 +11,7 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 import torch
+from examples import limit_examples
 from gpu.fake_kernels import flash_4_kernel, flash_kernel, flex_kernel, torch_kernel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def build_tree(sequences: list[TokenIds]) -> PrefixTree:
 
 
 @pytest.mark.parametrize(("name", "params"), CASES)
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=limit_examples(25))
 @given(sequences=SEQUENCES)
 def test_backend_equals_reference_for_all_tokens(
     name: str, params: AttentionParams, sequences: list[TokenIds]
@@ -121,7 +122,7 @@ def test_backend_equals_reference_for_all_tokens(
 
 
 @pytest.mark.parametrize(("name", "params"), CASES)
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=limit_examples(25))
 @given(sequences=SEQUENCES)
 def test_backend_equals_reference_for_readout_tokens(
     name: str, params: AttentionParams, sequences: list[TokenIds]

@@ -56,7 +56,6 @@ def context(reports: dict[str, float] | None, target: int = 2) -> Any:
     )
 
 
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # of Ray's own
 def test_deployment_has_autoscaling_policy_if_replicas_vary() -> None:
     from serve.app import _build_replica_options
 

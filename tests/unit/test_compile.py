@@ -57,21 +57,11 @@ def compare_all(compiled: RewardScorer, plain: RewardScorer) -> int:
     return count_graphs() - after_first
 
 
-def trace_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace what is compiled, and run the graphs as they are."""
-    compile_ = torch.compile
-
-    @functools.wraps(compile_)
-    def trace(function: Any, **options: Any) -> Any:
-        return compile_(function, **{**options, "backend": "eager"})
-
-    monkeypatch.setattr(torch, "compile", trace)
-
-
 def count_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.usefixtures("trace_only")
 @pytest.mark.parametrize(
     "name",
     [
@@ -81,13 +71,12 @@ def count_graphs() -> int:
     ],
 )
 def test_layers_are_traced_once_for_all_lengths(
-    name: str, checkpoint_of: PathOf, scorer_of: ScorerOf, monkeypatch: pytest.MonkeyPatch
+    name: str, checkpoint_of: PathOf, scorer_of: ScorerOf
 ) -> None:
     """One graph for each kind of layer, with and without the prefix cache, attention included.
 
     Rows of a single token are an exception, since torch always compiles them separately.
     """
-    trace_only(monkeypatch)
     config = ModelConfig(str(checkpoint_of(name)), device="cpu", compile=True)
     scorer = RewardScorer.load(config)
     assert scorer.describe().compiled is True
@@ -107,10 +96,8 @@ def test_layers_are_traced_once_for_all_lengths(
     assert count_graphs() == num_kinds + more
 
 
-def test_quantized_layers_are_one_graph(
-    checkpoint_of: PathOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trace_only(monkeypatch)
+@pytest.mark.usefixtures("trace_only")
+def test_quantized_layers_are_one_graph(checkpoint_of: PathOf) -> None:
     config = ModelConfig(str(checkpoint_of("qwen3")), device="cpu", quantization="int8")
     compare_all(
         RewardScorer.load(dataclasses.replace(config, compile=True)), RewardScorer.load(config)

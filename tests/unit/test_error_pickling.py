@@ -13,10 +13,11 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from rm_core import OverloadedError, RewardError, ScoreError
-from serve.client.errors import ScoringFailedError, ServiceError
+from serve.client.errors import ModelChangedError, ScoringFailedError, ServiceError
 from serve.errors import ReplicaLostError
 
 FIELDS: dict[type[RewardError], dict[str, Any]] = {
+    ModelChangedError: {"expected": {"revision": "a"}, "found": {"revision": "b"}},
     OverloadedError: {"retry_after_s": 2.5},
     ReplicaLostError: {"replica": "one", "reason": "replica_unhealthy"},
     ScoringFailedError: {"results": [1.5, ScoreError("code", "why")]},

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from examples import limit_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_vision import PlainVisionModel
@@ -25,6 +27,9 @@ from rm_core.types import Encoded, Reward, ScoreError
 WIDE, HIGH, LARGE = write_png(100, 60), write_png(57, 90), write_png(300, 200)
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 CHECKPOINTS = [*itertools.product(FAMILIES, ["old", "new"]), ("qwen2_vl", "old")]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="compiling for CPUs needs g++"
+)
 
 
 def image(source: bytes) -> dict[str, Any]:
@@ -128,10 +133,18 @@ def test_every_attention_backend_reads_images(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_layers_read_images(folder: Path, plain: PlainVisionModel) -> None:
+@pytest.mark.parametrize(
+    "compiler", ["trace_only", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+)
+def test_compiled_layers_read_images(
+    compiler: str, folder: Path, plain: PlainVisionModel, request: pytest.FixtureRequest
+) -> None:
+    if compiler == "trace_only":
+        request.getfixturevalue("trace_only")
     scorer = RewardScorer.load(ModelConfig(str(folder), compile=True))
     expected = plain.score_all(CONVERSATIONS)
     assert rewards(scorer.score(CONVERSATIONS)) == pytest.approx(expected, abs=1e-4)
+    assert scorer.describe().compiled is True
 
 
 def test_two_stages_read_images(folder: Path) -> None:
@@ -227,7 +240,7 @@ def test_unknown_image_ids_are_refused(scorer: RewardScorer) -> None:
     assert isinstance(result.outputs[1], float)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=limit_examples(15), deadline=None)
 @given(seed=st.integers(0, 10**6), num_kept=st.integers(0, 4), budget=st.sampled_from([40, 4096]))
 def test_any_mixture_of_shared_turns_and_images(
     seed: int, num_kept: int, budget: int, folder: Path, plain: PlainVisionModel

@@ -31,7 +31,6 @@ from serve.launch import ingress
 from serve.launch.haproxy import harden_config
 
 HAS_HAPROXY = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
-importing_ray = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 on_linux = pytest.mark.skipif(not HAS_HAPROXY, reason="HAProxy's wheel is for Linux")
 
 
@@ -98,7 +97,6 @@ def write_ray_config(folder: Path) -> str:
     return file.read_text()
 
 
-@importing_ray
 @on_linux
 @pytest.mark.parametrize(
     ("host", "listens"),
@@ -157,7 +155,6 @@ def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
 
 
-@importing_ray
 @on_linux
 def test_haproxy_serves_https_with_http1_only(short_path: Path) -> None:
     cert, key = write_certificate(short_path)
@@ -172,7 +169,6 @@ def test_haproxy_serves_https_with_http1_only(short_path: Path) -> None:
         wrapped.close()
 
 
-@importing_ray
 @on_linux
 @pytest.mark.parametrize(
     ("sent", "status", "page"),
@@ -197,7 +193,6 @@ def test_error_responses_of_haproxy_itself(
     assert body.startswith(page)
 
 
-@importing_ray
 @on_linux
 def test_one_address_cannot_take_all_haproxy_connections(short_path: Path) -> None:
     with haproxy(short_path, maxconn=16) as port, contextlib.ExitStack() as stack:
@@ -221,7 +216,6 @@ def test_one_address_cannot_take_all_haproxy_connections(short_path: Path) -> No
         assert len(accepted) >= 8
 
 
-@importing_ray
 @on_linux
 @pytest.mark.parametrize(
     ("old", "new", "says"),

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 from checkpoints import SPECS
+from examples import limit_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import CONVERSATIONS, LONG, Messages, Reference, talk
@@ -108,7 +109,7 @@ TREES = st.lists(
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
 @pytest.mark.parametrize("name", ["llama-v0.2", "qwen3-pad-is-eos", "gemma2"])
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=limit_examples(15))
 @given(sequences=TREES, data=st.data())
 def test_rewards_of_any_prefix_tree_equal_plain_transformers(
     name: str,

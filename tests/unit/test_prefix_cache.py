@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples import limit_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -285,7 +286,7 @@ def with_cache(scorer: RewardScorer, num_tokens: int | None, budget: int = 512) 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10)
+@settings(max_examples=limit_examples(10))
 @given(seed=st.integers(0, 10**6), num_tokens=st.sampled_from([None, 1, 7, 64, 300]))
 def test_rewards_are_those_without_a_cache(
     name: str, seed: int, num_tokens: int | None, scorer_of: ScorerOf

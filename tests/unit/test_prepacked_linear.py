@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from rm_core import ModelConfig, RewardScorer
+from rm_core.model import prepacked_linear
 from rm_core.model.prepacked_linear import PrepackedLinear, prepack_linears
 
 
@@ -55,18 +55,15 @@ def test_layers_are_prepacked_only_in_plain_float32(
     assert any(isinstance(module, PrepackedLinear) for module in modules) == packed
 
 
-def test_kernel_cache_is_limited_unless_environment_sets_limit() -> None:
+def test_kernel_cache_is_limited_unless_environment_sets_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Otherwise the memory of a service grows for hours, with every new length of a row."""
     names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-    shown = f"print(*[os.environ[name] for name in {names}])"
-    code = f"import os; from rm_core import RewardScorer; {shown}"
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    for variables, expected in (({}, "64 64"), ({names[0]: "7"}, "7 64")):
-        out = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert out.stdout.split() == expected.split()
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for first, expected in ((None, ["64", "64"]), ("7", ["7", "64"])):
+        if first:
+            monkeypatch.setenv(names[0], first)
+        runpy.run_path(str(prepacked_linear.__file__))  # as its import in a new process
+        assert [os.environ[name] for name in names] == expected

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from checkpoints import SPECS, build_tokenizer
+from examples import limit_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ def bare(name: str, messages: list[dict[str, str]]) -> str:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@settings(max_examples=40)
+@settings(max_examples=limit_examples(40))
 @given(messages=conversations, times=st.integers(0, 3))
 def test_bos_is_normalized_in_text_and_ids(
     name: str, encoder_of: EncoderOf, messages: list[dict[str, str]], times: int
@@ -65,7 +66,7 @@ def test_bos_is_normalized_in_text_and_ids(
 
 
 @pytest.mark.parametrize("name", SPECS)
-@settings(max_examples=40)
+@settings(max_examples=limit_examples(40))
 @given(messages=conversations, times=st.integers(0, 2), end=st.sampled_from(["cut", "pad", "eos"]))
 def test_close_ends_text_as_the_template_does(
     name: str, encoder_of: EncoderOf, messages: list[dict[str, str]], times: int, end: str

@@ -62,7 +62,6 @@ def test_batch_is_filled_with_what_is_left_to_compute() -> None:
         ("", {"a": 0, "b": 0}, None),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's import
 def test_router_prefers_the_replica_with_the_prompts_if_it_is_free(
     preferred: str, num_calls: dict[str, int], first: str | None
 ) -> None:

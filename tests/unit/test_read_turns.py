@@ -5,74 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policies import TEMPLATES, render, turn
 
 from rm_core.errors import InvalidConversationError
 from rm_core.inputs.chat_formats import _CHAT_FORMATS, ChatFormatName, read_turns
 from rm_core.inputs.conversations import Messages
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Qwen2.5's template adds a system prompt if there is none, so the policy has read it.
-DEFAULT_SYSTEM = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helper.<|im_end|>\n"
-    "{% endif %}" + CHATML
-)
-LLAMA_TURNS = (
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-LLAMA = "<|begin_of_text|>" + LLAMA_TURNS
-# Llama 3.1 and later: the template always writes a system turn with dates.
-DATED = (
-    "<|begin_of_text|>{% if messages[0].role == 'system' %}{% set system = messages[0].content | "
-    "trim %}{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-    "Today Date: 26 Jul 2024\n\n{{ system }}<|eot_id|>" + LLAMA_TURNS
-)
-GEMMA = (
-    "<bos>{% for m in messages %}<start_of_turn>"
-    "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-MISTRAL = (
-    "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
-    "{% elif m.role == 'system' %}[SYSTEM_PROMPT] {{ m.content | trim }}[/SYSTEM_PROMPT]"
-    "{% else %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
-)
-TEMPLATES: dict[str, tuple[ChatFormatName, str]] = {
-    "chatml": ("chatml", CHATML),
-    "qwen2.5": ("chatml", DEFAULT_SYSTEM),
-    "llama3": ("llama3", LLAMA),
-    "llama3.1": ("llama3", DATED),
-    "gemma": ("gemma", GEMMA),
-    "mistral": ("mistral", MISTRAL),
-}
-JINJA = jinja2.Environment(keep_trailing_newline=True)
-
-
-def render(name: str, messages: Messages) -> tuple[str, str]:
-    """Return text and prompt as a policy reads and writes them."""
-    template = JINJA.from_string(TEMPLATES[name][1])
-    prompt = template.render(messages=messages[:-1], add_generation_prompt=True)
-    text = template.render(messages=messages)
-    if name == "mistral":
-        assert text.startswith(prompt)
-        return text, prompt
-    end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
-    content = messages[-1]["content"]
-    return prompt + content + end[TEMPLATES[name][0]], prompt
-
-
-def turn(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
 
 # These characters cannot form a marker or a header.
 WORDS = st.text(alphabet="ab Z.\n\t\r<>|[]/_:é😀", min_size=0, max_size=12)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from dispatcher_harness import FINGERPRINT
+from examples import limit_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +117,7 @@ def fuzzed_scorers(scorer_of: Callable[[str], RewardScorer]) -> list[RewardScore
 
 
 @pytest.mark.hypothesis
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=limit_examples(40))
 @given(inputs=inputs(), prefix=st.integers(0, 40))
 def test_drawn_readouts_have_the_rewards_of_prefixes(
     fuzzed_scorers: list[RewardScorer], inputs: list[Input], prefix: int

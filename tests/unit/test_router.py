@@ -13,8 +13,6 @@ from waiting import until_async
 from serve.errors import ReplicaLostError
 from serve.worker.backends import RayBackend
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's import
-
 
 @pytest.fixture
 def router() -> Any:

@@ -71,6 +71,11 @@ class FakeLibrary:
         return SimpleNamespace(ids=[0] if text == self.wrong else ids)
 
 
+@pytest.fixture
+def _brief_tokenizer_check() -> None:
+    """Override that of `tests/unit/conftest.py`: the check is the subject here."""
+
+
 @pytest.fixture(autouse=True)
 def forget_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_tokenizer, "_validated", {})

@@ -24,10 +24,10 @@ from rm_core import (
     RewardError,
     ScoreError,
     Truncation,
-    add_tools,
     join,
     parse_arguments,
 )
+from rm_core.inputs.responses_items import read_output, read_rollout
 from serve.api.compat.common import (
     MODEL_HEADER,
     VERSION_HEADER,
@@ -40,7 +40,6 @@ from serve.api.compat.common import (
     create_router,
     to_header_value,
 )
-from serve.api.compat.responses_api import read_input, read_output, read_tools
 from serve.api.error_responses import build_exception
 from serve.api.routes import scoring
 from serve.api.routes.several_models import sum_rewards
@@ -144,7 +143,7 @@ async def verify(body: VerifyBody, service: ServiceDep) -> JSONResponse:
     names: Sequence[str | None] = [*row.models] if row.models else [row.model]
     sent = body.model_dump(exclude_unset=True)
     try:
-        item = _read_rollout(body.responses_create_params, body.response)
+        item = read_rollout(body.responses_create_params, body.response)
         scored = await asyncio.gather(
             *(compute_rewards(service, name, [item], options) for name in names)
         )
@@ -221,13 +220,6 @@ async def aggregate_metrics(body: ResponsesBody) -> JSONResponse:
     return JSONResponse(
         {"group_level_metrics": groups, "agent_metrics": overall, "key_metrics": key}
     )
-
-
-def _read_rollout(params: Mapping[str, Any], response: Mapping[str, Any]) -> Any:
-    instructions = params.get("instructions")
-    system = [] if instructions is None else [{"role": "system", "content": instructions}]
-    messages = [*system, *read_input(params.get("input")), *read_output(response)]
-    return add_tools(messages, read_tools(params.get("tools")))
 
 
 def _summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

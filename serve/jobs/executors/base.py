@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rm_core import Fingerprint, NotReadyError, Reward, ScoreError, Truncation
@@ -53,6 +53,7 @@ class ScoringModel:
         max_length: maximum number of tokens.
         kind: kind of the model.
         step_format: how a step model divides a solution into steps; None for other kinds.
+        reward_settings: see `collect_reward_settings`; empty for services that differ in them.
     """
 
     name: str
@@ -60,6 +61,18 @@ class ScoringModel:
     max_length: int
     kind: Kind = "classifier"
     step_format: StepFormat | None = None
+    reward_settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def collect_reward_settings(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the bits of a reward and is not in the fingerprint, as JSON data.
+
+    Args:
+        info: fields of `ModelInfo`, as in `/info`.
+    """
+    devices = {name.strip().partition(":")[0] for name in str(info.get("device", "")).split(",")}
+    names = ("encoding_sha256", "deterministic", "compiled", "readout_layer")
+    return {**{name: info.get(name) for name in names}, "device": ",".join(sorted(devices))}
 
 
 class Executor(ABC):

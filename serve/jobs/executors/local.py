@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -34,9 +34,14 @@ from rm_core import (
     open_checkpoint,
 )
 from rm_core.model.placement import resolve_devices, resolve_dtype
-from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import (
+    Executor,
+    ScoreBatchResult,
+    ScoringModel,
+    collect_reward_settings,
+)
 from serve.jobs.inputs.items import ScoringInput
-from serve.jobs.inputs.storage import compute_sha256
+from serve.jobs.storage import LocalFile
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +86,14 @@ class LocalExecutor(Executor):
         scorer = self._load()
         name = self._config.catalog_name or self._config.name
         info = scorer.describe()
-        return ScoringModel(name, info.fingerprint, info.max_length, info.kind, info.step_format)
+        return ScoringModel(
+            name,
+            info.fingerprint,
+            info.max_length,
+            info.kind,
+            info.step_format,
+            collect_reward_settings(info.as_dict()),
+        )
 
     def count_tokens(
         self, conversations: Sequence[ScoringInput], truncation: Truncation
@@ -175,7 +187,7 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
     template = config.chat_template
     identity = {
         "revision": checkpoint.identity,
-        "chat_template": template and compute_sha256(os.path.expanduser(template)),
+        "chat_template": template and _hash_file(template),
         "max_length": config.max_length or checkpoint.max_length,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
@@ -192,6 +204,10 @@ def resolve_local_identity(config: ModelConfig) -> dict[str, Any]:
         identity |= {
             "kind": checkpoint.kind.kind,
             "step_format": checkpoint.kind.step_format,
-            "judge_template": judge_template and compute_sha256(os.path.expanduser(judge_template)),
+            "judge_template": judge_template and _hash_file(judge_template),
         }
     return identity
+
+
+def _hash_file(path: str) -> str:
+    return LocalFile(Path(path).expanduser()).compute_sha256()

@@ -46,7 +46,12 @@ from rm_core import (
 )
 from serve.deployments.cluster import connect
 from serve.errors import ReplicaBusyError, ReplicaLostError
-from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import (
+    Executor,
+    ScoreBatchResult,
+    ScoringModel,
+    collect_reward_settings,
+)
 from serve.jobs.executors.local import Encodings, resolve_local_identity
 from serve.jobs.inputs.items import ScoringInput
 from serve.scheduler.dispatcher import Dispatcher
@@ -222,7 +227,12 @@ class RayExecutor(Executor):
         dispatcher.num_outputs = NUM_OUTPUTS[info.kind]
         dispatcher.prompts.max_tokens = info.prefix_cache_tokens
         self._scoring_model = ScoringModel(
-            alias, info.fingerprint, self._encoder.max_length, info.kind, info.step_format
+            alias,
+            info.fingerprint,
+            self._encoder.max_length,
+            info.kind,
+            info.step_format,
+            collect_reward_settings(info.as_dict()),
         )
         return dispatcher
 

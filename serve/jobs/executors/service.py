@@ -18,10 +18,17 @@ from rm_core import Fingerprint, Reward, ScoreError, Truncation
 from rm_core.inputs.conversations import ChatJson
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.step_items import StepItem
+from rm_core.text import format_names
 from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import get_display_url
+from serve.client.errors import ModelChangedError
 from serve.client.responses import Comparison, ResultsWithUsage, StepRewards, read_count
-from serve.jobs.executors.base import Executor, ScoreBatchResult, ScoringModel
+from serve.jobs.executors.base import (
+    Executor,
+    ScoreBatchResult,
+    ScoringModel,
+    collect_reward_settings,
+)
 from serve.jobs.inputs.items import ScoringInput
 
 # Requests of one call to each service. Services batch across requests, so a few fill them.
@@ -139,14 +146,27 @@ class ServiceExecutor(Executor):
                 max_concurrency=_CONCURRENCY,
                 fingerprint=self._served.fingerprint.as_dict(),
             )
-        # Services refuse an option that the model does not read; local models ignore it.
+        # Services refuse an option that the model does not read, and protocols may have it.
         truncates = self._served.kind == "classifier"
         return partial(
             _score_inputs, self._client, conversations, truncation if truncates else "error"
         )
 
     async def _score(self, prepared: _Call) -> ScoreBatchResult:
-        response = await prepared()
+        try:
+            response = await prepared()
+        except ModelChangedError as error:
+            names = sorted(error.expected.keys() | error.found.keys())
+            changes = "; ".join(
+                f"its {name} was {error.expected.get(name)} and is {error.found.get(name)}"
+                for name in names
+                if error.expected.get(name) != error.found.get(name)
+            )
+            raise ServiceError(
+                f"the model at {format_names(self._addresses.values(), 2)} changed while the job "
+                f"ran ({changes}), and rewards of two models cannot be compared; load the former "
+                "model and run the same command again to resume, or start over with --overwrite"
+            ) from error
         return ScoreBatchResult(
             response.results, response.num_computed_tokens, response.num_cached_tokens
         )
@@ -168,12 +188,16 @@ class ServiceExecutor(Executor):
                     if state == "ready" and model.get("encoding_sha256"):
                         fingerprint = model["fingerprint"]
                         max_length = read_count(model["max_model_len"])
+                        settings = collect_reward_settings(model)
+                        if self._served and self._served.reward_settings != settings:
+                            settings = {}
                         self._served = ScoringModel(
                             name,
                             Fingerprint(**fingerprint),
                             max_length,
                             model["kind"],
                             model.get("step_format"),
+                            settings,
                         )
                         identity = {
                             "fingerprint": fingerprint,

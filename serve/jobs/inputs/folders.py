@@ -17,12 +17,7 @@ from typing import Any, Literal, TypeAlias
 from rm_core.text import quote
 from serve.errors import JobInputError
 from serve.jobs.atomic_io import read_regular_file
-from serve.jobs.inputs.storage import (
-    is_file,
-    is_remote,
-    list_folder,
-    open_file,
-)
+from serve.jobs.storage import LocalFile, Location
 
 FileFormat: TypeAlias = Literal["jsonl", "parquet", "arrow"]
 
@@ -61,20 +56,20 @@ _HUB_ADDRESS = re.compile(
 )
 
 
-def detect_format(path: str) -> FileFormat:
+def detect_format(location: Location) -> FileFormat:
     """Return the format of a file from its first bytes or its name; JSON lines by default."""
-    if not is_file(path):
+    if not location.is_file():
         raise JobInputError(
-            f"{path} is not a regular file; a job reads its input twice, so it cannot be a pipe"
+            f"{location} is not a regular file; a job reads its input twice, so it cannot be a pipe"
         )
-    if path.lower().endswith(_UNSUPPORTED_SUFFIXES):
+    if location.name.lower().endswith(_UNSUPPORTED_SUFFIXES):
         raise JobInputError(
-            f"{path} has an unsupported format; it must be one of {', '.join(SUFFIXES)}"
+            f"{location} has an unsupported format; it must be one of {', '.join(SUFFIXES)}"
         )
-    with open_file(path) as file:
+    with location.open() as file:
         beginning = file.read(8)
     formats = (format_ for magic, format_ in _MAGIC.items() if beginning.startswith(magic))
-    return next(formats, None) or _find_format_by_name(path) or "jsonl"
+    return next(formats, None) or _find_format_by_name(location.name) or "jsonl"
 
 
 def _find_format_by_name(name: str) -> FileFormat | None:
@@ -84,21 +79,23 @@ def _find_format_by_name(name: str) -> FileFormat | None:
     return next(formats, None)
 
 
-def list_data_files(folder: str, split: str | None, exclude: Callable[[str], bool]) -> list[str]:
+def list_data_files(
+    folder: Location, split: str | None, exclude: Callable[[Location], bool]
+) -> list[Location]:
     """Return the data files of a folder, sorted.
 
     Args:
-        folder: path or address of the folder.
+        folder: the folder.
         split: split in the names of files; None for all files.
-        exclude: returns whether the file at a path does not belong to the input.
+        exclude: returns whether a file does not belong to the input.
 
     Raises:
         JobInputError: the folder has no data files, or a link leads out of it.
     """
     names = [
         name
-        for name in list_folder(folder)
-        if is_data_file(name) and not exclude(os.path.join(folder, name))
+        for name in folder.list_files()
+        if is_data_file(name) and not exclude(folder.child(name))
     ]
     if split is not None:
         splits = ", ".join(find_splits(names)) or "no splits in names of files"
@@ -109,9 +106,9 @@ def list_data_files(folder: str, split: str | None, exclude: Callable[[str], boo
         raise JobInputError(
             f"{folder} has no files to score; file names must end in one of {', '.join(SUFFIXES)}"
         )
-    if not is_remote(folder):
-        _require_inside(Path(folder), [Path(folder, name) for name in names])
-    return [os.path.join(folder, name) for name in names]
+    if folder.local_path is not None:
+        _require_inside(folder.local_path, [folder.local_path / name for name in names])
+    return [folder.child(name) for name in names]
 
 
 def is_data_file(name: str) -> bool:
@@ -257,7 +254,7 @@ def fetch_dataset(address: str, split: str | None) -> tuple[str, list[str]]:
     folder = _download(repo, revision.replace("%2F", "/") if revision else None, wanted)
     names = [
         name
-        for name in list_folder(str(folder))
+        for name in LocalFile(folder).list_files()
         if is_data_file(name) and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
     name = f"hf://datasets/{repo}@{folder.name}" + (f"/{path}" if path else "")

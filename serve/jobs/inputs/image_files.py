@@ -14,7 +14,6 @@ from rm_core.text import quote
 from serve.client.images import find_media_type
 from serve.jobs.atomic_io import read_regular_file
 from serve.jobs.inputs.folders import find_roots
-from serve.jobs.inputs.storage import is_remote
 
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=_\s-]")
 _HEAD_CHARACTERS = 64
@@ -26,11 +25,11 @@ class ImageFiles:
     """Files of images that the rows of one file may name.
 
     Attributes:
-        input_file: path of the rows' file; None for rows that are not in a file.
+        input_file: path of the rows' file; None for rows that are not in a file on this machine.
         max_bytes: maximum size of an image's file.
     """
 
-    input_file: str | None
+    input_file: Path | None
     max_bytes: int
 
     def read(self, path: str) -> bytes:
@@ -45,13 +44,13 @@ class ImageFiles:
                 f"the image {quote(path)} is at an address, and no address is fetched; give a path "
                 "below the folder of the input, or the image itself"
             )
-        if self.input_file is None or is_remote(self.input_file):
+        if self.input_file is None:
             raise InvalidImageError(
                 f"the image {quote(path)} is a path, and the rows are not in a file on this "
                 "machine, whose folder is the only one that is read; copy the input and its images "
                 "to a disk, or give images themselves"
             )
-        folder = Path(self.input_file).parent
+        folder = self.input_file.parent
         try:
             # Not `Path.resolve`, which raises at a loop of links.
             target = Path(os.path.realpath(folder / path))

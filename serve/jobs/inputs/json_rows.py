@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from rm_core import ScoreError
@@ -23,6 +24,7 @@ from rm_core.strict_json import describe_error, parse_strict
 from serve.errors import JobInputError
 from serve.jobs.inputs.rows import DecodeFilter, FileRange, FileRows, Row
 from serve.jobs.inputs.text import HEAD_BYTES, guess_encoding, open_decompressed, require_utf8
+from serve.jobs.storage import LocalFile
 
 MAX_ROW_BYTES = 64 << 20
 """Maximum size of a JSON row in bytes; a longer row is an error, and is never held in memory."""
@@ -55,12 +57,11 @@ _match_shallow_element = _compile_shallow_element(4).match
 
 def read_json(rows: FileRange, decode: DecodeFilter) -> FileRows:
     """Yield the rows of a file; arguments as for `FileSource.iter_file_rows`."""
-    path = rows.path
-    with open_decompressed(path) as file:
+    with open_decompressed(rows.location) as file:
         # `.json` files in use have either one array, or one record per line.
         head = file.read(HEAD_BYTES)
         text = head.removeprefix(codecs.BOM_UTF8)
-        is_json = path.lower().removesuffix(".gz").endswith(".json")
+        is_json = rows.location.name.lower().removesuffix(".gz").endswith(".json")
         if is_json and text.lstrip().startswith(b"["):
             file.seek(len(head) - len(text))
             return (yield from _read_array(file, rows, decode))
@@ -74,11 +75,11 @@ def parse_lines(file: IO[bytes], name: str = "the input") -> Iterator[Row]:
     for line, size in itertools.islice(lines, 1):
         require_utf8(line[:HEAD_BYTES], name)
         lines = itertools.chain([(line, size)], lines)
-    yield from _parse_rows(lines, "line", FileRange(name), decode=True)
+    yield from _parse_rows(lines, "line", FileRange(LocalFile(Path(name))), decode=True)
 
 
 def _read_array(file: IO[bytes], rows: FileRange, decode: DecodeFilter) -> FileRows:
-    splitter = _ArraySplitter(file, rows.path)
+    splitter = _ArraySplitter(file, str(rows.location))
     try:
         return (yield from _parse_rows(splitter.split(), "element", rows, decode))
     except json.JSONDecodeError as error:

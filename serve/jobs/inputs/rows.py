@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 
+from serve.jobs.storage import Location
+
 Cells: TypeAlias = tuple[pa.RecordBatch, int]
 """A row in Arrow: the batch and the row's index in the batch."""
 
@@ -44,13 +46,13 @@ class FileRange(NamedTuple):
     """The rows to read of one file.
 
     Attributes:
-        path: path or address of the file.
+        location: the file, or a local copy of it with the same name.
         file: index of the file in the input.
         start: number of the file's first row in the input.
         first_row: number of the first row to yield in the input.
     """
 
-    path: str
+    location: Location
     file: int = 0
     start: int = 0
     first_row: int = 0

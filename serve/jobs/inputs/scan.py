@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +32,6 @@ from serve.jobs.columns import (
 from serve.jobs.inputs.rows import DecodeFilter, Row
 from serve.jobs.inputs.schema_inference import TypeInference, infer_fields, require_parquet_types
 from serve.jobs.inputs.source import FileSource
-from serve.jobs.inputs.storage import InputFile, compute_sha256
 from serve.jobs.inputs.text import EncodingCounter
 from serve.jobs.row_results import (
     RESERVED_COLUMNS,
@@ -40,6 +40,7 @@ from serve.jobs.row_results import (
     choose_result_names,
     is_job_error,
 )
+from serve.jobs.storage import FileState, InputFile
 
 RESULTS_METADATA_KEY = b"skyreward.results"
 """Key of the metadata of a table's schema that lists the columns of results, as a JSON list."""
@@ -56,14 +57,24 @@ _find_escaped_letter = re.compile(rb"\\u00[5-7]").search
 
 
 @dataclass(frozen=True, slots=True)
-class FileDigest(InputFile):
-    """A pinned file of the input; `sha256` is that of its first `num_hashed_bytes` bytes.
+class FileDigest:
+    """A pinned file of the input, as JSON data.
 
-    They are all bytes, or fewer if a limit ended the reading within the file.
+    Attributes:
+        path: absolute path, or address without secrets.
+        size: size in bytes.
+        mtime_ns: see `FileState`.
+        sha256: hexadecimal SHA-256 of the first `num_hashed_bytes` bytes.
+        num_hashed_bytes: all bytes, or fewer if a limit ended the reading within the file.
+        etag: see `FileState`.
     """
 
+    path: str
+    size: int
+    mtime_ns: int
     sha256: str
     num_hashed_bytes: int
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,7 @@ def scan_input(
     for index, file in enumerate(source.files):
         if digests and num_rows == limit:
             break
+        location = source.fetched.fetch(file, partial(on_progress, num_rows, num_stored_bytes))
         inspector = _FileInspector(decode_all)
         decode: DecodeFilter = decode_all if source.schema is not None else inspector
         first, num_file_bytes = num_rows, 0
@@ -144,8 +156,11 @@ def scan_input(
         inspector.encodings.require_utf8(file.path, num_rows - first)
         is_cut = num_rows == limit and source.schema is None
         num_hashed = min(file.size, num_file_bytes + _READ_AHEAD) if is_cut else file.size
-        sha256 = compute_sha256(file.path, num_hashed)
-        digests.append(FileDigest(file.path, file.size, file.mtime_ns, sha256, num_hashed))
+        sha256 = location.compute_sha256(num_hashed)
+        state = file.state
+        digests.append(
+            FileDigest(file.path, state.size, state.mtime_ns, sha256, num_hashed, state.etag)
+        )
         num_bytes += num_file_bytes
         num_stored_bytes += file.size
         if schema := source.read_file_schema(index):
@@ -163,12 +178,13 @@ def scan_input(
 
 
 def is_unchanged(digest: FileDigest, file: InputFile) -> bool:
-    """Return whether a file is as it was pinned; hash it only if its modification time differs."""
+    """Return whether a file is as it was pinned; hash it only if its state differs."""
     if (digest.path, digest.size) != (file.path, file.size):
         return False
-    if digest.mtime_ns == file.mtime_ns:
+    pinned = FileState(digest.size, digest.mtime_ns, digest.etag)
+    if pinned == file.state and pinned.is_certain:
         return True
-    return compute_sha256(file.path, digest.num_hashed_bytes) == digest.sha256
+    return file.location.compute_sha256(digest.num_hashed_bytes) == digest.sha256
 
 
 class _FileInspector:

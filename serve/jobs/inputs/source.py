@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,14 +25,14 @@ from serve.jobs.inputs.folders import (
 )
 from serve.jobs.inputs.json_rows import read_json
 from serve.jobs.inputs.rows import DecodeFilter, FileRange, FileRows, Row
-from serve.jobs.inputs.storage import (
-    InputFile,
-    expand_glob,
-    is_folder,
-    is_remote,
-    measure_file,
-)
 from serve.jobs.inputs.tabular import read_arrow, read_parquet, read_table_schema
+from serve.jobs.storage import (
+    FetchedFiles,
+    InputFile,
+    LocalFile,
+    Location,
+    parse_location,
+)
 
 _READERS: Mapping[FileFormat, Callable[[FileRange, DecodeFilter], FileRows]] = {
     "jsonl": read_json,
@@ -50,12 +50,14 @@ class FileSource:
         format: format of all files.
         files: files in the order of reading.
         schema: columns of all files together; None for JSON.
+        fetched: local copies of remote files.
     """
 
     name: str
     format: FileFormat
     files: tuple[InputFile, ...]
     schema: pa.Schema | None = None
+    fetched: FetchedFiles = field(default_factory=FetchedFiles, repr=False, compare=False)
 
     def iter_rows(self, first_row: int = 0, *, decode: bool = True) -> Iterator[Row]:
         """Yield the rows from `first_row` on; those before it are skipped without decoding them.
@@ -86,73 +88,80 @@ class FileSource:
             decode: see `iter_rows`; or a function that is called with the bytes of each JSON row
                 that is not too long, and returns whether to decode it. Tables are not decoded then.
         """
-        rows = FileRange(self.files[file].path, file, start, first_row)
+        rows = FileRange(self.fetched.fetch(self.files[file]), file, start, first_row)
         return _READERS[self.format](rows, decode)
 
     def read_file_schema(self, file: int) -> pa.Schema | None:
         """Return the columns of the file at an index; None for JSON."""
-        return self.schema and _read_schema(self.format, self.files[file].path)
+        return self.schema and _read_schema(self.format, self.fetched.fetch(self.files[file]))
 
 
-def open_source(name: str, *, split: str | None = None, exclude: Path | None = None) -> FileSource:
+def open_source(
+    name: str,
+    *,
+    split: str | None = None,
+    exclude: Location | None = None,
+    fetched: FetchedFiles | None = None,
+) -> FileSource:
     """Open the input that `name` means.
 
     Args:
-        name: path of a file or folder, a glob, or `hf://datasets/ORG/NAME[@REV][/PATH or GLOB]`.
+        name: path or address of a file or folder, or a glob, or
+            `hf://datasets/ORG/NAME[@REV][/PATH or GLOB]`.
         split: split of a folder, of a saved `datasets` folder or of a hub dataset.
         exclude: file or folder that does not belong to the input, such as the output in its folder.
+        fetched: local copies of remote files; None for copies that this process removes.
 
     Raises:
         JobInputError: no file matches, the files have several formats or an unknown one, or a split
             must be chosen.
+        StorageError: a store cannot be reached.
     """
     if name == "-":
         raise JobInputError(
             "a job reads its input twice, and again when it resumes, so the input cannot be "
             "standard input; save it to a file"
         )
+    fetched = fetched or FetchedFiles()
     if name.startswith(HUB_PREFIX):
-        return _build_source(*fetch_dataset(name, split))
-    full_name = name if is_remote(name) else str(Path(name).absolute())
-    if is_folder(name):
-        if not is_remote(name) and is_saved_dataset(Path(name)):
-            files = list_saved_files(Path(name), split)
-        else:
-            files = list_data_files(name, split, lambda path: _is_inside(path, exclude))
-        return _build_source(full_name, files)
+        address, paths = fetch_dataset(name, split)
+        return _build_source(address, [LocalFile(Path(path)) for path in paths], fetched)
+
+    def is_excluded(file: Location) -> bool:
+        return exclude is not None and file.is_inside(exclude)
+
+    location = parse_location(name)
+    if location.is_folder():
+        folder = location.local_path
+        if folder is not None and is_saved_dataset(folder):
+            saved = list_saved_files(folder, split)
+            return _build_source(location.name, [LocalFile(Path(p)) for p in saved], fetched)
+        return _build_source(location.name, list_data_files(location, split, is_excluded), fetched)
     if split is not None:
         raise JobInputError(
-            f"--split chooses among the files of a folder or of the hub, and {name} is not a "
+            f"--split chooses among the files of a folder or of the hub, and {location} is not a "
             "folder; leave --split out"
         )
-    if measure_file(name).size >= 0:
-        return _build_source(full_name, [name])
+    if location.measure().exists:
+        return _build_source(location.name, [location], fetched)
     if glob.has_magic(name):
         files = [
             file
-            for file in expand_glob(name)
-            if not is_job_state(file) and not _is_inside(file, exclude)
+            for file in location.expand_glob()
+            if not is_job_state(file.name) and not is_excluded(file)
         ]
         if not files:
-            raise JobInputError(f"no file matches {name}")
-        return _build_source(full_name, files)
-    raise JobInputError(f"the file or folder {name} does not exist")
+            raise JobInputError(f"no file matches {location}")
+        return _build_source(location.name, files, fetched)
+    raise JobInputError(f"the file or folder {location} does not exist")
 
 
-def _is_inside(path: str, other: Path | None) -> bool:
-    return (
-        other is not None
-        and not is_remote(path)
-        and Path(path).resolve().is_relative_to(other.resolve())
-    )
-
-
-def _build_source(name: str, paths: Sequence[str]) -> FileSource:
-    formats: dict[FileFormat, str] = {}
-    for path in paths:
-        formats.setdefault(detect_format(path), path)
+def _build_source(name: str, files: Sequence[Location], fetched: FetchedFiles) -> FileSource:
+    formats: dict[FileFormat, Location] = {}
+    for file in files:
+        formats.setdefault(detect_format(file), file)
     if len(formats) != 1:
-        examples = " and ".join(f"{format_} ({path})" for format_, path in formats.items())
+        examples = " and ".join(f"{format_} ({file})" for format_, file in formats.items())
         raise JobInputError(
             f"{name} has files of several formats: {examples}; choose one format by a glob, such "
             "as 'FOLDER/*.parquet'"
@@ -160,31 +169,30 @@ def _build_source(name: str, paths: Sequence[str]) -> FileSource:
             else f"{name} has no files"
         )
     (format_,) = formats
-    return FileSource(
-        name, format_, tuple(map(measure_file, paths)), _merge_schemas(format_, paths)
-    )
+    measured = tuple(map(InputFile.from_location, files))
+    return FileSource(name, format_, measured, _merge_schemas(format_, files), fetched)
 
 
-def _merge_schemas(format_: FileFormat, paths: Sequence[str]) -> pa.Schema | None:
-    schema = _read_schema(format_, paths[0])
+def _merge_schemas(format_: FileFormat, files: Sequence[Location]) -> pa.Schema | None:
+    schema = _read_schema(format_, files[0])
     if schema is None:
         return None
-    for path in paths[1:]:
+    for file in files[1:]:
         try:
             schema = pa.unify_schemas(
-                [schema, _read_schema(format_, path)], promote_options="permissive"
+                [schema, _read_schema(format_, file)], promote_options="permissive"
             )
         except pa.ArrowException as error:
             raise JobInputError(
-                f"the columns of {path} do not match the columns of {paths[0]}: {error}; score the "
+                f"the columns of {file} do not match the columns of {files[0]}: {error}; score the "
                 "files separately, or write both with the same types"
             ) from error
     if len(set(schema.names)) < len(schema.names):
-        raise JobInputError(f"{paths[0]} has two columns with the same name; rename one of them")
+        raise JobInputError(f"{files[0]} has two columns with the same name; rename one of them")
     return schema
 
 
-def _read_schema(format_: FileFormat, path: str) -> pa.Schema | None:
+def _read_schema(format_: FileFormat, location: Location) -> pa.Schema | None:
     if format_ == "jsonl":
         return None
-    return read_table_schema(path, is_parquet=format_ == "parquet")
+    return read_table_schema(location, is_parquet=format_ == "parquet")

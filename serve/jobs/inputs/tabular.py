@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from serve.errors import JobInputError
 from serve.jobs.inputs.rows import DecodeFilter, FileRange, FileRows, Row
-from serve.jobs.inputs.storage import open_arrow_file
+from serve.jobs.storage import Location
 
 _BATCH_ROWS = 256  # with 1024, a row takes as long (0.43 us, nested text), with 4x the memory
 _BUFFER_BYTES = 1 << 20
@@ -34,7 +34,7 @@ _MOST_UNPACKED = 512 << 20
 
 def read_parquet(rows: FileRange, decode: DecodeFilter) -> FileRows:
     """Yield the rows of a file; arguments as for `FileSource.iter_file_rows`."""
-    with _translate_errors(rows.path), open_parquet(rows.path) as file:
+    with _translate_errors(rows.location), open_parquet(rows.location) as file:
         batches = _iter_parquet_batches(file, rows.first_row - rows.start)
         yield from _iter_rows(rows, batches, decode is True)
         return rows.start + int(file.metadata.num_rows)
@@ -42,25 +42,25 @@ def read_parquet(rows: FileRange, decode: DecodeFilter) -> FileRows:
 
 def read_arrow(rows: FileRange, decode: DecodeFilter) -> FileRows:
     """Yield the rows of an IPC file or stream; arguments as for `FileSource.iter_file_rows`."""
-    with _translate_errors(rows.path), open_arrow_file(rows.path) as file:
+    with _translate_errors(rows.location), rows.location.open_arrow() as file:
         return (yield from _iter_rows(rows, _iter_arrow_batches(file), decode is True))
 
 
-def read_table_schema(path: str, *, is_parquet: bool) -> pa.Schema:
+def read_table_schema(location: Location, *, is_parquet: bool) -> pa.Schema:
     """Read the schema from the footer of a Parquet file or the beginning of an Arrow file."""
-    with _translate_errors(path), open_arrow_file(path) as file:
+    with _translate_errors(location), location.open_arrow() as file:
         return pq.read_schema(file) if is_parquet else _open_arrow(file)[0]
 
 
 @contextlib.contextmanager
-def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(location: Location) -> Iterator[pq.ParquetFile]:
     """Open a file so that column chunks are read in blocks, never a whole row group."""
-    with open_arrow_file(path) as file:
+    with location.open_arrow() as file:
         yield pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 @contextlib.contextmanager
-def _translate_errors(path: str) -> Iterator[None]:
+def _translate_errors(location: Location) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def _translate_errors(path: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobInputError(
-            f"{path} cannot be read as a table ({reason}); copy the complete file again"
+            f"{location} cannot be read as a table ({reason}); copy the complete file again"
         ) from error
 
 
@@ -76,7 +76,7 @@ def _iter_rows(
     rows: FileRange, batches: Iterator[tuple[int, pa.RecordBatch]], decode: bool
 ) -> FileRows:
     """Yield rows of a file from batches with the index of their first row in the file."""
-    end = rows.start
+    end, name = rows.start, str(rows.location)
     for index, batch in batches:
         first = rows.start + index
         end = first + batch.num_rows
@@ -86,11 +86,11 @@ def _iter_rows(
         size = max(1, num_bytes // batch.num_rows)
         # Large batches are decoded row by row, because all rows together would not fit.
         is_small = num_bytes <= _BATCH_BYTES
-        records = _decode_or_locate_error(batch, rows.path, index) if decode and is_small else None
+        records = _decode_or_locate_error(batch, name, index) if decode and is_small else None
         for row in range(max(0, rows.first_row - first), batch.num_rows):
             record = records[row] if records else None
             if decode and not is_small:
-                (record,) = _decode_or_locate_error(batch.slice(row, 1), rows.path, index + row)
+                (record,) = _decode_or_locate_error(batch.slice(row, 1), name, index + row)
             yield Row(first + row, size, record, None, rows.file, (batch, row))
     return end
 
@@ -183,7 +183,7 @@ def _open_arrow(file: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     return reader.schema, batches
 
 
-def _decode_or_locate_error(batch: pa.RecordBatch, path: str, first: int) -> list[dict[str, Any]]:
+def _decode_or_locate_error(batch: pa.RecordBatch, name: str, first: int) -> list[dict[str, Any]]:
     """Decode a batch; an error names the row and the column."""
     try:
         return decode_batch(batch)
@@ -196,7 +196,7 @@ def _decode_or_locate_error(batch: pa.RecordBatch, path: str, first: int) -> lis
                     cell.as_py()
                 except (ValueError, OverflowError) as error:
                     raise JobInputError(
-                        f"row {first + row} of {path} has a value in column `{field.name}` that "
+                        f"row {first + row} of {name} has a value in column `{field.name}` that "
                         f"cannot be read ({error}); correct the value, or remove the column from "
                         "the file"
                     ) from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, cast
 
 from serve.errors import JobInputError
-from serve.jobs.inputs.storage import open_file
+from serve.jobs.storage import Location
 
 HEAD_BYTES = 4096
 """Number of bytes at the start of a file that suffice for `require_utf8`."""
@@ -46,26 +46,26 @@ _FEWEST_PER_ROWS = 100  # fewer bad lines than one in 100 are damage, not an enc
 
 
 @contextlib.contextmanager
-def open_decompressed(path: str) -> Iterator[IO[bytes]]:
+def open_decompressed(location: Location) -> Iterator[IO[bytes]]:
     """Open the text of a file, compressed or not.
 
     Raises:
         JobInputError: the file is damaged (also raised while it is read), or has an encoding such
             as UTF-16 that is recognized by its first bytes.
     """
-    with open_file(path) as stored:
+    with location.open() as stored:
         file = stored
         try:
             is_compressed = stored.read(2) == _GZIP
             stored.seek(0)
             if is_compressed:
                 file = cast(IO[bytes], gzip.GzipFile(fileobj=stored))
-            require_utf8(file.read(HEAD_BYTES), path)
+            require_utf8(file.read(HEAD_BYTES), str(location))
             file.seek(0)
             yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise JobInputError(
-                f"{path} is compressed and damaged ({error}); copy the complete file again"
+                f"{location} is compressed and damaged ({error}); copy the complete file again"
             ) from error
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.jobs.output import get_job_folder
 from serve.jobs.store import read_finished_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,17 +50,22 @@ class Way:
 
     def figures(self) -> dict[str, Any]:
         """What the job took."""
-        manifest = read_finished_manifest(self.folder / "rewards.jsonl")
+        manifest = read_finished_manifest(get_job_folder(self.folder / "rewards.jsonl"))
         assert manifest
         assert manifest.completion
         took = manifest.completion.summary
-        saved = took.num_tokens - took.num_computed_tokens
+        saved = {
+            "not_computed": took.num_saved_tokens,
+            "shared": took.num_shared_tokens,
+            "repeated": took.num_repeated_tokens,
+            "in_score_cache": took.num_cached_tokens,
+        }
         return {
             "wall_s": round(self.seconds, 1),
             "scoring_s": round(took.seconds, 1),
             "conversations": took.num_conversations,
             "tokens": took.num_tokens,
-            "not_computed": round(saved / max(1, took.num_tokens), 4),
+            **{name: round(count / max(1, took.num_tokens), 4) for name, count in saved.items()},
             "tokens_per_s": round(took.tokens_per_s),
         }
 

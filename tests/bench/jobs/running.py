@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.jobs.output import get_job_folder
 from serve.jobs.spec import CHUNK_ROWS
 from serve.jobs.store import read_finished_manifest
 
@@ -47,6 +48,7 @@ class Running:
         log: where its standard error goes.
         chunk_rows: rows in a chunk.
         command: command of `skyreward`.
+        part_bytes: bytes in a part of an upload to S3; None as usual.
     """
 
     def __init__(
@@ -55,12 +57,16 @@ class Running:
         log: Path,
         chunk_rows: int = CHUNK_ROWS,
         command: str = "score",
+        part_bytes: int | None = None,
     ) -> None:
-        program = ROOT / "tests" / "small_chunks.py"
-        words = [sys.executable, program, str(chunk_rows), command, *map(str, arguments)]
+        program = [ROOT / "tests" / "small_chunks.py", str(chunk_rows)]
+        if part_bytes:
+            program = [ROOT / "tests" / "small_parts.py", str(part_bytes), *program]
+        words = [sys.executable, *map(str, program), command, *map(str, arguments)]
         self._log = log
         self._started = time.perf_counter()
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         with log.open("wb") as said:
             self._process = subprocess.Popen(words, stderr=said, env=environment, cwd=ROOT)
 
@@ -135,7 +141,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def chunks_in(output: Path) -> int:
+def chunks_in(output: Path | str) -> int:
     """Chunks that a job has saved, also while it runs."""
     from job_runs import count_chunks
 
@@ -144,7 +150,7 @@ def chunks_in(output: Path) -> int:
 
 def summary_of(output: Path) -> dict[str, Any]:
     """The figures that a finished job keeps."""
-    manifest = read_finished_manifest(output)
+    manifest = read_finished_manifest(get_job_folder(output))
     assert manifest
     assert manifest.completion
     return manifest.completion.summary.as_json()

@@ -7,16 +7,13 @@ the imports.
 
 from __future__ import annotations
 
-import ast
-import math
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from peers import peer_path
+from peers import peer_functions, peer_path
 from published_rows import REWARDBENCH, read, rewardbench2_row, rewardbench_row, whole
 
 from rm_core.benchmarks.base import ScoredItem
@@ -91,15 +88,10 @@ class Pandas:
 @pytest.fixture(scope="module")
 def package() -> dict[str, Any]:
     """Scoring functions and constants of the package, by name."""
-    folder = peer_path("rewardbench")
-    names: dict[str, Any] = {"np": np, "pd": Pandas, "Dataset": Table, "math": math}
-    names["defaultdict"] = defaultdict
-    exec((folder / "constants.py").read_text(encoding="utf-8"), names)
-    source = ast.parse((folder / "utils.py").read_text(encoding="utf-8"))
-    source.body = [
-        node for node in source.body if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS
-    ]
-    exec(compile(source, "rewardbench/utils.py", "exec"), names)
+    variables = {"np": np, "pd": Pandas, "Dataset": Table}
+    names = peer_functions("rewardbench/utils.py", FUNCTIONS, **variables)
+    constants = peer_path("rewardbench") / "constants.py"
+    exec(constants.read_text(encoding="utf-8"), names)
     return names
 
 

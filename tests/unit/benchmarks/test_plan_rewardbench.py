@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import benchmark_files
 import pytest
 from conftest import BENCHMARK_DATA
+from peers import peer_functions
 from published_rows import read, scored, trajectory_row, whole
 
 from rm_core.benchmarks.base import Item, ScoredItem
-from rm_core.benchmarks.plan_rewardbench import SPLITS, PlanRewardBench
+from rm_core.benchmarks.plan_rewardbench import (
+    SPLITS,
+    PlanRewardBench,
+    PlanRewardBenchOptions,
+)
 from rm_core.errors import BenchmarkDataError
+from rm_core.inputs.conversations import join
 from serve.evaluation.data import load_data
 
 BENCHMARK = PlanRewardBench()
+MESSAGES = PlanRewardBench(PlanRewardBenchOptions(trajectories="messages"))
 DATA = BENCHMARK_DATA / "plan-rewardbench"
 ORIGIN = "benchmark/safety_refusal.jsonl"
 
 
-def load(path: Path) -> tuple[Item, ...]:
-    return load_data(BENCHMARK, str(path), split=None, exclude=Path("nowhere"), notify=print).items
+def load(path: Path, benchmark: PlanRewardBench = BENCHMARK) -> tuple[Item, ...]:
+    return load_data(benchmark, str(path), split=None, exclude=Path("nowhere"), notify=print).items
 
 
 def test_trajectory_is_one_response() -> None:
@@ -49,6 +59,70 @@ def test_trajectory_is_one_response() -> None:
         '[USER] What is 7?\n\n[TOOL_RESPONSE] {"größe": 1}\n\n[ASSISTANT] a\n\n[SYSTEM] \n\n'
         "[ASSISTANT] I do not know.",
     )
+
+
+def test_each_message_of_a_trajectory_may_be_a_message() -> None:
+    row = trajectory_row(7)
+    row["reject"]["messages"][1:1] = [
+        {"role": "tool_response", "content": {"größe": 1}},
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "And?", "name": "not shown"},
+    ]
+    item = MESSAGES.read(row, ORIGIN)
+    assert item.prompt == BENCHMARK.read(row, ORIGIN).prompt
+    assert item.responses == (
+        [
+            *item.prompt,
+            {"role": "user", "content": "What is 7?"},
+            {
+                "role": "assistant",
+                "content": "[TOOL_CALL] {'name': 'look_up', 'arguments': '{}'}",
+            },
+            {"role": "assistant", "content": "[TOOL_RESPONSE name=look_up] A number."},
+            {"role": "assistant", "content": "This."},
+        ],
+        [
+            *item.prompt,
+            {"role": "user", "content": "What is 7?"},
+            {"role": "assistant", "content": '[TOOL_RESPONSE] {"größe": 1}'},
+            {"role": "assistant", "content": "[SYSTEM] "},
+            {"role": "user", "content": "And?"},
+            {"role": "assistant", "content": "I do not know."},
+        ],
+    )
+    assert item.texts[1].startswith("[USER] What is 7?\n\n[ASSISTANT] [TOOL_RESPONSE] ")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the published files of Plan-RewardBench are missing")
+@pytest.mark.parametrize(
+    ("benchmark", "evaluator"),
+    [(BENCHMARK, "RemoteBTRewardEvaluator"), (MESSAGES, "BTRewardEvaluator")],
+)
+def test_conversations_equal_those_of_the_runner(
+    benchmark: PlanRewardBench, evaluator: str
+) -> None:
+    """The runner's own code makes the same messages of every published row, in both forms."""
+    runner = "Plan-RewardBench/eval/evaluate_benchmark_final.py"
+    names = peer_functions(runner, ("format_tools", "_convert_messages_to_chat"), cls=evaluator)
+    formatter = SimpleNamespace(format_tools=partial(names["format_tools"], None))
+    convert = partial(names["_convert_messages_to_chat"], formatter)
+    num_conversations = 0
+    for path in sorted(DATA.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            item = benchmark.read(row, path.name)
+            for side, response in zip(("chosen", "reject"), item.responses, strict=True):
+                theirs = convert(row["query"], row.get("tools", []), row[side]["messages"])
+                assert join(item.prompt, response) == theirs
+                num_conversations += 1
+    assert num_conversations == 2 * sum(SPLITS[path.stem] for path in DATA.glob("*.jsonl"))
+
+
+def test_null_tools_and_other_id_are_read_as_by_the_runner() -> None:
+    row = trajectory_row(1) | {"tools": None, "uuid": "", "parent_uuid": "parent"}
+    item = BENCHMARK.read(row, ORIGIN)
+    assert item.id == "parent"
+    assert item.prompt[0]["content"].startswith("<tool_environment>\nnull\n</tool_environment>\n")
 
 
 def test_row_may_have_rejected_and_no_tools() -> None:
@@ -89,8 +163,10 @@ def test_small_difference_is_half_right(margin: float, right: float) -> None:
     assert "subset robust_recovery: has none of 361 items" in result.missing
 
 
-def test_pairs_of_equal_uuid_are_numbered(tmp_path: Path) -> None:
-    items = load(benchmark_files.write(tmp_path, benchmark_files.plan_rewardbench()))
+@pytest.mark.parametrize("benchmark", [BENCHMARK, MESSAGES])
+def test_pairs_of_equal_uuid_are_numbered(benchmark: PlanRewardBench, tmp_path: Path) -> None:
+    path = benchmark_files.write(tmp_path, benchmark_files.plan_rewardbench())
+    items = load(path, benchmark)
     assert [item.key for item in items] == [
         ("one", "planning_multi_easy"),
         ("one#2", "planning_multi_easy"),
@@ -134,5 +210,5 @@ def test_published_files_are_whole_splits() -> None:
     assert counts == {path.stem: SPLITS[path.stem] for path in DATA.glob("*.jsonl")}
     assert len(result.missing) == len(SPLITS) - len(counts)
     for item in items:
-        assert item.responses[0].startswith("[USER] ")
+        assert item.texts[0].startswith("[USER] ")
         assert item.responses[0] != item.responses[1]

@@ -54,7 +54,6 @@ def test_fleet_for_a_million_conversations_per_minute() -> None:
     assert fleet.num_gateways == 116  # 8,333 requests of 8.35 ms, at 0.6 of a core
 
 
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # raised by Ray
 @pytest.mark.parametrize(("per_s", "gpus"), [(20.0, 1), (5_000.0, 1), (50_000.0, 2)])
 def test_serve_config_matches_plan(per_s: float, gpus: int) -> None:
     from ray.serve.schema import ServeDeploySchema

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from kinds import build_judge, serving_models
 
 from rm_core import InvalidConversationError
-from serve.api.compat.responses_api import read_input, read_output, read_tools
+from rm_core.inputs.responses_items import read_input, read_output, read_tools
 
 QUESTION = {"role": "user", "content": "2+2?"}
 
@@ -163,7 +163,7 @@ def test_items_become_messages() -> None:
 @pytest.mark.parametrize(
     ("items", "reason"),
     [
-        ({"a": 1}, "`output` is dict"),
+        ({"a": 1}, "`output` is an object"),
         ([{"type": "mcp_call"}], "item 0 of `output` has the type 'mcp_call'"),
         (["text"], "item 0 of `output` has the type None"),
         ([{"type": "function_call", "name": "f", "arguments": "["}], "arguments"),

@@ -11,6 +11,7 @@ import pytest
 from job_runs import FakeExecutor
 
 import serve.evaluation.command
+import serve.evaluation.runner
 from rm_core.benchmarks.registry import build_benchmark
 from serve.evaluation.command import EvalRequest, evaluate_models, evaluate_scores
 from serve.evaluation.result import Evaluation
@@ -26,6 +27,8 @@ def executors(monkeypatch: pytest.MonkeyPatch) -> list[FakeExecutor]:
         return prepared.pop(0) if prepared else FakeExecutor(max_image_bytes=10 * 2**20)
 
     monkeypatch.setattr(ExecutorOptions, "build_executor", build)
+    # The executors read images, and the demo model does not.
+    monkeypatch.setattr(serve.evaluation.runner, "_reads_images", lambda options: True)
     return prepared
 
 

@@ -11,9 +11,10 @@ import benchmark_files
 import pytest
 from click.testing import CliRunner
 
+from rm_core.benchmarks.registry import BENCHMARKS
 from serve.cli.main import main
 from serve.errors import EvaluationError
-from serve.evaluation.compare import compare, load_run
+from serve.evaluation.compare import compare, load_run, load_runs
 from serve.evaluation.console import print_comparison
 
 Evaluate = Callable[..., tuple[int, list[str]]]
@@ -49,7 +50,7 @@ def test_run_equals_itself(base: Path) -> None:
     assert both + neither == comparison.num_items == 12
     assert comparison.agreement == 1
     assert comparison.test.exact_p == 1
-    assert comparison.correlation == pytest.approx((1, 1))
+    assert comparison.correlations["rewards"] == pytest.approx((1, 1))
     assert not comparison.flipped_items
 
 
@@ -61,7 +62,7 @@ def test_negated_rewards_flip_all_items(base: Path, tmp_path: Path) -> None:
     assert (both, neither) == (0, 0)
     assert only_first + only_second == 12
     assert comparison.agreement == 0
-    assert comparison.correlation == pytest.approx((-1, -1))
+    assert comparison.correlations["rewards"] == pytest.approx((-1, -1))
     shifts = [abs(flipped.shift) for flipped in comparison.flipped_items]
     assert shifts == sorted(shifts, reverse=True)
     for flipped in comparison.flipped_items:
@@ -78,7 +79,7 @@ def test_ties_are_wrong_and_missing_items_are_excluded(base: Path, tmp_path: Pat
     assert comparison.only == (5, 0)
     assert [len(run.scored_items) for run in comparison.runs] == [7, 7]
     assert comparison.counts[0] == comparison.counts[2] == 0
-    assert comparison.correlation is None
+    assert not comparison.correlations
 
 
 def test_rm_bench_counts_comparisons(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_run_has_options_of_its_folder(evaluate: Evaluate, tmp_path: Path) -> No
     run = load(tmp_path / "out")
     assert run.benchmark.options.to_dict()["xstest"] == "swapped"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert run.result.overall == summary["overall"]
+    assert run.metrics["overall"] == summary["overall"]
 
 
 def test_comparison_as_table_and_as_json(
@@ -137,7 +138,7 @@ def test_comparison_as_table_and_as_json(
     assert "Largest margin shifts, 3 of 12" in printed
     as_json = json.loads(json.dumps(comparison.to_dict()))
     assert as_json["right_in_first_only"] == comparison.counts[1]
-    assert as_json["figures"]["overall"] == [run.result.overall for run in comparison.runs]
+    assert as_json["figures"]["overall"] == [run.metrics["overall"] for run in comparison.runs]
     assert len(as_json["changed"]) == 12
 
 
@@ -149,6 +150,65 @@ def test_score_file_gets_benchmark_of_other_run(base: Path, tmp_path: Path, swap
     result = CliRunner().invoke(main, ["compare-runs", *runs, "--data", data, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["agreement"] == 1
+
+
+def test_score_file_alone_has_items_and_variant_of_other_run(
+    evaluate: Evaluate, tmp_path: Path
+) -> None:
+    evaluate("judgebench", options={"orders": "both"})
+    out = tmp_path / "out"
+    tied = write_changed_scores(out, tmp_path / "tied" / "scores.jsonl", lambda r: [1.0, 1.0])
+    for paths in ((out, tied), (tied, out)):
+        runs = load_runs(paths, benchmark=None, data=None, split=None, notify=print)
+        assert [run.benchmark.options.to_dict()["orders"] for run in runs] == ["both"] * 2
+        # Equal rewards are always wrong in this variant.
+        assert runs[paths.index(tied)].metrics["overall"] == 0
+        assert compare(*runs).num_items == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "value", "other"),
+    [
+        ("rewardbench", "xstest", "swapped", "fixed"),
+        ("judgebench", "orders", "both", "one"),
+        ("processbench", "threshold", "0.5", "gsm8k"),
+        ("prmbench", "threshold", "0.25", "preparation"),
+        ("best-of-n", "aggregation", "min", "last"),
+    ],
+)
+def test_runs_of_two_variants_are_refused(
+    evaluate: Evaluate, tmp_path: Path, name: str, variant: str, value: str, other: str
+) -> None:
+    evaluate(name)
+    evaluate(name, "other", options={variant: value})
+    with pytest.raises(
+        EvaluationError, match=f"out has {variant}={other} and .*other has {variant}={value};"
+    ):
+        compare(load(tmp_path / "out"), load(tmp_path / "other"))
+
+
+def test_runs_with_other_labels_are_refused(evaluate: Evaluate, tmp_path: Path) -> None:
+    rows = benchmark_files.processbench()
+    evaluate("processbench", data=benchmark_files.write(tmp_path / "rows", rows))
+    changed = {name: [row | {"label": -1} for row in file] for name, file in rows.items()}
+    evaluate("processbench", "other", data=benchmark_files.write(tmp_path / "changed", changed))
+    with pytest.raises(EvaluationError, match="other labels"):
+        compare(load(tmp_path / "out"), load(tmp_path / "other"))
+    judged = benchmark_files.judgebench()
+    evaluate("judgebench", "a", data=benchmark_files.write(tmp_path / "j", {"gpt.jsonl": judged}))
+    judged[3]["label"] = "A>B" if judged[3]["label"] == "B>A" else "B>A"
+    evaluate("judgebench", "b", data=benchmark_files.write(tmp_path / "k", {"gpt.jsonl": judged}))
+    with pytest.raises(EvaluationError, match="other labels"):
+        compare(load(tmp_path / "a"), load(tmp_path / "b"))
+
+
+def test_items_from_data_equal_stored_items(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Stored items have lists where items from rows have tuples."""
+    for name in BENCHMARKS:
+        evaluate(name, name)
+        folder = tmp_path / name
+        data = str(tmp_path / "data" / name)
+        assert compare(load(folder), load(folder, data=data)).num_items > 0
 
 
 def test_incomparable_runs_raise_error(evaluate: Evaluate, base: Path, tmp_path: Path) -> None:

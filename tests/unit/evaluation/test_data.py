@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import benchmark_files
+import fsspec
 import pyarrow as pa
 import pytest
 
@@ -29,6 +31,13 @@ def load(name: str, location: Path | str | None, **options: Any) -> tuple[Benchm
     return data, lines
 
 
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
 @pytest.mark.parametrize("name", list(benchmark_files.EVERY))
 def test_each_benchmark_is_read_from_its_files(name: str, tmp_path: Path) -> None:
     rows_by_file = benchmark_files.EVERY[name]
@@ -37,6 +46,35 @@ def test_each_benchmark_is_read_from_its_files(name: str, tmp_path: Path) -> Non
     assert len(data.items) == num_rows // (10 if name == "rewardmath" else 1)
     assert data.name == str(tmp_path / "data")
     assert not lines
+
+
+@pytest.mark.parametrize("name", list(benchmark_files.EVERY))
+def test_each_benchmark_is_read_from_address(
+    name: str, tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    folder = benchmark_files.write(tmp_path / "data", benchmark_files.EVERY[name])
+    local, _ = load(name, folder)
+    memory.put(str(folder), "/bucket/data", recursive=True)
+    for location in ("memory://bucket/data", "memory://bucket/data/", "memory://bucket/data/**"):
+        data, lines = load(name, location)
+        assert data.items == local.items
+        assert data.name == location
+        assert not lines
+
+
+def test_errors_name_file_at_address_as_local_file(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    rows = [REWARDBENCH[0], {**REWARDBENCH[1], "chosen": 7}]
+    folder = benchmark_files.write(tmp_path / "data", {"deep/a.jsonl": rows})
+    memory.put(str(folder), "/bucket/data", recursive=True)
+    messages = set()
+    for location in (folder, f"{folder}/*/*", "memory://bucket/data", "memory://bucket/data/*/*"):
+        with pytest.raises(BenchmarkDataError) as caught:
+            load("rewardbench", location)
+        messages.add(caught.value.detail)
+    (message,) = messages
+    assert message.startswith("row 1 of data/deep/a.jsonl")
 
 
 def test_benchmark_files_cover_all_benchmarks() -> None:

@@ -25,6 +25,8 @@ from serve.evaluation.compare import compare, load_run
 from serve.evaluation.data import load_data
 from serve.evaluation.report import write_report
 from serve.evaluation.result import Evaluation
+from serve.evaluation.runner import choose_inputs
+from serve.jobs.command import ExecutorOptions
 
 NAME = "vl-rewardbench"
 Evaluate = Callable[..., tuple[int, list[str]]]
@@ -261,3 +263,26 @@ def test_report_describes_images_of_stored_items(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", [one])
     page = (tmp_path / "report.html").read_text()
     assert page.count("[image of ") == 8
+
+
+def test_model_of_text_is_refused_before_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    result = invoke("eval", NAME, "--data", tmp_path / "missing", "--model", "demo", "-o", out)
+    assert result.exit_code == 1
+    assert "each item of VL-RewardBench has an image, and this model reads text only" in (
+        result.output
+    )
+    assert not out.exists()
+    # Services say whether they read images.
+    service = ExecutorOptions({}, ("http://127.0.0.1:1",))
+    for limit in (None, MAX_BYTES):
+        executor = FakeExecutor(max_image_bytes=limit)
+        monkeypatch.setattr(ExecutorOptions, "build_executor", lambda *_, one=executor: one)
+        if limit:
+            assert choose_inputs(BENCHMARKS[NAME], service, out, overwrite=False) == "chats"
+        else:
+            with pytest.raises(EvaluationError, match="this model reads text only"):
+                choose_inputs(BENCHMARKS[NAME], service, out, overwrite=False)
+    assert choose_inputs(BENCHMARKS["rmb"], service, out, overwrite=False) == "chats"

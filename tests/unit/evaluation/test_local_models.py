@@ -1,4 +1,4 @@
-"""Evaluations with tiny step models and judges, against plain transformers."""
+"""Evaluations with tiny models of every kind, against plain transformers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import benchmark_files
 import pytest
 import torch
-from checkpoints import SPECS, build_tokenizer
+from checkpoints import SPECS, PathOf, build_tokenizer
 from PIL import Image
+from reference import Reference
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
@@ -247,6 +248,64 @@ def test_other_kinds_of_models_are_refused(judge: Path, step_model: Path, tmp_pa
             model={"step_format": "qwen-math"},
             preparation="prmbench",
         )
+
+
+def test_messages_of_trajectories_are_scored_as_plain_transformers(
+    checkpoint_of: PathOf, tmp_path: Path
+) -> None:
+    folder = checkpoint_of("qwen3")
+    rows = benchmark_files.plan_rewardbench()
+    variant = {"trajectories": "messages"}
+    scored = evaluate("plan-rewardbench", folder, tmp_path / "out", rows, **variant)
+    reference = Reference(folder)
+    for item in scored:
+        assert [len(response) for response in item["responses"]] == [5, 5]
+        rewards = [reference.reward(response) for response in item["responses"]]
+        assert item["rewards"] == pytest.approx(rewards, abs=1e-4)
+    flattened = evaluate("plan-rewardbench", folder, tmp_path / "flattened", rows)
+    for item, other in zip(scored, flattened, strict=True):
+        assert item["rewards"] != pytest.approx(other["rewards"], abs=1e-4)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["used"]["trajectories"] == "messages"
+    assert "[TOOL_RESPONSE name=look_up]" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_share_of_tokens_not_computed_is_reported(
+    checkpoint_of: PathOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pair shares its tools and its query, which go through the model once."""
+    rows = benchmark_files.plan_rewardbench()
+    out = tmp_path / "out"
+    scored = evaluate("plan-rewardbench", checkpoint_of("qwen3"), out, rows)
+    reference = Reference(checkpoint_of("qwen3"))
+    conversations = [
+        reference.input_ids([*item["prompt"], {"role": "assistant", "content": response}])
+        for item in scored
+        for response in item["responses"]
+    ]
+    num_tokens = sum(map(len, conversations))
+    # Distinct beginnings are the nodes of the tree of all conversations.
+    num_computed = len({tuple(ids[: i + 1]) for ids in conversations for i in range(len(ids))})
+    saved = num_tokens - num_computed
+    share = f"{num_tokens:,} tokens, of which {saved:,} ({100 * saved / num_tokens:.1f}%)"
+    assert saved > 0.2 * num_tokens
+    assert f"{share} were not computed" in capsys.readouterr().out.replace("\n", " ")
+    assert f"{share} were not computed." in (out / "summary.md").read_text()
+    assert f"{saved:,} ({100 * saved / num_tokens:.1f}%)" in (out / "report.html").read_text()
+
+
+def test_template_that_refuses_messages_of_trajectories_is_named(
+    checkpoint_of: PathOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = benchmark_files.plan_rewardbench()
+    variant = {"trajectories": "messages"}
+    out = tmp_path / "out"
+    assert evaluate("plan-rewardbench", checkpoint_of("gemma2"), out, rows, code=3, **variant) == []
+    printed = capsys.readouterr().out
+    assert "refused the conversation: Conversation roles must alternate" in printed
+    assert "refused 4 items with --variant trajectories=messages; leave that out" in printed
+    assert len(evaluate("plan-rewardbench", checkpoint_of("gemma2"), tmp_path / "other", rows)) == 4
+    assert "--variant" not in capsys.readouterr().out
 
 
 def test_vl_rewardbench_with_a_vision_model(tmp_path: Path) -> None:

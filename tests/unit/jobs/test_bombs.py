@@ -19,6 +19,7 @@ from serve.jobs.inputs import tabular
 from serve.jobs.inputs.json_rows import MAX_ROW_BYTES
 from serve.jobs.inputs.rows import Row
 from serve.jobs.inputs.source import open_source
+from serve.jobs.storage import LocalFile
 
 TEXT = "x" * (4 << 20)
 
@@ -68,7 +69,7 @@ def test_text_shared_by_rows_is_not_copied_for_every_row(tmp_path: Path, kind: s
 def test_ordinary_parquet_file_is_read_in_full_batches(tmp_path: Path) -> None:
     texts = [f"{n} " * 500 for n in range(2_000)]
     pq.write_table(pa.table({"prompt": texts}), tmp_path / "in.parquet")
-    with tabular.open_parquet(str(tmp_path / "in.parquet")) as file:
+    with tabular.open_parquet(LocalFile(tmp_path / "in.parquet")) as file:
         assert tabular._choose_batch_rows(file, 0) == tabular._BATCH_ROWS
 
 

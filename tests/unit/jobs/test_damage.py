@@ -114,7 +114,8 @@ def test_damaged_state_is_told_or_harmless(
         num_told += len(told)
         assert all("--overwrite" in text for text in told)
         assert half_done.exists() != bool(told)
-    assert num_told >= {truncate: 30, randomize: 30, exchange_pages: 30}.get(damage, 5)
+    # The last page may end with bytes that nothing uses, which a file may lose.
+    assert num_told >= {truncate: 20, randomize: 30, exchange_pages: 30}.get(damage, 5)
     damage(state, random.Random(1))
     finish(half_done, uninterrupted, overwrite=True)
 

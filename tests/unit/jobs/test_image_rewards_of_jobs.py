@@ -24,6 +24,7 @@ from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.executors.service import ServiceExecutor
 from serve.jobs.inputs.source import open_source
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.shutdown import GracefulShutdown
@@ -144,7 +145,7 @@ def test_dry_run_counts_tokens_of_images(folder: Path, model: Path, scorer: Rewa
     source = write_lines(folder / "in.jsonl", ROWS)
     executor = LocalExecutor(ModelConfig(str(model), device="cpu"))
     with Progress(lambda line: None, on_terminal=False) as progress:
-        spec = JobSpec(open_source(str(source)), folder / "out.jsonl")
+        spec = JobSpec(open_source(str(source)), Output.parse(folder / "out.jsonl"))
         dry_run = estimate(spec, executor, progress, GracefulShutdown(""))
     executor.close()
     encoded = scorer.encoder.encode_all(PLAIN)

@@ -22,6 +22,7 @@ from serve.jobs.inputs import tabular
 from serve.jobs.inputs.image_files import ImageFiles
 from serve.jobs.inputs.source import open_source
 from serve.jobs.record_reader import ParsedRecord, try_parse_record
+from serve.jobs.storage import parse_location
 
 WIDE, HIGH = write_png(100, 60), write_png(57, 90)
 BASE64 = base64.b64encode(WIDE).decode()
@@ -57,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(folder: Path) -> ImageFiles:
-    return ImageFiles(str(folder / "in.jsonl"), MAX_BYTES)
+    return ImageFiles(folder / "in.jsonl", MAX_BYTES)
 
 
 def get_contents(parsed: ParsedRecord) -> list[Any]:
@@ -263,7 +264,7 @@ def test_only_files_below_folder_are_read(
         record = {"messages": [*ask(image(path)), answer("a")]}
         assert get_contents(try_parse_record(record, image_files=files)) == [[image(HIGH)]]
     record = {"messages": [*ask(image("wide.png")), answer("a")]}
-    for nowhere in (None, "memory://rows/in.jsonl"):
+    for nowhere in (None, parse_location("memory://rows/in.jsonl").local_path):
         error = get_error(record, ImageFiles(nowhere, MAX_BYTES))
         assert "not in a file on this machine" in error.message
 

@@ -29,6 +29,7 @@ from serve.errors import BadRowError, JobInputError, JobOutputError, JobRefusedE
 from serve.jobs.inputs import json_rows
 from serve.jobs.inputs.source import open_source
 from serve.jobs.manifest import require_compatible
+from serve.jobs.output import Output
 from serve.jobs.report import Report
 from serve.jobs.row_results import RowResults
 from serve.jobs.spec import JobSpec, require_report_path
@@ -93,7 +94,7 @@ def test_summary_has_first_row_of_each_error_code(source: Path, output: Path) ->
 
 
 def test_report_does_not_replace_other_files(source: Path, output: Path) -> None:
-    spec = JobSpec(open_source(str(source)), output)
+    spec = JobSpec(open_source(str(source)), Output.parse(output))
     page = source.with_name("page.html")
     require_report_path(page, spec)
     page.write_text("<!doctype html><p>old")
@@ -228,7 +229,7 @@ def test_other_model_of_service_is_told_by_what_differs(source: Path, output: Pa
 def test_refusal_names_only_options_that_exist(source: Path, output: Path) -> None:
     with pytest.raises(RuntimeError):
         run_job(source, output, FakeExecutor(fail_at=3))
-    spec = JobSpec(open_source(str(source)), output)
+    spec = JobSpec(open_source(str(source)), Output.parse(output))
     with open_store(spec) as store:
         manifest = store.manifest
     assert manifest
@@ -279,7 +280,7 @@ def test_impossible_outputs_are_refused(source: Path, output: Path, tmp_path: Pa
 
 
 def test_second_run_is_refused_while_first_holds_lock(source: Path, output: Path) -> None:
-    spec = JobSpec(open_source(str(source)), output)
+    spec = JobSpec(open_source(str(source)), Output.parse(output))
     says = rf"in use by process {os.getpid()} on"
     for overwrite in (False, True):
         with open_store(spec), pytest.raises(JobRefusedError, match=says):

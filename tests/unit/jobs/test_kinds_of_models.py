@@ -356,6 +356,8 @@ def test_dry_run_counts_what_is_scored(judge: Path, step_model: Path, tmp_path: 
         ("judge", "--aggregation", "min", "--aggregation is for step models"),
         ("step_model", "--orders", "given", "--orders is for judges"),
         ("demo", "--orders", "both", "--orders is for judges"),
+        ("step_model", "--truncation", "left", "--truncation left is for classifiers"),
+        ("judge", "--truncation", "right", "--truncation right is for classifiers"),
     ],
 )
 def test_option_of_another_kind_is_refused(

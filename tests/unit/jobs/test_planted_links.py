@@ -82,7 +82,7 @@ def test_links_planted_while_job_folder_is_open_are_not_followed(
     source: Path, tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the check of the folder missed them."""
-    monkeypatch.setattr("serve.jobs.store.make_private_folder", lambda folder: None)
+    monkeypatch.setattr("serve.jobs.output.make_private_folder", lambda folder: None)
     folder = tmp_path / "out.jsonl.job"
     folder.mkdir()
     for name in ("lock", "state.sqlite"):

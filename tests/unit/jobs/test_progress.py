@@ -11,6 +11,7 @@ from job_runs import FakeExecutor, records, run_job, write_lines
 
 from serve.jobs.dry_run import estimate
 from serve.jobs.inputs.source import open_source
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.spec import JobSpec
 from serve.jobs.summary import Summary, format_duration, format_summary, print_lines
@@ -81,7 +82,7 @@ def test_summary_counts_rewards_from_a_cache_apart() -> None:
 
 def test_dry_run_counts_what_job_counts(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", records(95))
-    spec = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+    spec = JobSpec(open_source(str(source)), Output.parse(tmp_path / "out.jsonl"), chunk_rows=10)
     executor = FakeExecutor(delay_s=0.01)
     with Progress(lambda line: None, on_terminal=False) as progress:
         dry_run = estimate(spec, executor, progress, GracefulShutdown(""))

@@ -12,6 +12,7 @@ import pytest
 
 from serve.errors import JobInputError
 from serve.jobs.inputs.source import open_source
+from serve.jobs.storage import LocalFile
 
 COMMIT = "c" * 40
 
@@ -54,7 +55,7 @@ def test_output_in_input_folder_is_excluded(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", 1)
     output = write(tmp_path / "out.jsonl", 9)
     for name in (str(tmp_path), f"{tmp_path}/*.jsonl"):
-        source = open_source(name, exclude=output)
+        source = open_source(name, exclude=LocalFile(output))
         assert [row.record["n"] for row in source.iter_rows()] == [1]
 
 

@@ -20,6 +20,7 @@ from serve.jobs.dry_run import estimate
 from serve.jobs.executors.local import LocalExecutor
 from serve.jobs.inputs.items import compute_digest
 from serve.jobs.inputs.source import open_source
+from serve.jobs.output import Output
 from serve.jobs.progress import Progress
 from serve.jobs.row_results import RowResults
 from serve.jobs.spec import JobSpec
@@ -113,7 +114,9 @@ def test_dry_run_counts_warnings(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(53))
     executor = FakeExecutor()
     with Progress(lambda line: None, on_terminal=False) as progress:
-        spec = JobSpec(open_source(str(source)), tmp_path / "out.jsonl", chunk_rows=10)
+        spec = JobSpec(
+            open_source(str(source)), Output.parse(tmp_path / "out.jsonl"), chunk_rows=10
+        )
         dry_run = estimate(spec, executor, progress, GracefulShutdown(""))
     executor.close()
     assert dry_run.summary.warnings == {"column_not_read": 11, "transcript_read": 11}

@@ -17,7 +17,7 @@ from serve.errors import JobInputError, JobOutputError
 from serve.jobs.columns import Columns
 from serve.jobs.inputs.scan import InputScan, is_unchanged, scan_input
 from serve.jobs.inputs.source import open_source
-from serve.jobs.inputs.storage import InputFile
+from serve.jobs.storage import FileState, InputFile, LocalFile
 
 TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -66,7 +66,8 @@ def test_limit_ends_scan(tmp_path: Path) -> None:
     assert (result.num_rows, len(result.files)) == (3, 2)
     assert result.files[1].num_hashed_bytes < result.files[1].size
     assert is_unchanged(
-        result.files[1], InputFile(str(tmp_path / "b.jsonl"), result.files[1].size, 0)
+        result.files[1],
+        InputFile(LocalFile(tmp_path / "b.jsonl"), FileState(result.files[1].size, 1)),
     )
     assert scan(tmp_path, limit=5000).num_rows == 1003
     assert scan(tmp_path, limit=0).num_rows == 0

@@ -142,3 +142,24 @@ def test_one_signal_ends_job_waiting_for_silent_service(
     score(source, output, service.url)
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(20))
     assert len(service.requests) - num_requests == 4 - num_kept
+
+
+def test_reload_during_a_job_ends_it_with_a_message_for_the_command(
+    service: Service, source: Path, tmp_path: Path
+) -> None:
+    def reload_before(number: int) -> bool:
+        if number == 3:
+            service.fingerprint["revision"] = "r2"
+        return False
+
+    service.refuse, output = reload_before, tmp_path / "out.jsonl"
+    text = " ".join(score(source, output, service.url).split())
+    assert f"the model at {service.url} changed while the job ran" in text
+    assert "(its revision was r and is r2)" in text
+    assert "run the same command again to resume" in text
+    assert "new client" not in text
+    # The former model goes on, as the message says.
+    service.fingerprint["revision"] = "r"
+    service.refuse = lambda number: False
+    assert "resuming at row" in score(source, output, service.url)
+    assert len(output.read_text().splitlines()) == len(ROWS)

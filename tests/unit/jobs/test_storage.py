@@ -15,7 +15,7 @@ import pytest
 from serve.errors import JobInputError
 from serve.jobs.inputs.scan import is_unchanged, scan_input
 from serve.jobs.inputs.source import open_source
-from serve.jobs.inputs.storage import measure_file
+from serve.jobs.storage import InputFile, parse_location
 
 
 @pytest.fixture
@@ -23,6 +23,10 @@ def memory() -> Iterator[fsspec.AbstractFileSystem]:
     system = fsspec.filesystem("memory")
     yield system
     system.rm("/", recursive=True)
+
+
+def measure(name: str) -> InputFile:
+    return InputFile.from_location(parse_location(name))
 
 
 def test_folder_of_another_file_system_is_read(memory: fsspec.AbstractFileSystem) -> None:
@@ -52,11 +56,11 @@ def test_folder_of_another_file_system_is_read(memory: fsspec.AbstractFileSystem
 def test_changed_file_of_another_file_system_is_noticed(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe("/in.jsonl", json.dumps({"n": 1}).encode())
     (pinned,) = scan_input(open_source("memory://in.jsonl")).files
-    assert is_unchanged(pinned, measure_file("memory://in.jsonl"))
+    assert is_unchanged(pinned, measure("memory://in.jsonl"))
     memory.pipe("/in.jsonl", json.dumps({"n": 2}).encode())
-    assert not is_unchanged(pinned, measure_file("memory://in.jsonl"))
+    assert not is_unchanged(pinned, measure("memory://in.jsonl"))
     memory.rm("/in.jsonl")
-    assert measure_file("memory://in.jsonl").size == -1
+    assert measure("memory://in.jsonl").size == -1
 
 
 def test_unknown_scheme_is_refused() -> None:

@@ -17,6 +17,7 @@ from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.jobs.command import ExecutorOptions, run
 from serve.jobs.inputs.source import open_source
+from serve.jobs.output import Output
 from serve.jobs.spec import JobSpec
 from serve.jobs.store import open_store
 from serve.worker.backends import pin_settings
@@ -91,7 +92,7 @@ def test_job_resumed_on_another_day_keeps_date(
     first = score(source, output, model)
     assert first == pytest.approx([get_reward_on(dated_checkpoint, FIRST)] * 3, abs=1e-4)
     set_today(SECOND)
-    with open_store(JobSpec(open_source(str(source)), output)) as store:
+    with open_store(JobSpec(open_source(str(source)), Output.parse(output))) as store:
         assert store.manifest
         assert store.manifest.model["template_date"] == FIRST
         identity = ExecutorOptions(model).build_executor(store).resolve_identity()

@@ -275,7 +275,7 @@ def test_refusals(tmp_path: Path, rows: list[Record], flags: list[str], text: st
 
 def test_input_and_unknown_formats_are_no_output(tmp_path: Path) -> None:
     source = write(tmp_path, SINGLE)
-    assert "is the input" in fail(source, "--best-of-n", output="scored.jsonl")
+    assert "is also the input" in fail(source, "--best-of-n", output="scored.jsonl")
     assert "cannot be written" in fail(source, "--best-of-n", output="out.csv")
 
 

@@ -9,10 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rm_core import InvalidConversationError, parse_arguments
-from serve.api.error_responses import truncate_for_message
+from rm_core.errors import InvalidConversationError
+from rm_core.inputs.conversations import add_tools, parse_arguments
+from rm_core.text import describe_type, quote
 
+ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+"""Types of items that can be read; `message` is also that of an item without a type."""
 _TEXTS = ("input_text", "output_text", "text")
+
+
+def read_rollout(params: Mapping[str, Any], response: Mapping[str, Any]) -> Any:
+    """Return the conversation of a request and its response.
+
+    Args:
+        params: the request, of which `input`, `instructions` and `tools` are read.
+        response: the response, of which `output` is read.
+
+    Raises:
+        InvalidConversationError: an item cannot be read; the message names it.
+    """
+    instructions = params.get("instructions")
+    if isinstance(instructions, list):  # as a response repeats them
+        system = _read_items(instructions, "instructions")
+    else:
+        system = [] if instructions is None else [{"role": "system", "content": instructions}]
+    messages = [*system, *read_input(params.get("input")), *read_output(response)]
+    return add_tools(messages, read_tools(params.get("tools")))
 
 
 def read_input(value: Any) -> list[Any]:
@@ -42,7 +64,7 @@ def _read_tool(tool: Any) -> Any:
 def _read_items(items: Any, field: str) -> list[Any]:
     if not isinstance(items, list):
         raise InvalidConversationError(
-            f"`{field}` is {type(items).__name__}; send the list of items of the Responses API"
+            f"`{field}` is {describe_type(items)}; it must be a list of items of the Responses API"
         )
     messages: list[dict[str, Any]] = []
     for index, item in enumerate(items):
@@ -63,7 +85,7 @@ def _read_items(items: Any, field: str) -> list[Any]:
             )
         elif kind != "reasoning":
             raise InvalidConversationError(
-                f"item {index} of `{field}` has the type {truncate_for_message(repr(kind))}; "
+                f"item {index} of `{field}` has the type {quote(kind)}; "
                 "`message`, `function_call`, `function_call_output` and `reasoning` can be read"
             )
     parsed: list[Any] = parse_arguments(messages)
