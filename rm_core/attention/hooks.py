@@ -69,9 +69,7 @@ _running: ContextVar[_RunningBatch] = ContextVar("skyreward_running_batch")
 
 
 @contextlib.contextmanager
-def run_packed_attention(
-    stages: Sequence[tuple[torch.device, PackedAttention]],
-) -> Iterator[None]:
+def run_packed_attention(stages: Sequence[tuple[torch.device, PackedAttention]]) -> Iterator[None]:
     """Let the decoder that is called in this context attend within the segments of a batch."""
     token = _running.set(_RunningBatch(stages))
     try:

@@ -130,11 +130,7 @@ def _choose_kernel(
             "flash_attention_2",
             "flash-attn is installed and the model runs on CUDA in half precision",
         ),
-        (
-            not target.has_softcap,
-            "varlen",
-            f"{missing}; torch has the kernel without the softcap",
-        ),
+        (not target.has_softcap, "varlen", f"{missing}; torch has the kernel without the softcap"),
         (True, "flex", missing),
     )
     (name, reason), *others = [(name, reason) for usable, name, reason in candidates if usable]

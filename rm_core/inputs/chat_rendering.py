@@ -22,10 +22,7 @@ from rm_core.inputs.prerendered import PROBE
 logger = logging.getLogger(__name__)
 
 # Probes for templates that refuse `PROBE`.
-_OTHER_PROBES = (
-    ({"role": "system", "content": "system"}, *PROBE),
-    (*PROBE, *PROBE),
-)
+_OTHER_PROBES = (({"role": "system", "content": "system"}, *PROBE), (*PROBE, *PROBE))
 # Conversations and answers for the comparison at load.
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 _CHATS = (*(Chat([*probe]) for probe in (PROBE, *_OTHER_PROBES)), Chat([*PROBE], [_TOOL]))

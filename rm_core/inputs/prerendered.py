@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUESTION, _ANSWER = "question", "answer"
-PROBE = (
-    {"role": "user", "content": _QUESTION},
-    {"role": "assistant", "content": _ANSWER},
-)
+PROBE = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
 """A conversation whose rendered text shows what the template writes around contents."""
 
 

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rm_core.errors import InvalidConversationError
-from rm_core.inputs.conversations import (
-    Messages,
-    parse_prompt,
-    split_answer,
-    validate_unicode,
-)
+from rm_core.inputs.conversations import Messages, parse_prompt, split_answer, validate_unicode
 from rm_core.text import describe_type, format_keys
 from rm_core.types import PrerenderedText, PrerenderedTokens
 

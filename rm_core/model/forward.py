@@ -100,10 +100,7 @@ def launch_batch(
 
 
 def _compute_hidden_states(
-    loaded_model: LoadedModel,
-    tree: PrefixTree,
-    num_padding_tokens: int,
-    cached: CachedBatch | None,
+    loaded_model: LoadedModel, tree: PrefixTree, num_padding_tokens: int, cached: CachedBatch | None
 ) -> torch.Tensor:
     """Return hidden states `[num_read_rows, hidden_size]` after the final norm, in row order.
 

@@ -63,11 +63,7 @@ from rm_core.model.tokenizer_file import check_tokenizer
 from rm_core.model.vision import VisionTower, build_patches
 from rm_core.model.vision_config import IMAGE_TOKENS, VisionConfig
 from rm_core.model.weight_files import list_tensor_names
-from rm_core.model.weights import (
-    read_head,
-    read_transformers_config,
-    read_weights,
-)
+from rm_core.model.weights import read_head, read_transformers_config, read_weights
 from rm_core.text import is_library_error, quote, summarize_error
 from rm_core.types import Fingerprint
 
@@ -248,10 +244,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     target = _build_attention_target(config, checkpoint, device, dtype)
     choose_attention(target, config.attention)  # refuses before the weights are read
     compilation = choose_compilation(
-        config.compile,
-        device,
-        num_devices=config.num_devices,
-        deterministic=config.deterministic,
+        config.compile, device, num_devices=config.num_devices, deterministic=config.deterministic
     )
     check_quantization(
         config.quantization,

@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rm_core.errors import ModelLoadError
-from rm_core.heads import (
-    CappedTokensHead,
-    Head,
-    JudgeHead,
-    MlpHead,
-    build_row_head,
-)
+from rm_core.heads import CappedTokensHead, Head, JudgeHead, MlpHead, build_row_head
 from rm_core.heads.layout import LM_HEAD, HeadLayout
 from rm_core.model.adapter import merge_adapter
 from rm_core.model.checkpoint import Checkpoint
@@ -104,11 +98,7 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def read_head(
-    checkpoint: Checkpoint,
-    body: PreTrainedModel,
-    label_ids: Sequence[int],
-) -> Head:
+def read_head(checkpoint: Checkpoint, body: PreTrainedModel, label_ids: Sequence[int]) -> Head:
     """Load the head of a checkpoint, on the device of the decoder's last layer.
 
     A head that transformers' classifiers have gets the decoder's dtype first, as there; a value

@@ -18,9 +18,7 @@ from starlette.routing import Mount, Route
 from rm_core import RewardError
 from serve import __version__
 from serve.api import openapi
-from serve.api.compat import (
-    lifecycle as compat_lifecycle,
-)
+from serve.api.compat import lifecycle as compat_lifecycle
 from serve.api.compat import (
     llamafactory,
     nemo_gym,
@@ -34,11 +32,7 @@ from serve.api.compat import (
 )
 from serve.api.compat.common import FORM_TAG_PREFIX
 from serve.api.compat.errors import ERROR_FORMATS
-from serve.api.error_responses import (
-    ErrorDetails,
-    build_error_response,
-    truncate_for_message,
-)
+from serve.api.error_responses import ErrorDetails, build_error_response, truncate_for_message
 from serve.api.middleware import stack
 from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY

@@ -152,8 +152,7 @@ Priority = Annotated[
 ]
 
 AggregationMode = Annotated[
-    Aggregation,
-    Field(description="how a step model's rewards of steps become `reward`"),
+    Aggregation, Field(description="how a step model's rewards of steps become `reward`")
 ]
 
 _PARIS: list[JsonValue] = [
@@ -428,8 +427,7 @@ class ReloadRequest(BaseModel):
     """Where the new weights are."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"source": "/runs/7/checkpoint-100"}]},
+        extra="forbid", json_schema_extra={"examples": [{"source": "/runs/7/checkpoint-100"}]}
     )
     source: str = Field(
         min_length=1,

@@ -184,10 +184,7 @@ class ModelSettings(BaseModel):
         base, plus, adapter = (name, "", "") if find_local_folder(name) else name.partition("+")
         # Absolute: replicas may have another working directory.
         folders = [n != "demo" and find_local_folder(n) for n in (base, adapter)]
-        value = {
-            **value,
-            "name": f"{folders[0] or base}{plus}{folders[1] or adapter}",
-        }
+        value = {**value, "name": f"{folders[0] or base}{plus}{folders[1] or adapter}"}
         short = [f.name if f else n for f, n in zip(folders, (base, adapter), strict=True)]
         return {**value, "alias": value.get("alias") or plus.join(short)}
 

@@ -49,11 +49,7 @@ class Gateway:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        scorers: Mapping[str, Any],
-        keys: GatewayKeys,
-        control: Any,
+        self, settings: Settings, scorers: Mapping[str, Any], keys: GatewayKeys, control: Any
     ) -> None:
         self._initial_settings = settings
         self._keys = keys

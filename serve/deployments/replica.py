@@ -42,11 +42,7 @@ class ScorerReplica:
     """
 
     def __init__(
-        self,
-        settings: dict[str, Any],
-        log_level: str,
-        log_format: LogFormat,
-        control: Any = None,
+        self, settings: dict[str, Any], log_level: str, log_format: LogFormat, control: Any = None
     ) -> None:
         configure_logging(log_level, log_format)
         self._settings = ModelSettings.model_validate(settings)

@@ -583,10 +583,7 @@ class ServedModel:
         return _ScoredSlice(results, num_cached_tokens, has_cached, kept)
 
     async def _apply_backpressure(
-        self,
-        tasks: Sequence[asyncio.Task[object]],
-        flow: RequestFlow,
-        max_queued_tokens: int,
+        self, tasks: Sequence[asyncio.Task[object]], flow: RequestFlow, max_queued_tokens: int
     ) -> None:
         """Wait while enough of the request is queued: all of its tokens would fill the memory."""
         await asyncio.sleep(0)  # the new slice joins the queue

@@ -41,10 +41,7 @@ class ScoringService:
         self.metrics = metrics or Metrics()
         self._models = {
             model.alias: ServedModel(
-                model,
-                backend,
-                self.metrics,
-                shares_rewards=settings.cache_scope == "service",
+                model, backend, self.metrics, shares_rewards=settings.cache_scope == "service"
             )
             for model, backend in models
         }

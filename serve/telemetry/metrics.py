@@ -84,9 +84,7 @@ class Metrics:
             ["model", "outcome"],
         )
         self._conversation_errors = counter(
-            "conversation_errors",
-            "Conversations that failed, by error code.",
-            ["model", "code"],
+            "conversation_errors", "Conversations that failed, by error code.", ["model", "code"]
         )
         self._truncated_conversations = counter(
             "truncated_conversations", "Conversations truncated before scoring.", ["model"]

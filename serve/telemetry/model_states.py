@@ -54,10 +54,7 @@ _GAUGES: dict[str, tuple[str, Callable[[ModelState], float]]] = {
         "Tokens of the conversations that wait for a batch.",
         lambda state: state.queued_tokens,
     ),
-    "queue_conversations": (
-        "Conversations waiting for a batch.",
-        lambda state: state.num_waiting,
-    ),
+    "queue_conversations": ("Conversations waiting for a batch.", lambda state: state.num_waiting),
     "batches_in_flight": (
         "Batches sent to replicas and not answered yet.",
         lambda state: state.num_in_flight,

@@ -44,9 +44,7 @@ class ManagedWorker(Worker):
     """A worker whose model can sleep and get new weights; the `Backend` of one process."""
 
     def __init__(
-        self,
-        settings: ModelSettings,
-        load: Callable[[ModelSettings], RewardScorer] = load_scorer,
+        self, settings: ModelSettings, load: Callable[[ModelSettings], RewardScorer] = load_scorer
     ) -> None:
         super().__init__(load(settings), settings.stuck_after_s)
         self.sleep_level = 0

@@ -38,11 +38,7 @@ from rm_core import (
     parse_arguments,
     sigmoid,
 )
-from serve.api.error_responses import (
-    build_compat_error_docs,
-    build_exception,
-    truncate_for_message,
-)
+from serve.api.error_responses import build_compat_error_docs, build_exception, truncate_for_message
 from serve.api.routing import JsonRoute
 from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
@@ -309,12 +305,7 @@ def build_usage(scored: CompatResult) -> dict[str, Any]:
 
 def build_envelope(identifier: str, scored: CompatResult) -> dict[str, Any]:
     """Return the first fields of most responses."""
-    return {
-        "id": identifier,
-        "object": "list",
-        "created": int(time.time()),
-        "model": scored.model,
-    }
+    return {"id": identifier, "object": "list", "created": int(time.time()), "model": scored.model}
 
 
 def encode_base64(values: Sequence[float], order: Literal["<", ">"] = "<") -> str:

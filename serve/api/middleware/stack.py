@@ -64,9 +64,7 @@ def install(
             *([cors] if cors_origins else []),
             Middleware(ApiKeyMiddleware),
             Middleware(
-                RequestLimitsMiddleware,
-                admission=state.admission,
-                check_capacity=check_capacity,
+                RequestLimitsMiddleware, admission=state.admission, check_capacity=check_capacity
             ),
         ]
     )
