@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 
 _ARGUMENTS = "serve.cli.options.arguments"
 _UNPUBLISHED = (
-    "api_key",
-    "overwrite",
-    "report",
-    "retry_s",
-    "timeout_s",
-    "reward_cache",
-    "private",
-    "state",
+    *("api_key", "overwrite", "private", "report", "retry_errors", "retry_s", "reward_cache"),
+    *("state", "timeout_s"),
 )
 _PLACEHOLDERS = {"urls": "URL", "ray": "ADDRESS"}
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])

@@ -258,7 +258,7 @@ def _format_percent(value: float | None) -> str:
 def _format_difference(value: float | None, reference: float | None) -> str:
     if value is None or reference is None:
         return "-"
-    return f"{100 * (value - reference):+.2f}"
+    return f"{round(100 * (value - reference), 2) + 0.0:+.2f}"
 
 
 def _format_interval(interval: Interval | None) -> str:

@@ -33,7 +33,7 @@ from serve.jobs.atomic_io import write_atomically
 from serve.jobs.output import get_job_folder
 from serve.jobs.store import read_job_summary
 from serve.jobs.summary import format_duration, format_share
-from serve.reports.format import format_number, format_percent
+from serve.reports.format import format_percent
 from serve.reports.page import render_page
 from serve.reports.plots import Bar, BarRow
 
@@ -170,7 +170,6 @@ def write_leaderboard_page(
             if one.missing
         ],
         format_variant=_format_variant,
-        format_points=_format_points,
     )
     # Names of models may contain lone surrogates, which UTF-8 cannot encode.
     write_atomically(path, page.encode(errors="replace"))
@@ -296,8 +295,3 @@ def _iter_provenance(one: LocalResult) -> Iterator[tuple[str, str]]:
 
 def _format_variant(variant: Mapping[str, str] | None) -> str:
     return ", ".join(f"{name}={value}" for name, value in (variant or {}).items())
-
-
-def _format_points(difference: float) -> str:
-    """Format a difference of fractions in percentage points, without a negative zero."""
-    return format_number(round(100 * difference, 2) + 0.0, "+.2f")

@@ -54,7 +54,8 @@ class Output:
                 "named output; give the name of a file"
             )
         location = parse_location(str(name))
-        return cls(location, state_folder or _get_state_folder(location))
+        folder = state_folder.absolute() if state_folder else _get_state_folder(location)
+        return cls(location, folder)
 
     def __str__(self) -> str:
         return str(self.location)

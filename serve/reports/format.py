@@ -17,6 +17,11 @@ def format_percent(
     return nothing if share is None else f"{100 * share:.{decimals}f}{unit}"
 
 
+def format_points(difference: float) -> str:
+    """Format a difference of fractions in percentage points, without a negative zero."""
+    return format_number(round(100 * difference, 2) + 0.0, "+.2f")
+
+
 def format_quantity(number: int, what: str) -> str:
     """Format a number with a noun, such as "1 item" or "2,000 items"."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")

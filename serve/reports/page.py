@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from serve.csp import hash_inline_source
-from serve.reports.format import format_number, format_percent, format_quantity
+from serve.reports.format import format_number, format_percent, format_points, format_quantity
 
 _TEMPLATES = Path(__file__).with_name("templates")
 # Control characters and lone surrogates, which browsers would replace or drop.
@@ -27,8 +27,8 @@ def render_page(template: Path, **context: Any) -> str:
 def get_environment(folder: Path = _TEMPLATES) -> Environment:
     """Return the environment of the templates of a folder and of this package.
 
-    Filters: `number`, `percent` and `quantity` of `serve.reports.format`, and `csp_source` of an
-    inline style.
+    Filters: `number`, `points`, `percent` and `quantity` of `serve.reports.format`, and
+    `csp_source` of an inline style.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, _TEMPLATES]),
@@ -39,6 +39,7 @@ def get_environment(folder: Path = _TEMPLATES) -> Environment:
     )
     environment.filters |= {
         "number": format_number,
+        "points": format_points,
         "percent": format_percent,
         "quantity": format_quantity,
         "csp_source": hash_inline_source,

@@ -161,6 +161,7 @@ def test_published_rewards_of_rewardmath_give_published_results(tmp_path: Path) 
         "mrr": 0.447,
     }
     assert "comparison with published results" in result.stdout
+    assert "-0.00" not in result.stdout
     again = invoke("leaderboard", "rewardmath", tmp_path / "out", "--json")
     rows = [row for row in json.loads(again.stdout) if row["model"].endswith(LLAMA)]
     published, local = sorted(rows, key=lambda row: row["folder"] is not None)

@@ -14,15 +14,17 @@ from typing import Any
 import datasets
 import fake_hub
 import huggingface_hub.constants
+import job_runs
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from command_line import SKYREWARD, invoke
 from fake_hub import READ_TOKEN, TOKEN, FakeHub, Repository
 from huggingface_hub import DatasetCard
-from job_runs import FakeExecutor, records, write_lines
+from job_runs import FakeExecutor, records, reward_of, write_lines
 from waiting import PATIENCE_S
 
+from rm_core import ScoreError
 from serve import __version__
 from serve.jobs.command import ExecutorOptions
 from serve.jobs.dataset_card import publish_name
@@ -103,6 +105,26 @@ def test_output_and_card_are_one_commit_and_a_second_push_makes_none(
     assert executor.calls == []
     assert len(repository.commits) == 2
     assert hub.count("PUT", "objects") == name.endswith(".parquet")
+
+
+def test_retry_pushes_what_a_job_without_errors_pushes(
+    hub: FakeHub, score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ScoreError("lost_replicas", "two replicas were lost")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            job_runs, "reward_of", lambda text: lost if "word7" in text else reward_of(text)
+        )
+        score("scored.parquet")
+    assert "| `lost_replicas` | " in read_card(hub).text
+    done, executor = score("scored.parquet", "--retry-errors")
+    assert executor.calls
+    assert "pushed data/scored.parquet to" in done.stderr
+    assert "lost_replicas" not in read_card(hub).text
+    again, _ = score("scored.parquet", "--overwrite")
+    assert (
+        f"{REPO} has data/scored.parquet and its card already; nothing was pushed" in again.stderr
+    )
 
 
 def test_card_names_model_input_results_columns_and_command(

@@ -363,6 +363,12 @@ def test_state_folder_lets_another_machine_resume(
     run_job(source, local, FakeExecutor(), state=tmp_path / "for_local")
     assert local.read_bytes() == s3.get(f"{bucket}/out.jsonl")
     assert not (tmp_path / "out.jsonl.job").exists()
+    usual = tmp_path / "usual.jsonl"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError):
+        run_job(source, usual, FakeExecutor(fail_at=5), state=Path("usual.jsonl.job"))
+    run_job(source, usual, FakeExecutor())
+    assert usual.read_bytes() == local.read_bytes()
 
 
 def test_state_folder_is_private_and_its_name_has_no_secret(
