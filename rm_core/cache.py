@@ -31,31 +31,18 @@ ENTRY_BYTES = 360
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Size of a cache, and its counters since it was created.
+    """Size of a cache, and its counters since it was created."""
 
-    Attributes:
-        hits: lookups that found a reward.
-        misses: lookups that found nothing.
-        evictions: entries removed to make room for others.
-        entries: number of rewards in the cache.
-        bytes: estimated memory of all entries.
-        max_bytes: upper bound of `bytes`.
-    """
-
-    hits: int
-    misses: int
-    evictions: int
-    entries: int
-    bytes: int
-    max_bytes: int
+    hits: int  # lookups that found a reward
+    misses: int  # lookups that found nothing
+    evictions: int  # entries removed to make room for others
+    entries: int  # number of rewards in the cache
+    bytes: int  # estimated memory of all entries
+    max_bytes: int  # upper bound of `bytes`
 
 
 class ScoreCache:
-    """LRU cache of rewards. Thread-safe.
-
-    Args:
-        max_bytes: maximum memory of all entries together.
-    """
+    """LRU cache of rewards with a maximum memory. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         assert max_bytes >= 0

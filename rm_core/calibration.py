@@ -28,25 +28,17 @@ _MAX_FILE_BYTES = 2**20
 class Calibration:
     """Statistics of the rewards of one model.
 
-    Attributes:
-        model: name of the model, for people.
-        count: number of rewards.
-        mean: mean of the rewards.
-        std: population standard deviation of the rewards (divided by `count`), greater than 0.
-        quantiles: reward by probability; interpolated linearly between neighbors.
-        fingerprint: fingerprint of the model that computed the rewards.
-        aggregation: how a step model's rewards of steps became the reward; None for a classifier.
-
     Raises:
         ValueError: no rewards, a number that is not finite, or a deviation of 0.
     """
 
-    model: str
-    count: int
-    mean: float
-    std: float
-    quantiles: Mapping[str, float]
-    fingerprint: Fingerprint
+    model: str  # name of the model, for people
+    count: int  # number of rewards
+    mean: float  # mean of the rewards
+    std: float  # population standard deviation of the rewards (divided by `count`), greater than 0
+    quantiles: Mapping[str, float]  # reward by probability; interpolated linearly between neighbors
+    fingerprint: Fingerprint  # fingerprint of the model that computed the rewards
+    # How a step model's rewards of steps became the reward; None for a classifier.
     aggregation: Aggregation | None = None
 
     def __post_init__(self) -> None:
@@ -77,11 +69,7 @@ class Calibration:
 
 
 def read_calibration(path: str) -> Calibration:
-    """Read the file with the JSON of a calibration.
-
-    Raises:
-        ModelLoadError: the file is missing, or it is not a calibration.
-    """
+    """Read the file with the JSON of a calibration, or raise `ModelLoadError`."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(_MAX_FILE_BYTES)
@@ -98,9 +86,6 @@ class RewardSample:
 
     Args:
         file: an empty file on disk, which gets 8 bytes a reward.
-
-    Attributes:
-        count: number of rewards.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -33,11 +33,7 @@ def choose_compilation(
 ) -> CompilationChoice:
     """Choose whether to compile the decoder layers.
 
-    Args:
-        requested: value of the setting `compile`; a boolean overrides the choice.
-        device: first device of the model.
-        num_devices: number of devices of the model.
-        deterministic: whether a reward must not depend on its batch, to the last bit.
+    `requested` is the setting `compile`; a boolean overrides the choice.
     """
     if requested != "auto":
         return CompilationChoice(requested, "requested by the setting `compile`")

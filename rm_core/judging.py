@@ -15,20 +15,15 @@ from rm_core.types import Reward, ScoreError
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of two answers.
+    """What a judge says of two answers."""
 
-    Attributes:
-        margin: mean log-odds over the orders that the first answer is better.
-        orders: log-odds that the first answer is better and label mass, with the first answer read
-            first, then (if it was asked) second.
-        num_tokens: number of tokens of all orders.
-        warnings: warnings about the pair in the given order, since the other order has the same
-            texts; and whether the judge rarely replies with its labels.
-    """
-
-    margin: float
+    margin: float  # mean log-odds over the orders that the first answer is better
+    # Log-odds that the first answer is better and label mass, with the first answer read first,
+    # then (if it was asked) second.
     orders: tuple[tuple[float, float], ...]
-    num_tokens: int
+    num_tokens: int  # number of tokens of all orders
+    # Warnings about the pair in the given order, since the other order has the same texts; and
+    # whether the judge rarely replies with its labels.
     warnings: tuple[str, ...] = ()
 
     @property
@@ -86,13 +81,7 @@ def merge_orders(
     *,
     both_orders: bool = True,
 ) -> list[Verdict | ScoreError]:
-    """Return the verdict on each pair, or its error.
-
-    Args:
-        pairs: pairs, and errors of those that could not be read.
-        results: results of `expand_orders`, in order.
-        both_orders: as for `expand_orders`.
-    """
+    """Return the verdict on each pair, or its error, from the results of `expand_orders`."""
     remaining = iter(results)
     return [
         pair
@@ -103,21 +92,13 @@ def merge_orders(
 
 
 class RankedAnswer(NamedTuple):
-    """An answer's mean margin against the other answers of its group.
+    """An answer's mean margin against the other answers of its group."""
 
-    Attributes:
-        reward: mean margin against those with which the judge could compare it.
-        num_comparisons: number of those answers.
-        failure: error of the first comparison that failed; None if none did.
-        num_failures: number of comparisons that failed.
-        warnings: whether the judge rarely replied with its labels.
-    """
-
-    reward: float
-    num_comparisons: int
-    failure: ScoreError | None
-    num_failures: int
-    warnings: tuple[str, ...] = ()
+    reward: float  # mean margin against those with which the judge could compare it
+    num_comparisons: int  # number of those answers
+    failure: ScoreError | None  # error of the first comparison that failed; None if none did
+    num_failures: int  # number of comparisons that failed
+    warnings: tuple[str, ...] = ()  # whether the judge rarely replied with its labels
 
 
 def rank_answers(
@@ -125,12 +106,8 @@ def rank_answers(
 ) -> list[RankedAnswer | ScoreError]:
     """Rank answers by their mean margin against each other.
 
-    Args:
-        num_answers: number of answers.
-        verdicts: verdict on each pair of answers, in the order of `itertools.combinations`.
-
-    Returns:
-        One result for each answer; the error of a comparison for an answer without any verdict.
+    The verdicts are in the order of `itertools.combinations`. An answer without any verdict gets
+    the error of a comparison.
     """
     margins: list[list[float]] = [[] for _ in range(num_answers)]
     warnings: list[tuple[str, ...]] = [()] * num_answers

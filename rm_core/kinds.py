@@ -34,36 +34,21 @@ _APPENDED: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class KindChoice:
-    """What a checkpoint is served as.
+    """What a checkpoint is served as."""
 
-    Attributes:
-        kind: `classifier`, `step` or `judge`.
-        step_format: how a solution is divided into steps and marked; None unless `kind` is `step`.
-        reason: why this kind was chosen, in words.
-        appended_token: token that follows every conversation, and at which it is read; None for the
-            last token of the conversation itself.
-    """
-
-    kind: Kind
+    kind: Kind  # `classifier`, `step` or `judge`
+    # How a solution is divided into steps and marked; None unless `kind` is `step`.
     step_format: StepFormat | None
-    reason: str
+    reason: str  # why this kind was chosen, in words
+    # Token that follows every conversation, and at which it is read; None for the last token of the
+    # conversation itself.
     appended_token: str | None = None
 
 
 def choose_kind(
     config: ModelConfig, model_config: Mapping[str, Any], entry: object | None
 ) -> KindChoice:
-    """Choose what a checkpoint is served as.
-
-    Args:
-        config: `kind`, `step_format` and `appended_token` are read; `name` is for messages.
-        model_config: content of config.json.
-        entry: catalog entry of the checkpoint, whose `kind` and `step_format` are read; None for a
-            checkpoint that is not in the catalog.
-
-    Raises:
-        ModelLoadError: the kind or the step format is unknown.
-    """
+    """Choose what a checkpoint is served as, by settings, its catalog entry and its config.json."""
     architecture = str((model_config.get("architectures") or ["none"])[0])[:80]
     known, known_format, reason = _look_up(architecture, entry)
     kind: Kind | None = known

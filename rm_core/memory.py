@@ -46,55 +46,33 @@ _VISION_CACHE_IMAGES = 256
 
 @dataclass(frozen=True, slots=True)
 class PrefixCacheSize:
-    """Size of the prefix cache, and the reason for it.
+    """Size of the prefix cache, and the reason for it."""
 
-    Attributes:
-        num_tokens: maximum number of tokens in the cache; 0 if there is none.
-        num_bytes: memory of that many tokens, over all devices.
-        reason: explanation of the size, for people.
-    """
-
-    num_tokens: int
-    num_bytes: int
-    reason: str
+    num_tokens: int  # maximum number of tokens in the cache; 0 if there is none
+    num_bytes: int  # memory of that many tokens, over all devices
+    reason: str  # explanation of the size, for people
 
 
 @dataclass(frozen=True, slots=True)
 class VisionCacheSize:
-    """Size of the cache of image embeddings, and the reason for it.
+    """Size of the cache of image embeddings, and the reason for it."""
 
-    Attributes:
-        num_bytes: maximum memory of the embeddings in the cache; 0 if there is none.
-        reason: explanation of the size, for people.
-    """
-
-    num_bytes: int
-    reason: str
+    num_bytes: int  # maximum memory of the embeddings in the cache; 0 if there is none
+    reason: str  # explanation of the size, for people
 
 
 @dataclass(frozen=True, slots=True)
 class BatchBudget:
-    """Maximum number of tokens in a batch, and the reason for it.
-
-    Attributes:
-        max_batch_tokens: the limit.
-        reason: explanation of the limit, for people.
-        is_automatic: whether the limit was chosen by this module. The warm-up may lower only such
-            limits.
-    """
+    """Maximum number of tokens in a batch, and the reason for it."""
 
     max_batch_tokens: int
-    reason: str
+    reason: str  # explanation of the limit, for people
+    # Whether the limit was chosen by this module. The warm-up may lower only such limits.
     is_automatic: bool
 
 
 def estimate_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Estimate the peak memory of activations per token of a row, in bytes.
-
-    Args:
-        config: transformers config with the shape of the decoder.
-        dtype: dtype of the decoder.
-    """
+    """Estimate the peak memory of activations per token of a row, in bytes."""
     hidden, mlp = config.hidden_size, config.intermediate_size
     head_dim = get_head_dim(config)
     queries = config.num_attention_heads * head_dim
@@ -115,12 +93,7 @@ def count_operations_per_token(config: Any) -> int:
 
 
 def compute_key_value_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Compute the memory of one token's keys and values in all layers, in bytes.
-
-    Args:
-        config: transformers config with the shape of the decoder.
-        dtype: dtype of the decoder.
-    """
+    """Compute the memory of one token's keys and values in all layers, in bytes."""
     per_layer = 2 * get_num_key_value_heads(config) * get_head_dim(config) * dtype.itemsize
     return int(config.num_hidden_layers * per_layer)
 
@@ -129,11 +102,6 @@ def estimate_tower_bytes(config: Any, dtype: torch.dtype, num_patches: int) -> i
     """Estimate the peak memory of a vision tower while it encodes images, in bytes.
 
     Attention is counted as a kernel that stores no matrix of [patches, patches].
-
-    Args:
-        config: transformers config of the tower.
-        dtype: dtype of the tower.
-        num_patches: patches that go through the tower at a time.
     """
     # Qwen2-VL calls the width of its layers embed_dim, and that of the decoder hidden_size.
     width = getattr(config, "embed_dim", None) or config.hidden_size
@@ -158,13 +126,7 @@ def count_deepstack_layers(config: Any) -> int:
 
 
 def compute_image_bytes(config: Any, dtype: torch.dtype, max_pixels: int) -> int:
-    """Compute the memory of an image's embeddings, in bytes.
-
-    Args:
-        config: transformers config of the whole model.
-        dtype: dtype of the tower.
-        max_pixels: pixels of the resized image.
-    """
+    """Compute the memory of the embeddings of an image of `max_pixels`, in bytes."""
     vision = config.vision_config
     num_tokens = max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2
     per_token = (1 + count_deepstack_layers(vision)) * config.get_text_config().hidden_size
@@ -181,13 +143,8 @@ def choose_vision_cache_bytes(
 ) -> VisionCacheSize:
     """Return the size of the cache of image embeddings of a model that is loaded on its devices.
 
-    Args:
-        requested: value of the setting `vision_cache_bytes`; None to choose a size.
-        config: transformers config of the whole model.
-        dtype: dtype of the model.
-        device: device of the vision tower.
-        max_pixels: pixels of the largest resized image.
-        reserved_bytes: memory of the device that a batch and the vision tower will take.
+    `requested` is the setting `vision_cache_bytes`. A batch and the tower take `reserved_bytes`,
+    and `max_pixels` is the largest resized image.
     """
     if requested is not None:
         return VisionCacheSize(requested, "requested by the setting `vision_cache_bytes`")
@@ -215,13 +172,8 @@ def choose_prefix_cache_size(
 ) -> PrefixCacheSize:
     """Return the size of the prefix cache of a model that is loaded on its devices.
 
-    Args:
-        requested: value of the setting `prefix_cache_bytes`; None to choose a size.
-        config: transformers config with the shape of the decoder.
-        dtype: dtype of the decoder.
-        devices: devices of the model, with an equal number of layers each.
-        max_batch_tokens: token budget of a batch.
-        reserved_bytes: memory of the first device that others will take, such as a vision tower.
+    `requested` is the setting `prefix_cache_bytes`. The devices have an equal number of layers
+    each; others, such as a vision tower, take `reserved_bytes` of the first.
     """
     per_token = compute_key_value_bytes(config, dtype)
     if requested is not None:
@@ -265,13 +217,8 @@ def choose_budget(
 ) -> BatchBudget:
     """Return the batch budget of a model that is loaded on its device.
 
-    Args:
-        requested: value of the setting `max_batch_tokens`; None to choose a budget.
-        config: transformers config with the shape of the decoder.
-        dtype: dtype of the decoder.
-        device: device of the model.
-        deterministic: whether every row is padded to the budget.
-        reserved_bytes: memory of the device that others will take, such as a vision tower.
+    `requested` is the setting `max_batch_tokens`. If `deterministic`, every row is padded to the
+    budget. Others, such as a vision tower, take `reserved_bytes` of the device.
     """
     if requested is not None:
         return BatchBudget(
@@ -287,13 +234,9 @@ def choose_budget(
 def fit_budget(
     free_bytes: int, config: Any, dtype: torch.dtype, deterministic: bool = False
 ) -> BatchBudget:
-    """Return the batch budget of a CUDA device.
+    """Return the batch budget of a CUDA device with `free_bytes` once the model is loaded.
 
-    Args:
-        free_bytes: free memory of the device once the model is loaded.
-        config: transformers config, or any object with the same sizes.
-        dtype: dtype of the decoder.
-        deterministic: whether every row is padded to the budget.
+    The config may be any object with the sizes of transformers' config.
     """
     max_tokens = DETERMINISTIC_CUDA_TOKENS if deterministic else CUDA_TOKENS
     quick_tokens = int(CUDA_OPERATIONS / count_operations_per_token(config)) // 1024 * 1024

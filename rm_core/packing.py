@@ -42,21 +42,13 @@ MAX_KEYS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class TreeSegment:
-    """Tokens that are consecutive both among the keys of a batch and in their sequence.
+    """Tokens that are consecutive both among the keys of a batch and in their sequence."""
 
-    Attributes:
-        start: index of the first token among the keys: the cached tokens, then those of the row.
-        depth: position of the first token in its sequence. The path before it is the parent's.
-        parent: index of the segment whose path is shared up to `depth`; -1 for none.
-        sequence: index of a sequence that contains the segment.
-        token_ids: tokens of the segment, at least one.
-    """
-
-    start: int
-    depth: int
-    parent: int
-    sequence: int
-    token_ids: TokenIds
+    start: int  # index of the first token among the keys: the cached tokens, then those of the row
+    depth: int  # position of the first token in its sequence. The path before it is the parent's.
+    parent: int  # index of the segment whose path is shared up to `depth`; -1 for none
+    sequence: int  # index of a sequence that contains the segment
+    token_ids: TokenIds  # tokens of the segment, at least one
 
     @property
     def stop(self) -> int:
@@ -66,26 +58,18 @@ class TreeSegment:
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """One batch: distinct sequences as a packed prefix tree.
+    """One batch: distinct sequences as a packed prefix tree."""
 
-    Attributes:
-        sequences: distinct, non-empty sequences in the order of the row.
-        segments: cached segments, then those of the row, each in the order of the tree.
-        read_rows: for each sequence, the indices in the row of the tokens at which it is read.
-        num_tokens: length of the row.
-        num_cached_tokens: number of tokens that are not in the row but in the prefix cache.
-        salts: salt of each sequence; see `pack`.
-        readouts: readouts of each sequence; see `pack`.
-        images: images of the sequences, by `EncodedImage.key`; may have others too.
-    """
-
-    sequences: tuple[TokenIds, ...]
+    sequences: tuple[TokenIds, ...]  # distinct, non-empty sequences in the order of the row
+    # Cached segments, then those of the row, each in the order of the tree.
     segments: tuple[TreeSegment, ...]
+    # For each sequence, the indices in the row of the tokens at which it is read.
     read_rows: tuple[tuple[int, ...], ...]
-    num_tokens: int
-    num_cached_tokens: int = 0
-    salts: tuple[str, ...] = ()
-    readouts: tuple[Readouts, ...] = ()
+    num_tokens: int  # length of the row
+    num_cached_tokens: int = 0  # number of tokens that are not in the row but in the prefix cache
+    salts: tuple[str, ...] = ()  # salt of each sequence; see `pack`
+    readouts: tuple[Readouts, ...] = ()  # readouts of each sequence; see `pack`
+    # Images of the sequences, by `EncodedImage.key`; may have others too.
     images: Mapping[int, EncodedImage] = field(default_factory=dict)
 
     @property
@@ -102,11 +86,6 @@ class PrefixTree:
     def all_read_rows(self) -> list[int]:
         """Ascending indices in the row of the tokens at which any sequence is read."""
         return sorted({row for rows in self.read_rows for row in rows})
-
-    @property
-    def cached_segments(self) -> tuple[TreeSegment, ...]:
-        """Segments that are read from the prefix cache."""
-        return tuple(s for s in self.segments if s.start < self.num_cached_tokens)
 
     @property
     def row_segments(self) -> tuple[TreeSegment, ...]:
@@ -190,14 +169,11 @@ class PrefixTree:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Batches of distinct sequences, and the position of each input in them.
+    """Batches of distinct sequences, and the position of each input in them."""
 
-    Attributes:
-        batches: the batches. A batch exceeds the budget only if its single sequence does.
-        indices: `[num_inputs]`, index of each input among all sequences of all batches, in order.
-    """
-
+    # The batches. A batch exceeds the budget only if its single sequence does.
     batches: tuple[PrefixTree, ...]
+    # `[num_inputs]`, index of each input among all sequences of all batches, in order.
     indices: tuple[int, ...]
 
     @property

@@ -39,12 +39,7 @@ class Reference(Protocol):
 
 
 def build_reference(scorer: RewardScorer, dtype: torch.dtype) -> Reference:
-    """Load a checkpoint again, on the scorer's device, and on the CPU where it does not fit.
-
-    Args:
-        scorer: scorer whose checkpoint, template and device to use.
-        dtype: dtype of the whole model, including the head.
-    """
+    """Load a checkpoint again, on the scorer's device, and on the CPU where it does not fit."""
     checkpoint = scorer.loaded_model.checkpoint
     assert checkpoint.head is not None
     assert checkpoint.files is not None
@@ -57,12 +52,7 @@ def build_reference(scorer: RewardScorer, dtype: torch.dtype) -> Reference:
 
 
 class PlainClassifier:
-    """transformers' own sequence classifier, tokenized as in the model cards.
-
-    Args:
-        scorer: see `build_reference`.
-        dtype: see `build_reference`.
-    """
+    """transformers' own sequence classifier, tokenized as in the model cards."""
 
     def __init__(self, scorer: RewardScorer, dtype: torch.dtype) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -102,12 +92,7 @@ class PlainClassifier:
 
 
 class PlainDecoder:
-    """transformers' own decoder, with the tensors of any head.
-
-    Args:
-        scorer: see `build_reference`.
-        dtype: see `build_reference`.
-    """
+    """transformers' own decoder, with the tensors of any head."""
 
     def __init__(self, scorer: RewardScorer, dtype: torch.dtype) -> None:
         loaded = scorer.loaded_model

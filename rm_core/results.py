@@ -48,14 +48,9 @@ def merge_results(
     *,
     raw: bool = False,
 ) -> list[Reward | ScoreError]:
-    """Merge outputs with encoding errors into one result per conversation.
+    """Merge outputs at the readouts with encoding errors into one result per conversation.
 
-    Args:
-        encoded: `[num_conversations]`, encoded conversations and errors.
-        outputs: the head's outputs at each readout of the encoded conversations, in order.
-        kind: kind of the model.
-        aggregation: how a step model's rewards of steps become the reward.
-        raw: whether `step_rewards` are the outputs themselves, at every readout.
+    With `raw`, `step_rewards` are the outputs themselves.
     """
     remaining = iter(outputs)
     results: list[Reward | ScoreError] = []

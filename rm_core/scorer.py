@@ -15,7 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ from rm_core.model.device_errors import convert_device_errors
 from rm_core.model.forward import ForwardPass, LaunchedBatch, launch_batch
 from rm_core.model.loading import LoadedModel, load_model
 from rm_core.model.offload import free_unused_memory, offload_weights, restore_weights
-from rm_core.model.pipeline_parallel import get_layer_devices
+from rm_core.model.placement import get_layer_devices
 from rm_core.model.vision import MAX_PATCHES
 from rm_core.packing import Packing, PrefixTree, Readouts, TokenIds, pack, split_in_half
 from rm_core.prefix_cache import PrefixCache
@@ -70,19 +70,13 @@ _BATCHES_IN_FLIGHT = {"cuda": 2, "cpu": 1}
 
 
 class _RunningBatch(NamedTuple):
-    """A batch that was launched, or failed to.
+    """A batch that was launched, or failed to."""
 
-    Attributes:
-        tree: the batch.
-        row: the tree of the row that runs: without the tokens that are in the prefix cache.
-        logits: result of the forward pass; None if it failed.
-        failure: why it failed.
-    """
-
-    tree: PrefixTree
+    tree: PrefixTree  # the batch
+    # The tree of the row that runs: without the tokens that are in the prefix cache.
     row: PrefixTree
-    logits: LaunchedBatch | list[float] | None
-    failure: ScoreError | None = None
+    logits: LaunchedBatch | list[float] | None  # result of the forward pass; None if it failed
+    failure: ScoreError | None = None  # why it failed
 
 
 class _ScoredBatch(NamedTuple):
@@ -281,18 +275,13 @@ class RewardScorer:
             step_format=loaded.checkpoint.kind.step_format,
             catalogue_id=entry.id if entry else None,
             family=loaded.checkpoint.family,
-            revision=loaded.fingerprint.revision,
-            template_sha256=loaded.fingerprint.template_sha256,
+            **asdict(loaded.fingerprint),
             encoding_sha256=self.encoder.encoding_sha256,
             template_depends_on_date=self.encoder.depends_on_date,
-            template_date=self.encoder.template_date,
-            version=loaded.fingerprint.version,
-            dtype=loaded.fingerprint.dtype,
             head=loaded.head.description,
             head_dtype="float32",
             readout_layer=loaded.readout_layer,
             device=", ".join(map(str, loaded.devices)),
-            attention=loaded.attention.name,
             attention_reason=loaded.attention.reason,
             max_length=self.encoder.max_length,
             max_batch_tokens=self._budget.max_batch_tokens,
@@ -467,8 +456,9 @@ class RewardScorer:
                 token that is not the pad token.
             images: images whose token ids the sequences have.
         """
+        pad = self._loaded_model.pad_token_id
         up_to_readout = [
-            ids[: (positions[-1] if positions else self._find_readout(ids)) + 1]
+            ids[: (positions[-1] if positions else find_readout_position(ids, pad)) + 1]
             for ids, positions in zip(sequences, readouts or [()] * len(sequences), strict=True)
         ]
         cache = self._prefix_cache  # another thread may drop it
@@ -476,9 +466,6 @@ class RewardScorer:
         return pack(
             up_to_readout, self._budget.max_batch_tokens, count_cached, salts, readouts, images
         )
-
-    def _find_readout(self, ids: TokenIds) -> int:
-        return find_readout_position(ids, self._loaded_model.pad_token_id)
 
     def score_packing(
         self, packing: Packing, on_batch_start: Callable[[int], None] | None = None

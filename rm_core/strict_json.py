@@ -39,25 +39,10 @@ def parse_strict(text: str, *, finite: bool = True, yield_gil: bool = False) -> 
     return value
 
 
-def decode_strict(text: str, start: int) -> tuple[Any, int]:
-    """Parse the JSON value at an index of a text; return the value and the index after it.
-
-    The caller must check the depth with `require_depth`.
-
-    Raises:
-        ValueError: the text is not strict JSON; see `describe_error`.
-        RecursionError: the value is nested too deeply for Python.
-    """
-    value, end = _STRICT.raw_decode(text, start)
-    return value, end
-
-
 def require_depth(value: Any, text: str) -> None:
     """Check that a value is not nested too deeply to be written again.
 
-    Args:
-        value: the parsed value.
-        text: text of the value; if it has few brackets, as most have, the value is not walked.
+    A value whose text has few brackets, as most, is not walked.
 
     Raises:
         NotStrictError: the value has more than `MAX_DEPTH` nested lists and objects.
@@ -78,11 +63,7 @@ def require_depth(value: Any, text: str) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """Describe why a text could not be parsed; `it` is the text.
-
-    Args:
-        error: exception raised by a function of this module.
-    """
+    """Describe why a text could not be parsed; `it` is the text."""
     if isinstance(error, json.JSONDecodeError):
         # Without the line number, which is always 1 for a row and looks like a line of the file.
         return f"{error.msg} at character {error.pos}"
@@ -106,11 +87,13 @@ def _require_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _reject_constant(name: str) -> NoReturn:
+def reject_constant(name: str) -> NoReturn:
+    """Reject NaN and infinity, as `json` passes them."""
     raise NotStrictError(f"it has {name}, and JSON allows only finite numbers; write null or text")
 
 
-def _parse_finite(text: str) -> float:
+def parse_finite(text: str) -> float:
+    """Parse a number of a JSON text that a double can hold."""
     number = float(text)
     if not math.isfinite(number):
         raise NotStrictError(
@@ -127,8 +110,8 @@ _DISTINCT = json.JSONDecoder(object_pairs_hook=_require_distinct_keys)
 _build_strict_decoder = functools.partial(
     json.JSONDecoder,
     object_pairs_hook=_require_distinct_keys,
-    parse_constant=_reject_constant,
-    parse_float=_parse_finite,
+    parse_constant=reject_constant,
+    parse_float=parse_finite,
 )
 _STRICT = _build_strict_decoder()
 # Python switches threads only while it runs Python code. The C decoder runs none for a text of

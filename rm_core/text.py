@@ -37,12 +37,7 @@ def describe_type(value: object) -> str:
 
 
 def format_names(names: Iterable[object], limit: int = 8) -> str:
-    """Return names with commas between them, such as `a, b and 3 more`; "nothing" without names.
-
-    Args:
-        names: any number of names.
-        limit: number of names that are listed.
-    """
+    """Return names with commas between them, such as `a, b and 3 more`; "nothing" without names."""
     texts = [str(name) for name in names]
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return (", ".join(texts[:limit]) + more) or "nothing"
@@ -51,6 +46,11 @@ def format_names(names: Iterable[object], limit: int = 8) -> str:
 def format_keys(keys: Iterable[object], limit: int = 8) -> str:
     """Return keys as `format_names` does, each cut to 40 characters and in backquotes."""
     return format_names((f"`{shorten(str(key), 40)}`" for key in keys), limit)
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def summarize_error(error: BaseException) -> str:

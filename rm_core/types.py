@@ -53,26 +53,17 @@ class EncodedImage:
     """One image, resized for the vision tower.
 
     Two are equal if their digests and placeholders are.
-
-    Attributes:
-        pixels: uint8 [height, width, 3], RGB, not normalized.
-        height: number of rows; a multiple of `patch_size * merge_size`.
-        width: number of columns; a multiple of `patch_size * merge_size`.
-        patch_size: pixels of a patch in each direction.
-        merge_size: patches of a token in each direction.
-        temporal_patch_size: number of frames in a patch; an image is repeated for each.
-        digest: 32 bytes, a hash of pixels, height, width and the preprocessing.
-        placeholder_id: id of the token that the chat template writes in place of the image.
     """
 
+    # uint8 `[height, width, 3]`, RGB, not normalized.
     pixels: bytes = field(repr=False, compare=False)
-    height: int
-    width: int
-    patch_size: int
-    merge_size: int
-    temporal_patch_size: int
-    digest: bytes
-    placeholder_id: int
+    height: int  # number of rows; a multiple of `patch_size * merge_size`
+    width: int  # number of columns; a multiple of `patch_size * merge_size`
+    patch_size: int  # pixels of a patch in each direction
+    merge_size: int  # patches of a token in each direction
+    temporal_patch_size: int  # number of frames in a patch; an image is repeated for each
+    digest: bytes  # 32 bytes, a hash of pixels, height, width and the preprocessing
+    placeholder_id: int  # id of the token that the chat template writes in place of the image
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -122,30 +113,22 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One conversation, ready for the model.
+    """One conversation, ready for the model."""
 
-    Attributes:
-        text: exactly the text that was tokenized, without the BOS that the tokenizer adds.
-        input_ids: token ids, including BOS where the tokenizer adds it. Those of images are
-            negative, see `EncodedImage.token_ids`.
-        readouts: indices into `input_ids` of the tokens whose hidden states are read, ascending:
-            one for a chat, one per step for a step model.
-        truncated: whether any part of the conversation was cut off.
-        warnings: problems that do not prevent scoring, for the caller.
-        input_format: how `PrerenderedText` or `PrerenderedTokens` were interpreted, such as
-            `text:bos-added`, `text:bos-kept`, `tokens:bos-stripped`,
-            `text:no-template,bos-added`. Empty for messages.
-        steps: of a step model, the steps of the solution, one for each readout.
-        images: the images among the tokens, in order. `text` has one placeholder for each.
-    """
-
-    text: str
+    text: str  # exactly the text that was tokenized, without the BOS that the tokenizer adds
+    # Token ids, including BOS where the tokenizer adds it. Those of images are negative, see
+    # `EncodedImage.token_ids`.
     input_ids: tuple[int, ...]
+    # Indices into `input_ids` of the tokens whose hidden states are read, ascending: one for a
+    # chat, one per step for a step model.
     readouts: tuple[int, ...]
-    truncated: bool = False
-    warnings: tuple[str, ...] = ()
+    truncated: bool = False  # whether any part of the conversation was cut off
+    warnings: tuple[str, ...] = ()  # problems that do not prevent scoring, for the caller
+    # How `PrerenderedText` or `PrerenderedTokens` were interpreted, such as `text:bos-added`,
+    # `text:bos-kept`, `tokens:bos-stripped`, `text:no-template,bos-added`. Empty for messages.
     input_format: str = ""
-    steps: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()  # of a step model, the steps of the solution, one for each readout
+    # The images among the tokens, in order. `text` has one placeholder for each.
     images: tuple[PlacedImage, ...] = ()
 
     @property
@@ -238,102 +221,61 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """The outputs for a list of token sequences. Is sent between processes.
+    """The outputs for a list of token sequences. Is sent between processes."""
 
-    Attributes:
-        outputs: the head's outputs, or an error for each, at each readout of each sequence, in the
-            order of the input: a classifier's rewards, one for each sequence.
-        num_computed_tokens: number of tokens that the model computed (duplicates and shared
-            prefixes are computed once).
-        num_prefix_tokens: number of further tokens whose keys and values came from the prefix
-            cache.
-        prefix_cache_bytes: memory of the keys and values in the prefix cache after the batches.
-        replica: id of the replica on Ray Serve; empty in one process.
-        inference_s: seconds on the device, without the wait for it. Not compared.
-        fingerprint: fingerprint of the model that computed the rewards.
-    """
-
+    # The head's outputs, or an error for each, at each readout of each sequence, in the order of
+    # the input: a classifier's rewards, one for each sequence.
     outputs: tuple[float | ScoreError, ...]
+    # Number of tokens that the model computed (duplicates and shared prefixes are computed once).
     num_computed_tokens: int
+    # Seconds on the device, without the wait for it. Not compared.
     inference_s: float = field(compare=False)
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint  # fingerprint of the model that computed the rewards
+    # Number of further tokens whose keys and values came from the prefix cache.
     num_prefix_tokens: int = 0
+    # Memory of the keys and values in the prefix cache after the batches.
     prefix_cache_bytes: int = 0
-    replica: str = ""
+    replica: str = ""  # id of the replica on Ray Serve; empty in one process
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Effective settings of a loaded model. Is sent between processes.
+    """Effective settings of a loaded model. Is sent between processes."""
 
-    Attributes:
-        kind: `classifier`, `step` or `judge`; see `rm_core.kinds`.
-        kind_reason: why the model is served as this kind.
-        step_format: how a step model divides a solution into steps; None for other kinds.
-        catalogue_id: id of the checkpoint in the catalogue; None if it has no entry.
-        family: `model_type` of the decoder.
-        revision: see `Fingerprint`.
-        template_sha256: see `Fingerprint`.
-        encoding_sha256: SHA-256 of everything that decides the token ids of a conversation.
-        template_depends_on_date: whether the chat template reads today's date.
-        template_date: see `Fingerprint`.
-        version: see `Fingerprint`.
-        dtype: see `Fingerprint`.
-        head: which tensors the head has, and which of its labels or tokens are read.
-        head_dtype: dtype of the head.
-        readout_layer: whether the last layer runs on the tokens that are read only, and if not,
-            why.
-        device: devices of the model, separated by commas.
-        attention: name of the attention backend.
-        attention_reason: why this backend was chosen.
-        max_length: maximum number of tokens in a conversation.
-        max_batch_tokens: maximum number of tokens in a batch.
-        max_batch_tokens_reason: why this budget was chosen.
-        prefix_cache_tokens: maximum number of tokens in the prefix cache; 0 if there is none.
-        prefix_cache_bytes: memory of that many tokens.
-        prefix_cache_reason: why this size was chosen.
-        vision_cache_bytes: maximum memory of the features of images that are kept; 0 for none.
-        vision_cache_reason: why this size was chosen.
-        deterministic: whether a reward does not depend on its batch.
-        compiled: whether the layers are compiled.
-        compiled_reason: why they are compiled, or not.
-        self_check: whether rewards were compared with plain transformers at load time.
-        tokenizer: name of the library that tokenizes.
-        tokenizer_reason: why this library is used.
-    """
-
-    kind: Kind
-    kind_reason: str
+    kind: Kind  # `classifier`, `step` or `judge`; see `rm_core.kinds`
+    kind_reason: str  # why the model is served as this kind
+    # How a step model divides a solution into steps; None for other kinds.
     step_format: StepFormat | None
-    catalogue_id: str | None
-    family: str
-    revision: str
-    template_sha256: str
-    encoding_sha256: str
-    template_depends_on_date: bool
-    template_date: str | None
-    version: str | None
-    dtype: str
-    head: str
-    head_dtype: str
+    catalogue_id: str | None  # id of the checkpoint in the catalogue; None if it has no entry
+    family: str  # `model_type` of the decoder
+    revision: str  # see `Fingerprint`
+    template_sha256: str  # see `Fingerprint`
+    encoding_sha256: str  # SHA-256 of everything that decides the token ids of a conversation
+    template_depends_on_date: bool  # whether the chat template reads today's date
+    template_date: str | None  # see `Fingerprint`
+    version: str | None  # see `Fingerprint`
+    dtype: str  # see `Fingerprint`
+    head: str  # which tensors the head has, and which of its labels or tokens are read
+    head_dtype: str  # dtype of the head
+    # Whether the last layer runs on the tokens that are read only, and if not, why.
     readout_layer: str
-    device: str
-    attention: str
-    attention_reason: str
-    max_length: int
-    max_batch_tokens: int
-    max_batch_tokens_reason: str
-    prefix_cache_tokens: int
-    prefix_cache_bytes: int
-    prefix_cache_reason: str
-    vision_cache_bytes: int
-    vision_cache_reason: str
-    deterministic: bool
-    compiled: bool
-    compiled_reason: str
-    self_check: bool
-    tokenizer: str
-    tokenizer_reason: str
+    device: str  # devices of the model, separated by commas
+    attention: str  # name of the attention backend
+    attention_reason: str  # why this backend was chosen
+    max_length: int  # maximum number of tokens in a conversation
+    max_batch_tokens: int  # maximum number of tokens in a batch
+    max_batch_tokens_reason: str  # why this budget was chosen
+    prefix_cache_tokens: int  # maximum number of tokens in the prefix cache; 0 if there is none
+    prefix_cache_bytes: int  # memory of that many tokens
+    prefix_cache_reason: str  # why this size was chosen
+    vision_cache_bytes: int  # maximum memory of the features of images that are kept; 0 for none
+    vision_cache_reason: str  # why this size was chosen
+    deterministic: bool  # whether a reward does not depend on its batch
+    compiled: bool  # whether the layers are compiled
+    compiled_reason: str  # why they are compiled, or not
+    self_check: bool  # whether rewards were compared with plain transformers at load time
+    tokenizer: str  # name of the library that tokenizes
+    tokenizer_reason: str  # why this library is used
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -37,23 +37,14 @@ _SKIPPED_ERRORS = ("template_error", "conversation_too_long")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison with a reference.
+    """One comparison with a reference."""
 
-    Attributes:
-        name: name of the compared value.
-        ours: value of the scorer; None if the conversation could not be scored.
-        expected: value of the reference.
-        tolerance: largest allowed absolute difference.
-        passed: whether the difference is within the tolerance.
-        note: source of the reference, or the error.
-    """
-
-    name: str
-    ours: float | None
-    expected: float
-    tolerance: float
-    passed: bool
-    note: str
+    name: str  # name of the compared value
+    ours: float | None  # value of the scorer; None if the conversation could not be scored
+    expected: float  # value of the reference
+    tolerance: float  # largest allowed absolute difference
+    passed: bool  # whether the difference is within the tolerance
+    note: str  # source of the reference, or the error
 
     @property
     def difference(self) -> float | None:
@@ -108,11 +99,8 @@ class _Sample(NamedTuple):
 def verify(scorer: RewardScorer, progress: Callable[[str], None] = lambda _: None) -> list[Check]:
     """Run every check that applies to a loaded model. All checks must pass.
 
-    Conversations that the model's template refuses, or that exceed its limit, are skipped.
-
-    Args:
-        scorer: scorer to verify. On CUDA, its model is moved to the CPU and stays there.
-        progress: called with the name of each stage.
+    Conversations that the model's template refuses, or that exceed its limit, are skipped. On CUDA,
+    the model is moved to the CPU and stays there.
     """
     progress("golden rewards")
     checks = list(_check_golden_rewards(scorer))
@@ -179,13 +167,8 @@ def _name_readouts(sample: _Sample) -> list[str]:
 def compare_rankings(ours: Mapping[str, float], exact: Mapping[str, float]) -> list[Check]:
     """Check how well rewards of lower precision preserve the ranking of full precision.
 
-    Args:
-        ours: rewards by the names of `sample_conversations`.
-        exact: rewards of plain transformers in float32, by the names of `sample_conversations`.
-
-    Returns:
-        Checks of the share of pairs in the same order and of the mean absolute difference; empty
-        without pairs.
+    Both are by the names of `sample_conversations`. Checks the share of pairs in the same order and
+    the mean absolute difference; returns nothing without pairs.
     """
     names = sorted({name.rpartition("/")[0] for name in ours})
     pairs = [(f"{name}/chosen", f"{name}/rejected") for name in names]

@@ -20,8 +20,7 @@ from ray import serve as ray_serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.config.model_settings import ModelSettings
 from serve.config.settings import Settings
 from serve.deployments.autoscaling import QueuedTokensPolicy
@@ -55,15 +54,7 @@ _LOOK_BACK_S = 15
 
 
 def build(args: Settings) -> Application:
-    """Build the application.
-
-    Args:
-        args: settings; Serve parses them from the arguments of `serve run` or the `args` of a YAML
-            config.
-
-    Raises:
-        ModelLoadError: a hub checkpoint cannot be found, or the API keys cannot be read.
-    """
+    """Build the application; Serve parses the settings of `serve run` or a YAML config."""
     # Serve's options say where it listens, and they may let other machines in.
     return build_application(args, admin_without_key="none")
 
@@ -73,14 +64,12 @@ def build_application(
 ) -> Application:
     """Build the application; see `build`.
 
-    Args:
-        args: settings.
-        admin_without_key: who may control models, if the settings have no key for it.
-        admin_key: another key that may control models.
+    Without a key for it, `admin_without_key` says who may control models; `admin_key` is such a
+    key.
     """
-    keys, listed_keys = KeyRing.from_settings(args), KeyRing.from_inline_keys(args)
-    admin_keys = KeyRing.from_admin_settings(args)
-    listed_admin_keys = KeyRing.from_inline_admin_keys(args).digests
+    keys, listed_keys = KeyRing.from_settings(args), KeyRing.from_settings(args, with_file=False)
+    admin_keys = KeyRing.from_settings(args, admin=True)
+    listed_admin_keys = KeyRing.from_settings(args, admin=True, with_file=False).digests
     if admin_key:
         listed_admin_keys += KeyRing([(admin_key, "the launcher")]).digests
     # Otherwise a push to the hub could give the gateway and each replica different revisions.
@@ -139,12 +128,7 @@ def _bind_scorer(model: ModelSettings, settings: Settings, control: Any) -> Any:
 def build_scorer_deployment(
     alias: str, replica_class: type[ScorerReplica] = ScorerReplica
 ) -> Deployment:
-    """Build the deployment of a model's scorers, without its arguments, size and resources.
-
-    Args:
-        alias: alias of the model.
-        replica_class: class of the replicas.
-    """
+    """Build the deployment of a model's scorers, without its arguments, size and resources."""
     deployment: Deployment = ray_serve.deployment(replica_class).options(
         name=get_deployment_name(alias),
         max_ongoing_requests=_SCORER_MAX_ONGOING,

@@ -14,12 +14,7 @@ _WIDTH = 160
 
 
 class Console(RichConsole):
-    """A console on standard output or standard error for text from anywhere.
-
-    Args:
-        stderr: whether to print on standard error.
-        width: width in columns if the stream is not a terminal; Rich would wrap at 80.
-    """
+    """A console for text from anywhere. If the stream is not a terminal, it has `width` columns."""
 
     def __init__(self, *, stderr: bool = False, width: int = _WIDTH) -> None:
         stream = sys.stderr if stderr else sys.stdout

@@ -12,6 +12,8 @@ def hash_inline_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def format_csp(policy: Mapping[str, str]) -> str:
-    """Format a policy as a header value."""
+def format_csp(allowed: Mapping[str, str]) -> str:
+    """Return the header value of a policy that allows nothing else."""
+    nothing = ("default-src", "base-uri", "form-action", "frame-ancestors")
+    policy = {**dict.fromkeys(nothing, "'none'"), **allowed}
     return "; ".join(f"{name} {value}" for name, value in policy.items())

@@ -29,12 +29,7 @@ def escape_line(text: str) -> str:
 
 
 def dump_json(value: Any, **options: Any) -> str:
-    """Dump JSON that is readable in any script, with unsafe characters as JSON escapes.
-
-    Args:
-        value: JSON data.
-        options: options of `json.dumps`.
-    """
+    """Dump JSON that is readable in any script, with unsafe characters as JSON escapes."""
     text = json.dumps(value, ensure_ascii=False, **options)
     # Unsafe characters occur only inside strings.
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

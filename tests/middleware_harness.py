@@ -68,7 +68,7 @@ def create_harness(*keys: str, **chosen: Any) -> Harness:
     app = FastAPI()
     settings = Settings.load(api_keys=keys, **chosen)
     app.state.settings, app.state.keys = settings, KeyRing.from_settings(settings)
-    app.state.admin_keys = KeyRing.from_admin_settings(settings)
+    app.state.admin_keys = KeyRing.from_settings(settings, admin=True)
     stack.install(app, Metrics())
     harness = Harness(app, app.state.admission)
     router = APIRouter()

@@ -78,8 +78,11 @@ def _settings_table(model: type[BaseModel], anchor: str) -> str:
 
 
 def _type_of(field: FieldInfo) -> str:
-    text = _type_name(field.annotation)
-    for limit in field.metadata:
+    return _add_limits(_type_name(field.annotation), field.metadata)
+
+
+def _add_limits(text: str, limits: Iterable[Any]) -> str:
+    for limit in limits:
         for name, words in _BOUNDS.items():
             if (bound := getattr(limit, name, None)) is not None:
                 text += f", {words.format(_number(bound))}"
@@ -99,7 +102,7 @@ def _type_name(annotation: Any) -> str:
         names = (_type_name(option) for option in arguments if option is not type(None))
         return ", ".join(names)
     if origin is Annotated:
-        return _type_name(arguments[0])
+        return _add_limits(_type_name(arguments[0]), arguments[1:])
     if origin is tuple and len(set(arguments)) == 2 and Ellipsis not in arguments:
         return " and ".join(map(_type_name, arguments)) + " pair"
     if origin is tuple:

@@ -18,20 +18,8 @@ from rm_core.attention.select import (
 )
 
 __all__ = [
-    "AttentionBackend",
-    "AttentionChoice",
-    "AttentionHeads",
-    "AttentionParams",
-    "AttentionTarget",
-    "PackedAttention",
-    "Segment",
-    "build_segments",
-    "build_token_segments",
-    "choose_attention",
-    "get_readouts",
-    "install_packed_attention",
-    "make_backend",
-    "run_packed_attention",
-    "run_readout_attention",
-    "select_validated_backend",
-]
+    "AttentionBackend", "AttentionChoice", "AttentionHeads", "AttentionParams", "AttentionTarget",
+    "PackedAttention", "Segment", "build_segments", "build_token_segments", "choose_attention",
+    "get_readouts", "install_packed_attention", "make_backend", "run_packed_attention",
+    "run_readout_attention", "select_validated_backend",
+]  # fmt: skip

@@ -13,17 +13,12 @@ from rm_core.attention.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class AttentionParams:
-    """How a layer computes attention scores from queries and keys.
+    """How a layer computes attention scores from queries and keys."""
 
-    Attributes:
-        scaling: factor of the products.
-        softcap: scores become `softcap * tanh(score / softcap)`; None leaves them unchanged.
-        window: number of positions that a query sees, its own included; None for all positions up
-            to its own.
-    """
-
-    scaling: float
+    scaling: float  # factor of the products
+    # Scores become `softcap * tanh(score / softcap)`; None leaves them unchanged.
     softcap: float | None = None
+    # Number of positions that a query sees, its own included; None for all positions up to its own.
     window: int | None = None
 
 

@@ -27,15 +27,11 @@ class AttentionBlock:
 
 @dataclass(frozen=True, slots=True)
 class CpuSdpaPlan:
-    """Blocks of a batch.
+    """Blocks of a batch."""
 
-    Attributes:
-        own: causal blocks, one for each segment; they cover the queries in order.
-        ancestors: blocks without a mask, one for each ancestor.
-    """
-
+    # Causal blocks, one for each segment; they cover the queries in order.
     own: list[AttentionBlock]
-    ancestors: list[AttentionBlock]
+    ancestors: list[AttentionBlock]  # blocks without a mask, one for each ancestor
 
 
 class CpuSdpaBackend:

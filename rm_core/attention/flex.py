@@ -27,30 +27,21 @@ _FAR = torch.iinfo(torch.int32).max
 
 @dataclass(frozen=True, slots=True)
 class FlexPlan:
-    """Mask of a batch, with queries and keys padded to at least `MIN_ROWS`.
+    """Mask of a batch, with queries and keys padded to at least `MIN_ROWS`."""
 
-    Attributes:
-        first: int32 `[num_keys]`, index of the first query that sees the key.
-        stop: int32 `[num_keys]`, index of the last query that sees the key, plus 1.
-        query_positions: int32 `[num_queries]`, positions of queries in the conversation.
-        key_positions: int32 `[num_keys]`, positions of keys in the conversation.
-        num_queries: number of queries without padding.
-        block_masks: block masks by window, built when a layer first needs them.
-    """
-
-    first: torch.Tensor
-    stop: torch.Tensor
-    query_positions: torch.Tensor
-    key_positions: torch.Tensor
-    num_queries: int
+    first: torch.Tensor  # int32 `[num_keys]`, index of the first query that sees the key
+    stop: torch.Tensor  # int32 `[num_keys]`, index of the last query that sees the key, plus 1
+    query_positions: torch.Tensor  # int32 `[num_queries]`, positions of queries in the conversation
+    key_positions: torch.Tensor  # int32 `[num_keys]`, positions of keys in the conversation
+    num_queries: int  # number of queries without padding
+    # Block masks by window, built when a layer first needs them.
     block_masks: dict[int | None, Any] = field(default_factory=dict)
 
 
 class FlexBackend:
     """FlexAttention backend, see `AttentionBackend`.
 
-    Args:
-        kernel: replacement for the compiled `flex_attention`, for tests.
+    `kernel` replaces the compiled `flex_attention` in tests.
     """
 
     def __init__(self, kernel: Callable[..., Any] | None = None) -> None:

@@ -32,43 +32,30 @@ NAME = "skyreward_packed"
 
 @dataclass(frozen=True, slots=True)
 class PackedAttention:
-    """Input of one batch's attention on a device, in addition to queries, keys and values.
-
-    Attributes:
-        backend: attention backend.
-        plan: the backend's plan for these queries.
-        num_queries: number of planned queries; later rows are padding and get zeros.
-        num_keys: number of the row's keys; later keys are padding.
-        cached: the batch's part of the prefix cache, whose keys come before those of the row; None
-            without a cache.
-        keys: keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace the
-            layer's; None if the queries are the complete row.
-        readouts: int64 `[num_readouts]`, indices in the row for which the last layer runs; None
-            for all.
-        readout_plan: the backend's plan for the queries at `readouts`.
-    """
+    """Input of one batch's attention on a device, in addition to queries, keys and values."""
 
     backend: AttentionBackend
-    plan: Any
-    num_queries: int
-    num_keys: int
+    plan: Any  # the backend's plan for these queries
+    num_queries: int  # number of planned queries; later rows are padding and get zeros
+    num_keys: int  # number of the row's keys; later keys are padding
+    # The batch's part of the prefix cache, whose keys come before those of the row; None without a
+    # cache.
     cached: CachedBatch | None = None
+    # Keys and values `[1, num_key_value_heads, num_keys, head_dim]` that replace the layer's; None
+    # if the queries are the complete row.
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    # Int64 `[num_readouts]`, indices in the row for which the last layer runs; None for all.
     readouts: torch.Tensor | None = None
-    readout_plan: Any = None
+    readout_plan: Any = None  # the backend's plan for the queries at `readouts`
 
 
 @dataclass(slots=True)
 class _RunningBatch:
-    """A batch on its way through the decoder.
+    """A batch on its way through the decoder."""
 
-    Attributes:
-        stages: attention on each device.
-        next_layer: index of the layer that attends next. Counted, because a number that differs
-            from layer to layer would make the compiler compile each layer separately.
-    """
-
-    stages: Sequence[tuple[torch.device, PackedAttention]]
+    stages: Sequence[tuple[torch.device, PackedAttention]]  # attention on each device
+    # Index of the layer that attends next. Counted, because a number that differs from layer to
+    # layer would make the compiler compile each layer separately.
     next_layer: int = 0
 
     def get_attention(self, device: torch.device) -> PackedAttention:
@@ -82,14 +69,8 @@ _running: ContextVar[_RunningBatch] = ContextVar("skyreward_running_batch")
 
 
 @contextlib.contextmanager
-def run_packed_attention(
-    stages: Sequence[tuple[torch.device, PackedAttention]],
-) -> Iterator[None]:
-    """Let the decoder that is called in this context attend within the segments of a batch.
-
-    Args:
-        stages: each device of the model, with the attention of the batch on it.
-    """
+def run_packed_attention(stages: Sequence[tuple[torch.device, PackedAttention]]) -> Iterator[None]:
+    """Let the decoder that is called in this context attend within the segments of a batch."""
     token = _running.set(_RunningBatch(stages))
     try:
         yield
@@ -101,12 +82,7 @@ def run_packed_attention(
 def run_readout_attention(
     device: torch.device, keys: tuple[torch.Tensor, torch.Tensor]
 ) -> Iterator[None]:
-    """Let the last layer, called in this context, attend from the readout tokens only.
-
-    Args:
-        device: device of the layer.
-        keys: see `PackedAttention`.
-    """
+    """Let the last layer, called in this context, attend from the readout tokens only."""
     running = _running.get()
     packed = running.get_attention(device)
     assert packed.readouts is not None
@@ -127,11 +103,7 @@ def get_readouts(device: torch.device) -> torch.Tensor | None:
 
 
 def install_packed_attention(model: PreTrainedModel) -> None:
-    """Make a model's layers attend to the segments of the batch of `run_packed_attention`.
-
-    Raises:
-        ModelLoadError: the model's class does not use transformers' attention interface.
-    """
+    """Make a model's layers attend to the segments of the batch of `run_packed_attention`."""
     from transformers import AttentionInterface
 
     _register_operator()
@@ -162,9 +134,7 @@ def _attend_in_layer(
 ) -> tuple[torch.Tensor, None]:
     """Map `[1, heads, tokens, head_dim]` to `[1, tokens, heads, head_dim]`.
 
-    Raises:
-        ModelLoadError: the layer needs attention of another kind; before the first request, since
-            a tiny row is run at load.
+    A layer that needs attention of another kind is refused when a tiny row is run at load.
     """
     if s_aux is not None or position_bias is not None or is_causal is False:
         raise ModelLoadError(_explain_unsupported(module, s_aux, position_bias))

@@ -52,18 +52,8 @@ def select_validated_backend(
 ) -> tuple[AttentionChoice, AttentionBackend]:
     """Return the first backend of a choice that passes the self-check; eager if none does.
 
-    Args:
-        choice: backend to check, with its fallbacks. The returned choice has the reason of each
-            failure.
-        heads: head counts and head size of the model.
-        all_params: attention parameters of the model's layers.
-        dtype: dtype of queries, keys and values.
-        device: device of the model.
-        requested: value of the setting `attention` that led to the choice.
-        deterministic: see `rm_core.config.ModelConfig`.
-
-    Raises:
-        ModelLoadError: the backend was requested by name and fails.
+    The returned choice has the reason of each failure. A backend that was requested by name has to
+    pass.
     """
     failures: list[str] = []
     names = (choice.name, *choice.fallbacks)
@@ -103,18 +93,7 @@ def check_backend(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Compare a backend with eager attention.
-
-    Args:
-        backend: backend to check.
-        heads: head counts and head size.
-        all_params: attention parameters; each is checked.
-        device: device on which the backend runs.
-        dtype: dtype of queries, keys and values.
-
-    Raises:
-        ArithmeticError: the results differ by more than rounding.
-    """
+    """Raise `ArithmeticError` if a backend differs from eager attention by more than rounding."""
     for params in all_params:
         length = min(_MAX_LENGTH, 2 * 128 + (params.window or 0))
         start = tuple(range(length))

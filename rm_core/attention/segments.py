@@ -18,17 +18,12 @@ from rm_core.packing import PrefixTree
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive queries of a conversation, and their keys.
+    """Consecutive queries of a conversation, and their keys."""
 
-    Attributes:
-        start: index of the first query among the queries of the batch.
-        stop: index of the last query, plus 1.
-        keys: `(start, stop)` of slices of the keys; together the slices are the conversation from
-            its first token to the last query's token.
-    """
-
-    start: int
-    stop: int
+    start: int  # index of the first query among the queries of the batch
+    stop: int  # index of the last query, plus 1
+    # `(start, stop)` of slices of the keys; together the slices are the conversation from its first
+    # token to the last query's token.
     keys: tuple[tuple[int, int], ...]
 
     @property

@@ -23,28 +23,18 @@ INSTALL_FLASH_ATTN_4 = "pip install --pre flash-attn-4"
 
 @dataclass(frozen=True, slots=True)
 class AttentionTarget:
-    """Properties of a model and its device on which the choice depends.
+    """Properties of a model and its device on which the choice depends."""
 
-    Attributes:
-        family: `model_type` of the decoder.
-        device_type: `cuda` or `cpu`.
-        dtype: resolved name of the dtype, such as `bfloat16`.
-        has_softcap: whether attention scores are soft-capped.
-        has_window: whether any layer has a sliding window.
-        deterministic: whether a reward must not depend on its batch, to the last bit.
-        is_old_gpu: whether the CUDA device is too old for FlashAttention-2 (compute capability
-            below 8.0).
-        is_new_gpu: whether the CUDA device has kernels in FlashAttention-4 that are faster than
-            those of FlashAttention-2 (compute capability 9.0 and newer).
-    """
-
-    family: str
-    device_type: str
-    dtype: str
-    has_softcap: bool = False
-    has_window: bool = False
-    deterministic: bool = False
+    family: str  # `model_type` of the decoder
+    device_type: str  # `cuda` or `cpu`
+    dtype: str  # resolved name of the dtype, such as `bfloat16`
+    has_softcap: bool = False  # whether attention scores are soft-capped
+    has_window: bool = False  # whether any layer has a sliding window
+    deterministic: bool = False  # whether a reward must not depend on its batch, to the last bit
+    # Whether the CUDA device is too old for FlashAttention-2 (compute capability below 8.0).
     is_old_gpu: bool = False
+    # Whether the CUDA device has kernels in FlashAttention-4 that are faster than those of
+    # FlashAttention-2 (compute capability 9.0 and newer).
     is_new_gpu: bool = False
 
     @property
@@ -55,17 +45,12 @@ class AttentionTarget:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """Name of a backend, and the reason for the choice.
-
-    Attributes:
-        name: name of the backend.
-        reason: why the backend was chosen, in words.
-        fallbacks: names of the backends to try in turn if this backend fails its self-check; eager
-            is the last fallback and not listed.
-    """
+    """Name of a backend, and the reason for the choice."""
 
     name: str
-    reason: str
+    reason: str  # why the backend was chosen, in words
+    # Names of the backends to try in turn if this backend fails its self-check; eager is the last
+    # fallback and not listed.
     fallbacks: tuple[str, ...] = ()
 
 
@@ -99,11 +84,8 @@ def choose_attention(
 ) -> AttentionChoice:
     """Choose the attention backend.
 
-    Args:
-        target: properties of the model and its device.
-        requested: value of the setting `attention`; a name overrides the choice.
-        has_flash_attn: whether flash-attn is installed; looked up if None.
-        has_flash_attn_4: whether flash-attn-4 is installed; looked up if None.
+    `requested` is the setting `attention`; a name overrides the choice. Whether the kernels are
+    installed is looked up if None.
 
     Raises:
         ModelLoadError: the requested backend would score wrongly or cannot run.
@@ -148,11 +130,7 @@ def _choose_kernel(
             "flash_attention_2",
             "flash-attn is installed and the model runs on CUDA in half precision",
         ),
-        (
-            not target.has_softcap,
-            "varlen",
-            f"{missing}; torch has the kernel without the softcap",
-        ),
+        (not target.has_softcap, "varlen", f"{missing}; torch has the kernel without the softcap"),
         (True, "flex", missing),
     )
     (name, reason), *others = [(name, reason) for usable, name, reason in candidates if usable]
@@ -211,12 +189,7 @@ def _refusal_reason(
 
 
 def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
-    """Create a backend by name; its module and dependencies are imported only now.
-
-    Args:
-        name: an `AttentionChoice.name`.
-        deterministic: see `rm_core.config.ModelConfig`.
-    """
+    """Create a backend by name; its module and dependencies are imported only now."""
     match name:
         case "eager":
             from rm_core.attention.eager import EagerBackend
@@ -239,7 +212,7 @@ def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
 
             return FlashAttnBackend()
         case "flash_attention_4":
-            from rm_core.attention.flash_cute import FlashAttn4Backend
+            from rm_core.attention.flash import FlashAttn4Backend
 
             return FlashAttn4Backend()
     raise AssertionError(f"unknown backend {name!r}")

@@ -26,23 +26,15 @@ MAX_KEY_REPEATS = 8
 
 @dataclass(frozen=True, slots=True)
 class VarlenChunk:
-    """Segments that one call of the kernel computes.
+    """Segments that one call of the kernel computes."""
 
-    Attributes:
-        queries: slice of the batch's queries.
-        cu_seqlens_q: int32 `[num_segments + 1]`, start of each segment's queries.
-        cu_seqlens_k: int32 `[num_segments + 1]`, start of each segment's gathered keys.
-        max_seqlen_q: largest number of queries in a segment.
-        max_seqlen_k: largest number of keys in a segment.
-        gather_indices: int64 `[num_gathered]`, indices of the keys of the batch; None if they
-            are all keys in the right order.
-    """
-
-    queries: slice
-    cu_seqlens_q: torch.Tensor
-    cu_seqlens_k: torch.Tensor
-    max_seqlen_q: int
-    max_seqlen_k: int
+    queries: slice  # slice of the batch's queries
+    cu_seqlens_q: torch.Tensor  # int32 `[num_segments + 1]`, start of each segment's queries
+    cu_seqlens_k: torch.Tensor  # int32 `[num_segments + 1]`, start of each segment's gathered keys
+    max_seqlen_q: int  # largest number of queries in a segment
+    max_seqlen_k: int  # largest number of keys in a segment
+    # Int64 `[num_gathered]`, indices of the keys of the batch; None if they are all keys in the
+    # right order.
     gather_indices: torch.Tensor | None
 
 

@@ -51,19 +51,12 @@ _CACHE_PREFIX = "models--"
 
 @dataclass(frozen=True, slots=True)
 class Fact(Generic[T]):
-    """One fact with its source.
+    """One fact with its source."""
 
-    Attributes:
-        value: None if and only if `status` is `unconfirmed`; lists are tuples.
-        status: how the value is confirmed.
-        source: key in `load_sources()`; for an unconfirmed value, where it could be found.
-        note: a reason or a limitation; may be empty.
-    """
-
-    value: T | None
-    status: Status
-    source: str
-    note: str = ""
+    value: T | None  # None if and only if `status` is `unconfirmed`; lists are tuples
+    status: Status  # how the value is confirmed
+    source: str  # key in `load_sources()`; for an unconfirmed value, where it could be found
+    note: str = ""  # a reason or a limitation; may be empty
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.status == "unconfirmed"):
@@ -102,21 +95,15 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class TemplateTraits:
-    """Behavior of the checkpoint's chat template.
+    """Behavior of the checkpoint's chat template."""
 
-    Attributes:
-        renders_bos: whether the rendered text itself begins with the BOS token.
-        system_prompt: whether the authors allow system prompts or advise against them.
-        last_text: text at the end of every rendered chat. The reward is read at its last token.
-        notes: further traits, one sentence each.
-        dated_header: whether the template renders a header with dates; None for a family without
-            such a header.
-    """
-
-    renders_bos: Fact[bool]
+    renders_bos: Fact[bool]  # whether the rendered text itself begins with the BOS token
+    # Whether the authors allow system prompts or advise against them.
     system_prompt: Fact[Literal["allowed", "advised_against"]]
+    # Text at the end of every rendered chat. The reward is read at its last token.
     last_text: Fact[str]
-    notes: tuple[Fact[str], ...]
+    notes: tuple[Fact[str], ...]  # further traits, one sentence each
+    # Whether the template renders a header with dates; None for a family without such a header.
     dated_header: Fact[bool] | None = None
 
 
@@ -136,16 +123,7 @@ class AttentionAdvice:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One checkpoint. `parameters` is in billions, lengths are in tokens.
-
-    Attributes:
-        template: behavior of the chat template; None for a step model, which has none.
-        kind: what the checkpoint is served as.
-        step_format: how a step model divides a solution into steps; None for other kinds.
-        head: head that is read; None for the score row of a classifier.
-        weights_in_bin: whether the weights are published as pickle files only; None for
-            safetensors.
-    """
+    """One checkpoint. `parameters` is in billions, lengths are in tokens."""
 
     id: str
     series: Series
@@ -162,14 +140,17 @@ class CatalogEntry:
     tied_embeddings: Fact[bool]
     num_labels: Fact[int]
     dtype: Fact[str]
+    # Behavior of the chat template; None for a step model, which has none.
     template: TemplateTraits | None
     attention: AttentionAdvice
     licence: Fact[str]
     published: tuple[PublishedResult, ...]
     known_issues: tuple[Fact[str], ...]
-    kind: Kind = "classifier"
+    kind: Kind = "classifier"  # what the checkpoint is served as
+    # How a step model divides a solution into steps; None for other kinds.
     step_format: StepFormat | None = None
-    head: Fact[HeadKind] | None = None
+    head: Fact[HeadKind] | None = None  # head that is read; None for the score row of a classifier
+    # Whether the weights are published as pickle files only; None for safetensors.
     weights_in_bin: Fact[bool] | None = None
 
     def __post_init__(self) -> None:
@@ -194,15 +175,10 @@ class CatalogEntry:
 
 @dataclass(frozen=True, slots=True)
 class ComparedModel:
-    """A model of others, whose results a published table of the catalog compares with.
+    """A model of others, whose results a published table of the catalog compares with."""
 
-    Attributes:
-        id: name of the model in that table, or its id on the hub.
-        published: results in that table.
-    """
-
-    id: str
-    published: tuple[PublishedResult, ...]
+    id: str  # name of the model in that table, or its id on the hub
+    published: tuple[PublishedResult, ...]  # results in that table
 
 
 def seeds_dir() -> Path:

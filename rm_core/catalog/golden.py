@@ -34,28 +34,17 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class GoldenScore:
-    """The published reward of a conversation.
+    """The published reward of a conversation."""
 
-    Attributes:
-        model: id of the catalog entry.
-        conversation: key in `load_conversations()`.
-        reward: reward as published; may be rounded to four decimal places.
-        engine: engine that computed the reward.
-        dtype: dtype of weights and activations.
-        source: key in `rm_core.catalog.entries.load_sources()`.
-        status: how the value is confirmed.
-        also_observed: other published values, each as valid as `reward`.
-        stated_tolerance: absolute tolerance that the source states; None if it states none.
-    """
-
-    model: str
-    conversation: str
-    reward: float
-    engine: str
-    dtype: str
-    source: str
-    status: Status
-    also_observed: tuple[Observation, ...] = ()
+    model: str  # id of the catalog entry
+    conversation: str  # key in `load_conversations()`
+    reward: float  # reward as published; may be rounded to four decimal places
+    engine: str  # engine that computed the reward
+    dtype: str  # dtype of weights and activations
+    source: str  # key in `rm_core.catalog.entries.load_sources()`
+    status: Status  # how the value is confirmed
+    also_observed: tuple[Observation, ...] = ()  # other published values, each as valid as `reward`
+    # Absolute tolerance that the source states; None if it states none.
     stated_tolerance: float | None = None
 
     @property

@@ -46,22 +46,16 @@ _LOGIT_KEYS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_sc
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """Where a checkpoint has its head.
+    """Where a checkpoint has its head."""
 
-    Attributes:
-        name: which tensors the head has.
-        factors: factor of each label in the output; empty for `lm_head`.
-        tensors: names of the head's tensors in the checkpoint; for `lm_head` only if the rows are
-            not those of the token embedding.
-        description: what the head is, for people.
-        tokens: of `lm_head`, the tokens whose logits are read; empty for those that the encoder of
-            the checkpoint's kind finds (`Encoder.label_ids`).
-    """
-
-    name: LayoutName
-    factors: tuple[float, ...]
+    name: LayoutName  # which tensors the head has
+    factors: tuple[float, ...]  # factor of each label in the output; empty for `lm_head`
+    # Names of the head's tensors in the checkpoint; for `lm_head` only if the rows are not those of
+    # the token embedding.
     tensors: tuple[str, ...]
-    description: str
+    description: str  # what the head is, for people
+    # Of `lm_head`, the tokens whose logits are read; empty for those that the encoder of the
+    # checkpoint's kind finds (`Encoder.label_ids`).
     tokens: tuple[int, ...] = ()
 
 
@@ -72,14 +66,9 @@ def choose_layout(
     config: ModelConfig,
     model_config: Mapping[str, Any],
 ) -> HeadLayout:
-    """Find the head of a checkpoint.
+    """Find the head of a checkpoint by the shapes of its tensors.
 
-    Args:
-        path: folder of the checkpoint, for error messages.
-        shapes: shape of each tensor by its name.
-        kind: what the checkpoint is served as.
-        config: `label`, `label_weights` and `lm_head_tokens` are read.
-        model_config: content of config.json.
+    Of `config`, `label`, `label_weights` and `lm_head_tokens` are read.
 
     Raises:
         ModelLoadError: the head is missing, ambiguous, or of the wrong shape.
@@ -167,17 +156,7 @@ def needs_reward_head(
 def check_head_names(
     path: Path, names: Collection[str], kind: KindChoice, model_config: Mapping[str, Any]
 ) -> None:
-    """Refuse a checkpoint without any head for rewards, by the names of its tensors alone.
-
-    Args:
-        path: folder of the checkpoint, for error messages.
-        names: names of the tensors.
-        kind: what the checkpoint is served as.
-        model_config: content of config.json.
-
-    Raises:
-        ModelLoadError: no tensor is such a head.
-    """
+    """Refuse a checkpoint without any head for rewards, by the names of its tensors alone."""
     if not any(weight in names for weight in _WEIGHTS.values()):
         architecture = str((model_config.get("architectures") or ["none"])[0])
         shapes: Shapes = dict.fromkeys(names, ())
@@ -189,17 +168,7 @@ def check_head_names(
 def check_labels(
     path: Path, kind: KindChoice, config: ModelConfig, model_config: Mapping[str, Any]
 ) -> None:
-    """Refuse a classifier that declares several labels, if none is chosen; without its weights.
-
-    Args:
-        path: folder of the checkpoint, for error messages.
-        kind: what the checkpoint is served as.
-        config: `label`, `label_weights` and `lm_head_tokens` are read.
-        model_config: content of config.json.
-
-    Raises:
-        ModelLoadError: the reward is ambiguous.
-    """
+    """Refuse a classifier that declares several labels, if none is chosen; without its weights."""
     architecture = str((model_config.get("architectures") or ["none"])[0])
     chosen = (config.label, config.label_weights, config.lm_head_tokens)
     if kind.kind == "classifier" and architecture.endswith("ForSequenceClassification"):

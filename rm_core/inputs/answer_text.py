@@ -149,11 +149,7 @@ def require_absent(value: object) -> None:
 
 
 def require_proven(text: str) -> AnswerText:
-    """Return a rendered text if it has the answer once, and nothing has read the placeholder.
-
-    Raises:
-        UnprovenError: otherwise.
-    """
+    """Return a rendered text that has the answer once, if nothing has read the placeholder."""
     if not isinstance(text, AnswerText):
         raise UnprovenError
     if _PLACEHOLDER.casefold() in (text._before + text._after).casefold():

@@ -42,26 +42,19 @@ _UNBROKEN, _UNBROKEN_PER_TOKEN = 524_288, 8
 
 @dataclass(slots=True)
 class SharedPrefix:
-    """Prefix shared by the texts of one request, such as a prompt with many answers.
+    """Prefix shared by the texts of one request, such as a prompt with many answers."""
 
-    Attributes:
-        is_repeated: whether the conversation before or after the current one has its prompt.
-        previous_text: the previous text, to compare the next text with.
-        text: the shared prefix, up to a boundary and including its lookahead: the characters after
-            the boundary that make it a boundary.
-        stop: position of the boundary in `text`.
-        input_ids: token ids of `text[:stop]`, without BOS.
-        prompt: the prompt that was rendered last; None for an input without a chat template.
-        contents: contents of the messages of the previous conversation, and what
-            `WarningFinder` found in them.
-    """
-
+    # Whether the conversation before or after the current one has its prompt.
     is_repeated: bool = False
-    previous_text: str = ""
+    previous_text: str = ""  # the previous text, to compare the next text with
+    # The shared prefix, up to a boundary and including its lookahead: the characters after the
+    # boundary that make it a boundary.
     text: str = ""
-    stop: int = 0
-    input_ids: list[int] = field(default_factory=list)
+    stop: int = 0  # position of the boundary in `text`
+    input_ids: list[int] = field(default_factory=list)  # token ids of `text[:stop]`, without BOS
+    # The prompt that was rendered last; None for an input without a chat template.
     prompt: RenderedPrompt | None = None
+    # Contents of the messages of the previous conversation, and what `WarningFinder` found in them.
     contents: KnownContents = field(default_factory=dict)
 
 
@@ -71,17 +64,10 @@ class Encoder(ABC):
     Not thread-safe, since the tokenizer is not.
 
     Args:
-        tokenizer: tokenizer of the checkpoint.
-        chat_template: its chat template; None for an input format without one.
         input_format: everything else that decides what is read, for the digests.
-        max_length: maximum number of tokens of one sequence.
-        tokenizer_mode: see `ModelConfig`.
-        tokenizer_check_interval: see `ModelConfig`.
 
     Attributes:
-        kind: kind of the models that read what it encodes.
         probe: a short item, which every model of the kind can score.
-        max_length: maximum number of tokens of one sequence.
         max_unbroken_characters: maximum length of a text without a boundary, which is tokenized at
             once because no position is proven to be safe for a cut. May be changed to any number
             from 131,072, since text with boundaries is tokenized in parts of about half that.
@@ -89,10 +75,6 @@ class Encoder(ABC):
         template_sha256: digest of `input_format` and `chat_template`.
         encoding_sha256: digest of input format, chat template and tokenizer. Equal digests mean
             equal token ids.
-        template_date: day (ISO 8601) that the template gets as today's date; None for a template
-            that never reads the date.
-        depends_on_date: whether the template reads the date.
-        text_tokenizer: the library that tokenizes texts.
         prerendered_reader: knows the checkpoint's markers, and reads rendered conversations.
         added_bos: text of the BOS that the tokenizer prepends; empty if it prepends none.
         label_ids: tokens whose logits are the output, for models without a head; else empty.
@@ -173,13 +155,9 @@ class Encoder(ABC):
     ) -> list[Encoded | ScoreError]:
         """Encode inputs in order. One that cannot be encoded gives an error.
 
-        Args:
-            conversations: see `encode`.
-            truncation: see `encode`.
-            max_length: see `encode`.
-            shared: shared prefix to reuse across the calls of one request.
-            check_cancelled: called before each conversation and before each part of a long text.
-                Its exceptions propagate.
+        `shared` is for all calls of one request. `check_cancelled` is called before each
+        conversation and before each part of a long text; its exceptions propagate. The other
+        arguments are those of `encode`.
         """
         shared = shared or SharedPrefix()
         self._check_cancelled = check_cancelled or _do_nothing
@@ -224,9 +202,7 @@ class Encoder(ABC):
     def find_ends(self, text: str, ends: Sequence[int]) -> list[int]:
         """Return the indices of the tokens in which characters of a text end, without BOS.
 
-        Args:
-            text: text to tokenize at once.
-            ends: positions after the characters, ascending.
+        The positions `ends`, after the characters, are ascending.
         """
         with convert_panics():
             encoding = self._backend.encode(text, add_special_tokens=False)

@@ -21,27 +21,19 @@ ChatFormatName: TypeAlias = Literal["chatml", "llama3", "gemma", "mistral"]
 
 @dataclass(frozen=True, slots=True)
 class _ChatFormat:
-    """How a family of chat templates writes a conversation.
+    """How a family of chat templates writes a conversation."""
 
-    Attributes:
-        name: name of the chat format in settings.
-        markers: texts that only this family writes; their presence identifies the family.
-        start: pattern of the marker that begins a turn, without the rest of the turn's header.
-        header: pattern of the rest of the header, with the turn's role as group `role`. Empty if
-            the marker itself names the role.
-        ends: markers that end a turn or a conversation.
-        trims: whether these templates strip white space around a turn's text.
-        roles: our role for each role that this family names differently.
-        own_text: pattern of text that the template itself adds at the start of a system turn.
-    """
-
-    name: ChatFormatName
+    name: ChatFormatName  # name of the chat format in settings
+    # Texts that only this family writes; their presence identifies the family.
     markers: tuple[str, ...]
-    start: str
+    start: str  # pattern of the marker that begins a turn, without the rest of the turn's header
+    # Pattern of the rest of the header, with the turn's role as group `role`. Empty if the marker
+    # itself names the role.
     header: str
-    ends: tuple[str, ...]
-    trims: bool
-    roles: Mapping[str, str]
+    ends: tuple[str, ...]  # markers that end a turn or a conversation
+    trims: bool  # whether these templates strip white space around a turn's text
+    roles: Mapping[str, str]  # our role for each role that this family names differently
+    # Pattern of text that the template itself adds at the start of a system turn.
     own_text: str = ""
 
     @property
@@ -223,26 +215,17 @@ def read_turns(text: str, prompt: str, name: ChatFormatName) -> Messages:
 
 @dataclass(slots=True)
 class _Turn:
-    """A turn of the text.
+    """A turn of the text."""
 
-    Attributes:
-        role: one of our roles.
-        content: text of the turn.
-        is_complete: whether an end marker follows the content.
-    """
-
-    role: str
-    content: str = ""
-    is_complete: bool = False
+    role: str  # one of our roles
+    content: str = ""  # text of the turn
+    is_complete: bool = False  # whether an end marker follows the content
 
 
 class _TurnReader:
     """Reads turns in the order of the text. Text outside of turns is an error.
 
-    Args:
-        text: text to read, without BOS and padding at the start.
-        chat_format: chat format of the text.
-        offset: number of characters that were removed from the start of the text.
+    `offset` characters were removed from the start of the text.
     """
 
     def __init__(self, text: str, chat_format: _ChatFormat, offset: int) -> None:
@@ -281,7 +264,7 @@ class _TurnReader:
             if not last.content and self._chat_format.line_ends_header:
                 begin = self._skip_line_end(begin)
             self._extend(last, begin, stop)
-        elif following is None or not self._is_filling(begin, stop):
+        elif following is None or not _FILLING.fullmatch(self._text, begin, stop):
             self._turns.append(_Turn("assistant"))
             self._extend(self._turns[-1], begin, stop)
         if following:
@@ -329,9 +312,6 @@ class _TurnReader:
         assert filling is not None
         if filling.end() < end:
             raise self._build_error(filling.end(), f"text {where} does not belong to a turn")
-
-    def _is_filling(self, begin: int, end: int) -> bool:
-        return _FILLING.fullmatch(self._text, begin, end) is not None
 
     def _skip_line_end(self, begin: int) -> int:
         """Skip the line end of a header if the prompt ends with the header but without it."""

@@ -22,10 +22,7 @@ from rm_core.inputs.prerendered import PROBE
 logger = logging.getLogger(__name__)
 
 # Probes for templates that refuse `PROBE`.
-_OTHER_PROBES = (
-    ({"role": "system", "content": "system"}, *PROBE),
-    (*PROBE, *PROBE),
-)
+_OTHER_PROBES = (({"role": "system", "content": "system"}, *PROBE), (*PROBE, *PROBE))
 # Conversations and answers for the comparison at load.
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 _CHATS = (*(Chat([*probe]) for probe in (PROBE, *_OTHER_PROBES)), Chat([*PROBE], [_TOOL]))
@@ -40,25 +37,17 @@ _MAX_CHECK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """What a template writes for a prompt with any answer.
+    """What a template writes for a prompt with any answer."""
 
-    Attributes:
-        snapshot: the prompt's messages and tools, see `_take_snapshot`.
-        around: what it writes; None if each conversation has to be rendered.
-        text: what it writes before the answer; empty if that is unknown.
-    """
-
-    snapshot: object
-    around: AnswerText | None
-    text: str
+    snapshot: object  # the prompt's messages and tools, see `_take_snapshot`
+    around: AnswerText | None  # what it writes; None if each conversation has to be rendered
+    text: str  # what it writes before the answer; empty if that is unknown
 
 
 class ChatRenderer:
     """Renders conversations without a BOS that the tokenizer adds.
 
     Args:
-        template: chat template of the checkpoint.
-        added_bos: text of the BOS that the tokenizer prepends; empty if it prepends none.
         check_interval: number of texts with a shared prompt of which one is rendered as well, and
             compared; 0 for none.
 
@@ -74,11 +63,9 @@ class ChatRenderer:
         self.shares_prompts = False
 
     def render(self, chat: Chat, *, add_generation_prompt: bool = False) -> str:
-        """Render a conversation.
+        """Render a validated conversation.
 
-        Args:
-            chat: validated conversation.
-            add_generation_prompt: whether to end with what the template writes before an answer.
+        With `add_generation_prompt`, it ends with what the template writes before an answer.
 
         Raises:
             TemplateError: the template refuses the conversation.
@@ -90,9 +77,7 @@ class ChatRenderer:
     def render_prompt(self, chat: Chat, known: RenderedPrompt | None) -> RenderedPrompt:
         """Render the prompt of a conversation: all but the last message's content.
 
-        Args:
-            chat: validated conversation.
-            known: the prompt before, which is returned if it is the same.
+        `known`, the prompt before, is returned if it is the same.
         """
         *messages, answer = chat.messages
         snapshot = _take_snapshot([messages, {**answer, "content": ""}, chat.tools])
@@ -160,11 +145,7 @@ class ChatRenderer:
             return None
 
     def render_probe(self) -> str:
-        """Render `PROBE`, with any BOS; return an empty text if the template accepts only others.
-
-        Raises:
-            ModelLoadError: the template renders none of the probes.
-        """
+        """Render `PROBE`, with any BOS; return an empty text if only other probes are accepted."""
         refusals = []
         for conversation in (PROBE, *_OTHER_PROBES):
             try:

@@ -75,15 +75,10 @@ _WIDE_FORMAT = re.compile(r"[%:<>^=+\-.]0*[1-9]\d{5,}")
 
 
 class _Limit(threading.local):
-    """Limits of the rendering on this thread.
+    """Limits of the rendering on this thread."""
 
-    Attributes:
-        characters: maximum length of a text that it may build.
-        has_any_answer: whether it renders an `AnswerText`.
-    """
-
-    characters = _LEAST_CHARACTERS
-    has_any_answer = False
+    characters = _LEAST_CHARACTERS  # maximum length of a text that it may build
+    has_any_answer = False  # whether it renders an `AnswerText`
 
 
 _limit = _Limit()
@@ -99,17 +94,11 @@ class RenderingInterrupt(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class TemplateSubject:
-    """What a template is for, in messages.
+    """What a template is for, in messages."""
 
-    Attributes:
-        name: what it is.
-        owned_name: what it is, and whose.
-        setting: the setting that gives another one.
-    """
-
-    name: str
-    owned_name: str
-    setting: str
+    name: str  # what it is
+    owned_name: str  # what it is, and whose
+    setting: str  # the setting that gives another one
 
     @property
     def hint(self) -> str:
@@ -156,16 +145,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
     ) -> str:
-        """Render a conversation to text, as `apply_chat_template(tokenize=False)` does.
-
-        Args:
-            messages: messages as plain JSON data.
-            tools: JSON schemas of functions; None for no tools.
-            add_generation_prompt: whether to end with what the template writes before an answer.
-
-        Raises:
-            TemplateError: the template raised an error or reached a limit.
-        """
+        """Render a conversation to text, as `apply_chat_template(tokenize=False)` does."""
         return _run_rendering(
             lambda: self._render(messages, tools, add_generation_prompt),
             _size(messages) + _size(tools),
@@ -236,16 +216,11 @@ class ChatTemplate:
 class PromptTemplate:
     """A compiled template that writes one text from named values, in the same sandbox.
 
+    A template that reads the clock is refused.
+
     Args:
         text: Jinja text. A line feed at its end is kept, as in the text that it writes.
         subject: see `TemplateSubject`.
-
-    Attributes:
-        text: the given text.
-        names: names that the template reads.
-
-    Raises:
-        ModelLoadError: the template cannot be compiled, or reads the clock.
     """
 
     def __init__(self, text: str, subject: TemplateSubject) -> None:
@@ -261,23 +236,12 @@ class PromptTemplate:
         self._compiled = _compile(text + "\n" if text.endswith("\n") else text, subject)
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Write the text.
-
-        Args:
-            values: values of the template's variables, as plain JSON data.
-
-        Raises:
-            TemplateError: the template raised an error or reached a limit.
-        """
+        """Write the text from the values of the template's variables, as plain JSON data."""
         return _run_rendering(lambda: self._compiled.render(values), _size(values), self._subject)
 
 
 def _compile(text: str, subject: TemplateSubject, date: datetime.date | None = None) -> Any:
-    """Compile a template in a sandbox with limits.
-
-    Raises:
-        ModelLoadError: it is not a valid template, or compiling it takes too long.
-    """
+    """Compile a template in a sandbox with limits."""
     try:
         return run_within_limits(functools.partial(_compile_in_sandbox, text, date))
     except RenderingInterrupt:
@@ -293,16 +257,7 @@ def _compile(text: str, subject: TemplateSubject, date: datetime.date | None = N
 
 
 def _run_rendering(render: Callable[[], str], size: int, subject: TemplateSubject) -> str:
-    """Run a rendering within limits.
-
-    Args:
-        render: renders on the calling thread.
-        size: approximate number of characters that it gets.
-        subject: for messages.
-
-    Raises:
-        TemplateError: the template raised an error or reached a limit.
-    """
+    """Run a rendering of input with about `size` characters; raise `TemplateError` if it fails."""
     _limit.characters = min(MAX_CHARACTERS, _LEAST_CHARACTERS + _MOST_GROWTH * size)
     try:
         return run_within_limits(render)
@@ -357,11 +312,7 @@ def _get_default_template(template: Any) -> str:
 
 
 def _check_template(text: Any, subject: TemplateSubject) -> set[str]:
-    """Check the text of a template, and return the names that the template reads.
-
-    Raises:
-        ModelLoadError: the template is not a text, or contains a construct that is not allowed.
-    """
+    """Refuse constructs that are not allowed in a template; return the names that it reads."""
     import jinja2
 
     if not isinstance(text, str):
@@ -693,11 +644,7 @@ _watchdog = _RenderingWatchdog()
 
 
 def run_within_limits(work: Callable[[], T]) -> T:
-    """Run a function on the calling thread within `MAX_CPU_S` and `MAX_BYTES`.
-
-    Raises:
-        RenderingInterrupt: the function reached one of the limits.
-    """
+    """Run a function on the calling thread, and interrupt it at `MAX_CPU_S` or `MAX_BYTES`."""
     thread = threading.get_ident()
     try:
         _watchdog.enter(thread)

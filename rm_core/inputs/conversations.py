@@ -1,7 +1,7 @@
 """Validate and normalize the input of callers: conversations, preference pairs, prompts, answers.
 
 Pure functions on plain data, without a tokenizer. They report every error in the shape of a
-conversation, with the index of the message.
+conversation as `InvalidConversationError`, with the index of the message.
 
 A conversation is a list of messages, or a mapping `{"messages": [...], "tools": [...]}` if the
 template should render the functions that the assistant could call.
@@ -39,16 +39,12 @@ _IMAGE_HINT = '{"type": "image_url", "image_url": {"url": "data:image/png;base64
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A validated conversation.
+    """A validated conversation."""
 
-    Attributes:
-        messages: messages with contents as `Content`. Except in a prompt, the last message is the
-            assistant's.
-        tools: tools for the template. None renders the template without tools; an empty list is
-            passed to the template.
-    """
-
+    # Messages with contents as `Content`. Except in a prompt, the last message is the assistant's.
     messages: Messages
+    # Tools for the template. None renders the template without tools; an empty list is passed to
+    # the template.
     tools: Tools | None = None
 
     def to_json(self) -> ChatJson:
@@ -59,11 +55,7 @@ class Chat:
 
 
 def parse_chat(value: object) -> Chat:
-    """Validate a conversation: a list of messages, or a mapping of `messages` and `tools`.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
-    """
+    """Validate a conversation: a list of messages, or a mapping of `messages` and `tools`."""
     messages, tools = _split_tools(value, "conversation")
     return Chat(parse_conversation(messages), tools)
 
@@ -74,9 +66,6 @@ def parse_conversation(value: object) -> Messages:
     Text parts are joined unchanged and without a separator, up to an image. Keys other than `role`
     and `content` are kept for templates that read them (`tool_calls`, `name`, ...). Null values and
     an empty list of `tool_calls` count as absent.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
     """
     messages = _parse_messages(value, "conversation")
     last = messages[-1]["role"]
@@ -88,12 +77,28 @@ def parse_conversation(value: object) -> Messages:
     return messages
 
 
-def parse_prompt(value: object) -> Messages:
-    """Validate a prompt, and return it as messages. A string becomes one user message.
+def split_answer(conversation: object, reader: str, names: tuple[str, str]) -> tuple[Messages, str]:
+    """Return the prompt and the text of the last turn, of a model that reads text alone.
 
-    Raises:
-        InvalidConversationError: the shape is wrong.
+    In errors, `reader` is the model, such as `a judge`, and `names` what it reads.
     """
+    chat = parse_chat(conversation)
+    refuse_images(chat.messages, reader)
+    *prompt, answer = chat.messages
+    if not prompt:
+        raise InvalidConversationError(
+            f"the conversation is only an answer; give the {names[0]} before it"
+        )
+    if chat.tools or answer.get("tool_calls"):
+        raise InvalidConversationError(
+            f"the conversation has tools or tool calls, which {reader} does not read; send the "
+            f"{names[1]} as text"
+        )
+    return prompt, answer["content"]
+
+
+def parse_prompt(value: object) -> Messages:
+    """Validate a prompt, and return it as messages. A string becomes one user message."""
     if isinstance(value, str):
         return [{"role": "user", "content": validate_unicode(value, "prompt")}]
     return _parse_messages(value, "prompt")
@@ -107,9 +112,6 @@ def join(prompt: object, answer: object, what: str = "response") -> Messages:
         answer: a string (the assistant's text), or a list of messages: either the messages after
             the prompt, or the whole conversation including the prompt.
         what: name of the answer in error messages.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
     """
     if prompt is None:
         if isinstance(answer, str):
@@ -122,11 +124,7 @@ def join(prompt: object, answer: object, what: str = "response") -> Messages:
 
 
 def join_parsed(messages: Messages, answer: object, what: str = "response") -> Messages:
-    """Like `join`, with the messages of `parse_prompt`, to validate a prompt only once.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
-    """
+    """Like `join`, with the messages of `parse_prompt`, to validate a prompt only once."""
     if isinstance(answer, str):
         return [*messages, {"role": "assistant", "content": validate_unicode(answer, what)}]
     answers = _parse_messages(answer, what)
@@ -145,9 +143,6 @@ def parse_pair(value: object) -> tuple[ChatJson, ChatJson]:
     """Return the two conversations (chosen, rejected) of a preference pair.
 
     `tools` may be given in the pair, with `prompt`, or with each whole conversation.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
     """
     pair = _require_mapping(value, "pair", ("chosen", "rejected"))
     tools = parse_tools(pair.get("tools"))
@@ -159,11 +154,7 @@ def parse_pair(value: object) -> tuple[ChatJson, ChatJson]:
 
 
 def parse_prompt_chat(value: object) -> Chat | None:
-    """Like `parse_prompt`, for a prompt that may be a mapping with `tools`. Return None for None.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
-    """
+    """Like `parse_prompt`, of a prompt that may be None, or a mapping with `tools`."""
     if value is None:
         return None
     messages, tools = _split_tools(value, "prompt")
@@ -180,9 +171,6 @@ def join_chat(
         answer: see `join`.
         what: name of the answer in error messages.
         tools: validated tools that were given for both prompt and answer.
-
-    Raises:
-        InvalidConversationError: the shape is wrong, or two given lists of tools differ.
     """
     answer, answer_tools = _split_tools(answer, what)
     prompt_tools = None if prompt is None else prompt.tools
@@ -204,9 +192,6 @@ def parse_tools(value: object) -> Tools | None:
     Args:
         value: a list of objects; or JSON text of such a list, as in tables; or a list of JSON
             texts of objects. None, blank text and JSON's null mean no tools.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
     """
     if isinstance(value, str):
         value = None if not value.strip() else _read_json(value, "`tools`")
@@ -218,12 +203,7 @@ def parse_tools(value: object) -> Tools | None:
 
 
 def add_tools(conversation: object, tools: object) -> object:
-    """Add tools to a conversation that has none.
-
-    Args:
-        conversation: unvalidated input. Values that are not a conversation are returned unchanged.
-        tools: tools to add; None adds nothing.
-    """
+    """Add tools to a conversation that has none; return other values unchanged."""
     if tools is None:
         return conversation
     if isinstance(conversation, list | tuple):
@@ -245,9 +225,7 @@ def drop_nulls(value: Any) -> Any:
 
     In tables, every row has the keys of all rows, with null for keys that the row lacks, while chat
     templates test whether a key exists. Arrays and scalars of numpy become lists and plain values.
-
-    Raises:
-        RecursionError: the value is nested too deeply, or contains itself.
+    A value that is nested too deeply, or contains itself, raises `RecursionError`.
     """
     if isinstance(value, str | bytes | memoryview):  # a memoryview has `tolist`
         return value
@@ -262,12 +240,7 @@ def parse_arguments(messages: object) -> Any:
     """Parse the `arguments` of tool calls into objects, as vLLM does before it renders a template.
 
     OpenAI's clients send `arguments` as JSON text. Missing, null and empty arguments become `{}`.
-
-    Args:
-        messages: unvalidated messages. Values of another shape are returned unchanged.
-
-    Raises:
-        InvalidConversationError: `arguments` are not JSON text of an object. Names the message.
+    Values of another shape are returned unchanged.
     """
     if not isinstance(messages, list):
         return messages
@@ -301,11 +274,7 @@ def _parse_call_arguments(call: Any, where: str) -> Any:
 
 
 def validate_unicode(text: str, where: str) -> str:
-    """Return the text if it is valid Unicode.
-
-    Raises:
-        InvalidConversationError: the text has a lone surrogate. The message begins with `where`.
-    """
+    """Return the text if it has no lone surrogate; else raise an error that begins with `where`."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -443,15 +412,7 @@ def map_images(messages: Messages, convert: Callable[[dict[str, Any]], dict[str,
 
 
 def refuse_images(messages: Messages, reader: str) -> None:
-    """Refuse validated messages that have images.
-
-    Args:
-        messages: validated messages.
-        reader: what reads the messages, such as `a judge`.
-
-    Raises:
-        InvalidConversationError: a message has an image.
-    """
+    """Refuse validated messages that have images; `reader` names what reads them: `a judge`."""
     for _, where in get_images(messages):
         raise InvalidConversationError(
             f"{where} is an image, and {reader} reads only text; remove the image, or use a "

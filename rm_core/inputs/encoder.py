@@ -62,20 +62,11 @@ class ChatEncoder(Encoder):
     """Renders and tokenizes conversations for one checkpoint.
 
     Args:
-        tokenizer: tokenizer with the chat template to use.
         pad_token_id: pad token id of the model's config, not of the tokenizer.
-        max_length: maximum number of tokens of one conversation.
         warn_on_system_prompt: whether the authors advise against system prompts.
         template_date: day that the template gets as today's date; None for the day of the call.
-        tokenizer_mode: see `ModelConfig`.
-        tokenizer_check_interval: see `ModelConfig`.
         appended_token: token that follows every conversation, and at which it is read; None for no
             such token.
-        image_tokens: reads images; None for a model that reads only text.
-
-    Attributes:
-        appended_ids: id of `appended_token`; empty without one.
-        image_tokens: see above.
 
     Raises:
         ModelLoadError: the chat template is missing or cannot be rendered.
@@ -287,15 +278,9 @@ class ChatEncoder(Encoder):
         return self._last_turn_finder.find(input_ids)
 
     def encode_with_transformers(self, messages: Messages) -> list[int]:
-        """Encode with transformers' own `apply_chat_template`, for comparisons.
+        """Encode validated messages of strings with transformers' `apply_chat_template`.
 
         The template reads the real clock, and BOS may be missing or doubled.
-
-        Args:
-            messages: validated messages with string contents.
-
-        Raises:
-            TemplateError: the template refuses the conversation.
         """
         input_ids = self._apply_chat_template(messages, tokenize=True, return_dict=False)
         return [int(token) for token in input_ids]

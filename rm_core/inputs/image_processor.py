@@ -1,6 +1,6 @@
 """Decode and resize images as Qwen2-VL, Qwen2.5-VL and Qwen3-VL do, whose processor is one class.
 
-Pixels stay uint8 here; `rm_core.model.image_patches` normalizes them.
+Pixels stay uint8 here; `rm_core.model.vision` normalizes them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ class ImageProcessor:
     several answers is decoded once.
 
     Args:
-        path: folder of the checkpoint.
-        limits: limits of an image before it is resized.
         min_pixels: smallest size of a resized image; None: as the checkpoint says.
         max_pixels: largest size of a resized image; None: as the checkpoint says.
         cache_bytes: size of the pixels that are kept; None: those of four images of the largest
@@ -104,17 +102,7 @@ class ImageProcessor:
     def process(
         self, source: ImageSource, where: str, *, max_tokens: int | None = None
     ) -> EncodedImage:
-        """Decode and resize an image.
-
-        Args:
-            source: see `rm_core.inputs.images.decode_image`.
-            where: name of the image; error messages begin with it.
-            max_tokens: maximum number of tokens, checked before pixels are decoded.
-
-        Raises:
-            InvalidImageError: the image cannot be decoded, or exceeds a limit.
-            ConversationTooLongError: the image has more than `max_tokens` tokens.
-        """
+        """Decode and resize an image, if it has at most `max_tokens`; see `decode_image`."""
         key = self._find_key(source)
         image = self._cache.get(key)
         if image is None:
@@ -140,11 +128,7 @@ class ImageProcessor:
         return key
 
     def count_tokens(self, width: int, height: int, where: str = "the image") -> int:
-        """Return the number of tokens of an image of `width` x `height` pixels.
-
-        Raises:
-            InvalidImageError: one side is more than 200 times the other one.
-        """
+        """Return the number of tokens of an image of `width` x `height` pixels."""
         new_height, new_width = self._fit(height, width, where)
         return (new_height * new_width) // (self.patch_size * self.merge_size) ** 2
 

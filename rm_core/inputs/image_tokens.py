@@ -18,33 +18,16 @@ from rm_core.types import PlacedImage
 
 @dataclass(frozen=True, slots=True)
 class ImageMarkers:
-    """Tokens of the vocabulary that mean images and videos.
+    """Tokens of the vocabulary that mean images and videos."""
 
-    Attributes:
-        placeholder: text of the token that the template writes for an image.
-        placeholder_id: its id.
-        start_id: id of the token before an image; None for none.
-        texts: texts of all of these tokens, which no message may contain.
-    """
-
-    placeholder: str
-    placeholder_id: int
-    start_id: int | None
-    texts: tuple[str, ...]
+    placeholder: str  # text of the token that the template writes for an image
+    placeholder_id: int  # its id
+    start_id: int | None  # id of the token before an image; None for none
+    texts: tuple[str, ...]  # texts of all of these tokens, which no message may contain
 
 
 class ImageTokens:
-    """Images of the conversations of one checkpoint.
-
-    Args:
-        processor: reads images.
-        markers: the checkpoint's tokens.
-        max_images: maximum number of images in a conversation.
-
-    Attributes:
-        processor: reads images.
-        max_images: maximum number of images in a conversation.
-    """
+    """Images of the conversations of one checkpoint."""
 
     def __init__(self, processor: ImageProcessor, markers: ImageMarkers, max_images: int) -> None:
         self.processor = processor
@@ -54,14 +37,7 @@ class ImageTokens:
     def read(self, chat: Chat, limit: int | None) -> Chat:
         """Return the conversation with an `EncodedImage` in place of each source.
 
-        Args:
-            chat: validated conversation.
-            limit: maximum number of tokens of all images, which is checked before an image is
-                decoded; None for no limit.
-
-        Raises:
-            InvalidConversationError: an image cannot be read, there are too many, or a text
-                contains a marker of images.
+        `limit` is the maximum number of tokens of all images, checked before an image is decoded.
         """
         for index, message in enumerate(chat.messages):
             self._refuse_markers(get_text(message["content"]), index)
@@ -94,17 +70,9 @@ class ImageTokens:
         return sum(image.num_tokens - 1 for image, _ in get_images(chat.messages))
 
     def expand(self, input_ids: Sequence[int], chat: Chat) -> tuple[list[int], list[PlacedImage]]:
-        """Replace every placeholder by the ids of its image.
+        """Replace every placeholder by the ids of its image; return ids, and the images among them.
 
-        Args:
-            input_ids: ids of the rendered conversation, from its start on.
-            chat: the conversation, after `read`.
-
-        Returns:
-            The ids, and the images among them. If the ids end early, later images are missing.
-
-        Raises:
-            TemplateError: the template does not write one placeholder for each image.
+        `chat` is the conversation after `read`. If the ids end early, later images are missing.
         """
         images = [image for image, _ in get_images(chat.messages)]
         placeholder = self._markers.placeholder_id
@@ -125,11 +93,7 @@ class ImageTokens:
         return expanded, placed
 
     def check_all_placed(self, placed: Sequence[PlacedImage], chat: Chat) -> None:
-        """Return if every image has its placeholder.
-
-        Raises:
-            TemplateError: the template does not write one for each image.
-        """
+        """Refuse a template that does not write one placeholder for each image."""
         number = len(get_images(chat.messages))
         if len(placed) < number:
             raise TemplateError(
@@ -139,11 +103,7 @@ class ImageTokens:
             )
 
     def find_cut(self, input_ids: Sequence[int], placed: Sequence[PlacedImage], limit: int) -> int:
-        """Return where to cut a conversation to at most `limit` tokens without cutting an image.
-
-        Raises:
-            ConversationTooLongError: nothing is left before the first image.
-        """
+        """Return where to cut a conversation to at most `limit` tokens without cutting an image."""
         for image in placed:
             if image.start <= limit < image.stop:
                 has_marker = image.start and input_ids[image.start - 1] == self._markers.start_id
@@ -165,11 +125,7 @@ class ImageTokens:
         return [*collapsed, *input_ids[start:]]
 
     def refuse_in_prerendered(self, text: str | None, input_ids: Sequence[int]) -> None:
-        """Refuse a rendered conversation with images, whose pixels cannot be given.
-
-        Raises:
-            InvalidConversationError: it has a marker of images.
-        """
+        """Refuse a rendered conversation with images, whose pixels cannot be given."""
         if text is not None:
             self._refuse_markers(text, None)
         elif self._markers.placeholder_id in input_ids:

@@ -37,24 +37,15 @@ _START_OF_SCAN = b"\xff\xda"
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits of one image, checked before it is decoded.
+    """Limits of one image, checked before it is decoded."""
 
-    Attributes:
-        max_image_bytes: size of the encoded file.
-        max_image_pixels: width times height, before the image is resized.
-    """
-
-    max_image_bytes: int = 10 * 2**20
-    max_image_pixels: int = 4096 * 4096
+    max_image_bytes: int = 10 * 2**20  # size of the encoded file
+    max_image_pixels: int = 4096 * 4096  # width times height, before the image is resized
 
 
 @functools.cache
 def require_pillow() -> None:
-    """Import Pillow, and ignore its warnings.
-
-    Raises:
-        ModelLoadError: Pillow is not installed.
-    """
+    """Import Pillow, or raise `ModelLoadError`, and ignore its warnings."""
     try:
         import PIL.Image
         import PIL.ImageOps
@@ -85,11 +76,7 @@ def decode_image(source: ImageSource, limits: ImageLimits, where: str) -> Image:
 
 
 def open_image(source: ImageSource, limits: ImageLimits, where: str) -> Image:
-    """Read the header of an image and check the limits. Pixels are decoded by `to_rgb`.
-
-    Raises:
-        InvalidImageError: see `decode_image`.
-    """
+    """Read the header of an image and check the limits. Pixels are decoded by `to_rgb`."""
     from PIL import Image, UnidentifiedImageError
 
     require_pillow()
@@ -133,11 +120,7 @@ def open_image(source: ImageSource, limits: ImageLimits, where: str) -> Image:
 
 
 def to_rgb(image: Image, where: str) -> Image:
-    """Decode the pixels of an opened image, see `decode_image`.
-
-    Raises:
-        InvalidImageError: the file is damaged, or its colours have no fixed range.
-    """
+    """Decode the pixels of an opened image, see `decode_image`."""
     from PIL import Image, ImageOps
 
     if image.mode in ("I", "F"):
@@ -183,11 +166,7 @@ def _check_header(image: Image, limits: ImageLimits, where: str) -> Image:
 
 
 def decode_base64(text: str, max_bytes: int, where: str) -> bytes:
-    """Return the file in a data URI or base64, see `decode_image`.
-
-    Raises:
-        InvalidImageError: the text is neither, or the file is empty or has more than `max_bytes`.
-    """
+    """Return the file in a data URI or base64, see `decode_image`."""
     if header := _DATA_URI.match(text):
         media_type, *parameters = header[1].lower().split(";")
         if media_type.strip() == "image/svg+xml":

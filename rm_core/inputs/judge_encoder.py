@@ -54,20 +54,10 @@ class JudgeEncoder(Encoder):
     """Writes a prompt and two answers as a judge reads them.
 
     Args:
-        tokenizer: tokenizer of the checkpoint, with its chat template.
-        max_length: maximum number of tokens of a prompt with two answers.
         judge_template: Jinja text that writes the user's message. Its variables are `response_a`
             and `response_b`; `prompt` (or `input`), the text of a prompt of one user message; and
             `messages`, the prompt as messages. None for `SKYWORK_CRITIC_TEMPLATE`.
         verdict_prefix: text at the start of the judge's reply, before the label.
-        verdict_labels: labels of the first and the second answer.
-        template_date: day that the chat template gets as today's date; None for the day of the
-            call.
-        tokenizer_mode: see `ModelConfig`.
-        tokenizer_check_interval: see `ModelConfig`.
-
-    Attributes:
-        label_ids: token ids of the labels, which are the rows of `lm_head` to read.
 
     Raises:
         ModelLoadError: a template cannot be rendered, or a label is not one token.
@@ -122,12 +112,7 @@ class JudgeEncoder(Encoder):
         max_length: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> Encoded:
-        """Encode a `JudgePair`; see `encode_pair`. `truncation` has no effect.
-
-        Raises:
-            InvalidConversationError: it is not a `JudgePair`, or see `encode_pair`.
-            ConversationTooLongError: the prompt with both answers exceeds the limit.
-        """
+        """Encode a `JudgePair`; see `encode_pair`. `truncation` has no effect."""
         if not isinstance(conversation, JudgePair):
             raise InvalidConversationError(
                 "a judge compares two answers to one prompt and gives no reward to a single "
@@ -144,20 +129,7 @@ class JudgeEncoder(Encoder):
         max_length: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> Encoded:
-        """Encode two answers in one order. The last token, before the label, is read.
-
-        Args:
-            prompt: a text, or messages if the judge template reads `messages`.
-            first: the answer that comes first.
-            second: the answer that comes second.
-            max_length: a lower limit than the model's, in tokens.
-            shared: prefix shared with the previous pairs. Does not affect token ids.
-
-        Raises:
-            InvalidConversationError: the prompt or an answer is not valid, or the template cannot
-                express the prompt.
-            ConversationTooLongError: the prompt with both answers exceeds the limit.
-        """
+        """Encode two answers in one order. The last token, before the label, is read."""
         messages = parse_prompt(prompt)
         refuse_images(messages, "a judge")
         validate_unicode(first, "the first answer")

@@ -6,18 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rm_core.errors import InvalidConversationError
-from rm_core.inputs.conversations import ChatJson, Messages, parse_chat, parse_pair, refuse_images
+from rm_core.inputs.conversations import ChatJson, Messages, parse_pair, split_answer
 
 
 @dataclass(frozen=True, slots=True)
 class JudgePair:
-    """Two answers to one prompt, in the order in which the judge reads them.
-
-    Attributes:
-        prompt: a text, or messages.
-        first: the first answer.
-        second: the second answer.
-    """
+    """Two answers to one prompt, in the order in which the judge reads them."""
 
     prompt: str | Messages
     first: str
@@ -36,55 +30,24 @@ class JudgeAnswer(NamedTuple):
 
 
 def parse_judge_pair(value: object) -> JudgePair:
-    """Validate a preference pair, as `parse_pair`; its chosen answer comes first.
-
-    Raises:
-        InvalidConversationError: the shape is wrong, or see `build_judge_pair`.
-    """
+    """Validate a preference pair, as `parse_pair`; its chosen answer comes first."""
     chosen, rejected = parse_pair(value)
     return build_judge_pair(chosen, rejected)
 
 
 def build_judge_pair(first: ChatJson, second: ChatJson) -> JudgePair:
-    """Return the pair of the last turns of two conversations.
-
-    Args:
-        first: conversation whose last turn is the first answer.
-        second: conversation with the same messages before its last turn.
-
-    Raises:
-        InvalidConversationError: see `parse_judge_answer` and `pair_answers`.
-    """
+    """Return the pair of the last turns of two conversations that are otherwise the same."""
     return pair_answers(parse_judge_answer(first), parse_judge_answer(second))
 
 
 def parse_judge_answer(conversation: ChatJson) -> JudgeAnswer:
-    """Return the last turn of a conversation, and what it answers.
-
-    Raises:
-        InvalidConversationError: the prompt is empty, or there are tools.
-    """
-    chat = parse_chat(conversation)
-    refuse_images(chat.messages, "a judge")
-    *prompt, answer = chat.messages
-    if not prompt:
-        raise InvalidConversationError(
-            "the conversation is only an answer; give the prompt that it answers before it"
-        )
-    if chat.tools or answer.get("tool_calls"):
-        raise InvalidConversationError(
-            "the conversation has tools or tool calls, which a judge does not read; send the "
-            "answer as text"
-        )
-    return JudgeAnswer(prompt, answer["content"])
+    """Return the last turn of a conversation, and what it answers."""
+    names = ("prompt that it answers", "answer")
+    return JudgeAnswer(*split_answer(conversation, "a judge", names))
 
 
 def pair_answers(first: JudgeAnswer, second: JudgeAnswer) -> JudgePair:
-    """Return the pair of two answers.
-
-    Raises:
-        InvalidConversationError: the prompts differ.
-    """
+    """Return the pair of two answers, if their prompts are equal."""
     if first.prompt is not second.prompt and first.prompt != second.prompt:
         raise InvalidConversationError(
             "the two conversations differ before the last turn; a judge compares two answers to "

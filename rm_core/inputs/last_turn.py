@@ -13,10 +13,7 @@ from rm_core.packing import TokenIds
 class LastTurnFinder:
     """Finds the last turn by the special token that the template writes before an answer.
 
-    Args:
-        before_answer: token ids that the template writes before the answer of a conversation.
-        after_answer: token ids that the template writes after the answer.
-        special_ids: ids of the tokenizer's special tokens.
+    It gets the token ids that the template writes before and after the answer of a conversation.
     """
 
     def __init__(

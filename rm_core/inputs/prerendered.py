@@ -20,33 +20,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUESTION, _ANSWER = "question", "answer"
-PROBE = (
-    {"role": "user", "content": _QUESTION},
-    {"role": "assistant", "content": _ANSWER},
-)
+PROBE = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
 """A conversation whose rendered text shows what the template writes around contents."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrerenderedInput:
-    """A prerendered conversation after it was read.
+    """A prerendered conversation after it was read."""
 
-    Attributes:
-        text: text to tokenize, with the special tokens it needs; None if the input was token ids.
-        input_ids: token ids; empty if the input was text.
-        input_format: how the input was interpreted, as the value of a response header.
-    """
-
+    # Text to tokenize, with the special tokens it needs; None if the input was token ids.
     text: str | None
-    input_ids: list[int]
-    input_format: str
+    input_ids: list[int]  # token ids; empty if the input was text
+    input_format: str  # how the input was interpreted, as the value of a response header
 
 
 class PrerenderedReader:
     """Reads prerendered text and token ids for one checkpoint.
 
     Args:
-        tokenizer: tokenizer of the checkpoint.
         probe: rendered text of `PROBE`, including any BOS that the template writes; empty if the
             template refuses `PROBE`.
         adds_bos: whether the tokenizer prepends BOS to every text.
@@ -87,13 +78,7 @@ class PrerenderedReader:
         return any(marker in text for marker in self.markers) or bool(find_markers(text))
 
     def read(self, prerendered: PrerenderedText | PrerenderedTokens) -> PrerenderedInput:
-        """Read a prerendered conversation, and normalize its BOS.
-
-        Raises:
-            InvalidConversationError: the conversation is empty, is not valid Unicode, or has
-                unknown token ids.
-            ForeignTemplateError: another model's template rendered the text.
-        """
+        """Read a prerendered conversation, and normalize its BOS."""
         if isinstance(prerendered, PrerenderedTokens):
             return self._read_ids(prerendered.input_ids)
         return self._read_text(prerendered)
@@ -126,11 +111,7 @@ class PrerenderedReader:
         return PrerenderedInput(text, [], _format_input("text", changes))
 
     def check_ids(self, ids: Sequence[Any]) -> None:
-        """Return if token ids are some that the model has.
-
-        Raises:
-            InvalidConversationError: there are none, or an unknown one.
-        """
+        """Refuse no token ids, and ids that the model does not have."""
         if not ids:
             raise InvalidConversationError("the list of token ids is empty; send at least one")
         for index, value in enumerate(ids):

@@ -38,22 +38,14 @@ def read_rollout(params: Mapping[str, Any], response: Mapping[str, Any]) -> Any:
 
 
 def read_input(value: Any) -> list[Any]:
-    """Return the messages of `input`, which is text or a list of items.
-
-    Raises:
-        InvalidConversationError: an item cannot be read; the message names it.
-    """
+    """Return the messages of `input`, which is text or a list of items."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return _read_items(value, "input")
 
 
 def read_output(response: Mapping[str, Any]) -> list[Any]:
-    """Return the messages of a response: the turns of the assistant, and results of tools.
-
-    Raises:
-        InvalidConversationError: an item cannot be read; the message names it.
-    """
+    """Return the messages of a response: the turns of the assistant, and results of tools."""
     return _read_items(response.get("output"), "output")
 
 

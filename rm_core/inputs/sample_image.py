@@ -7,12 +7,7 @@ import zlib
 
 
 def write_png(width: int, height: int) -> bytes:
-    """Return a PNG file with a coloured pattern, different for every size.
-
-    Args:
-        width: width in pixels.
-        height: height in pixels.
-    """
+    """Return a PNG file with a coloured pattern, different for every size."""
     rows = bytearray()
     for y in range(height):
         rows.append(0)  # the row is not filtered

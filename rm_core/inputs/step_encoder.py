@@ -36,17 +36,7 @@ class StepEncoder(Encoder):
     """Writes a problem and its steps as the authors of a step model do.
 
     Args:
-        tokenizer: tokenizer of the checkpoint, with its chat template if the format needs one.
-        step_format: see `ModelConfig`.
-        max_length: maximum number of tokens of a problem and its solution.
         warn_on_system_prompt: whether the authors advise against system prompts.
-        template_date: day that the template gets as today's date; None for the day of the call.
-        tokenizer_mode: see `ModelConfig`.
-        tokenizer_check_interval: see `ModelConfig`.
-
-    Attributes:
-        label_ids: rows of `lm_head` whose softmax gives the value of a step: good, bad. Empty for a
-            model with a head.
 
     Raises:
         ModelLoadError: the checkpoint's tokenizer or chat template does not fit the format.
@@ -103,18 +93,9 @@ class StepEncoder(Encoder):
         max_length: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> Encoded:
-        """Encode a problem and its solution, with one readout for each step.
+        """Encode a `StepItem`, or messages whose last is the solution; one readout for each step.
 
-        Args:
-            conversation: a `StepItem`; or messages, of which the last is the solution.
-            truncation: without effect, since nothing is cut off.
-            max_length: a lower limit than the model's, in tokens.
-            shared: not used; the token ids do not depend on it.
-
-        Raises:
-            InvalidConversationError: the shape is wrong, or the step format or the template cannot
-                express the prompt.
-            ConversationTooLongError: problem and solution exceed the limit.
+        `truncation` and `shared` have no effect: nothing is cut off.
         """
         item = conversation if isinstance(conversation, StepItem) else parse_solution(conversation)
         prompt = parse_prompt(item.prompt)

@@ -6,13 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rm_core.errors import InvalidConversationError
-from rm_core.inputs.conversations import (
-    Messages,
-    parse_chat,
-    parse_prompt,
-    refuse_images,
-    validate_unicode,
-)
+from rm_core.inputs.conversations import Messages, parse_prompt, split_answer, validate_unicode
 from rm_core.text import describe_type, format_keys
 from rm_core.types import PrerenderedText, PrerenderedTokens
 
@@ -61,11 +55,7 @@ class StepItem:
 
 
 def parse_step_item(value: object) -> StepItem:
-    """Validate an object with `prompt`, and `steps` or `response`.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
-    """
+    """Validate an object with `prompt`, and `steps` or `response`."""
     if not isinstance(value, Mapping):
         raise InvalidConversationError(
             f"the item is {describe_type(value)}; it must be an object with `prompt`, and with "
@@ -87,32 +77,15 @@ def parse_step_item(value: object) -> StepItem:
 
 
 def parse_solution(conversation: object) -> StepItem:
-    """Read a conversation as a problem and its solution, which is the last turn.
-
-    Args:
-        conversation: unvalidated messages that end with the assistant's.
-
-    Raises:
-        InvalidConversationError: the shape is wrong, or a step model cannot read the conversation.
-    """
+    """Read unvalidated messages as a problem and its solution, which is the last turn."""
     if isinstance(conversation, PrerenderedText | PrerenderedTokens):
         raise InvalidConversationError(
             "the input is rendered text or token ids, in which a step model cannot tell where "
             "steps end; send messages, or `prompt` with `response` or `steps`"
         )
-    chat = parse_chat(conversation)
-    refuse_images(chat.messages, "a step model")
-    *prompt, answer = chat.messages
-    if not prompt:
-        raise InvalidConversationError(
-            "the conversation is only an answer; give the problem that it solves before it"
-        )
-    if chat.tools or answer.get("tool_calls"):
-        raise InvalidConversationError(
-            "the conversation has tools or tool calls, which a step model does not read; send the "
-            "solution as text"
-        )
-    return StepItem(prompt, response=answer["content"])
+    names = ("problem that it solves", "solution")
+    prompt, solution = split_answer(conversation, "a step model", names)
+    return StepItem(prompt, response=solution)
 
 
 def _check_steps(steps: object) -> None:

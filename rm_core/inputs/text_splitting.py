@@ -29,12 +29,11 @@ character listed here with the character before it, so both sides are normalized
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-from rm_core.inputs.tokenizer_components import is_plain_bpe, list_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,11 +57,7 @@ _BEFORE_RUN = re.compile(rf"[\x00-\x7f{_LETTERS}]")
 
 
 class TokenBoundaries:
-    """Finds the boundaries of texts for one tokenizer.
-
-    Args:
-        tokenizer: tokenizer of the checkpoint.
-    """
+    """Finds the boundaries of texts for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pattern: re.Pattern[str] | None = None
@@ -257,3 +252,22 @@ class TokenBoundaries:
         surroundings = text[max(begin, stop - self._margin) : stop + self._margin]
         is_inside = len(surroundings) == 2 * self._margin and not surroundings.strip(_DIGITS)
         return stop if is_inside else None
+
+
+def list_steps(component: Any, name: str) -> list[dict[str, Any]]:
+    """Return the steps of a component in order, of a sequence those under `name`; none for None."""
+
+    def flatten(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if state["type"] == "Sequence":
+            for step in state[name]:
+                yield from flatten(step)
+        else:
+            yield state
+
+    return [] if component is None else list(flatten(json.loads(component.__getstate__())))
+
+
+def is_plain_bpe(model: Any) -> bool:
+    """Return whether a model is BPE that marks neither the starts nor the ends of words."""
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    return type(model).__name__ == "BPE" and not any(getattr(model, name) for name in affixes)

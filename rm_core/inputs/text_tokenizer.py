@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from rm_core.config import TokenizerMode
 from rm_core.inputs.tokenizer_check import compile_unchecked, find_difference
+from rm_core.text import is_library_error
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,10 @@ _MAX_VALIDATED = 16
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChoice:
-    """Name of a library, and the reason for the choice.
+    """Name of a library, and the reason for the choice."""
 
-    Attributes:
-        name: name of the library.
-        reason: why the library is used, in words.
-    """
-
-    name: Literal["fastokens", "tokenizers"]
-    reason: str
+    name: Literal["fastokens", "tokenizers"]  # name of the library
+    reason: str  # why the library is used, in words
 
 
 # The last tokenizers that were compared, by the digest of their definition. A tokenizer is loaded
@@ -53,9 +49,7 @@ class TextTokenizer:
     Not thread-safe, since `tokenizers` is not.
 
     Args:
-        backend: tokenizer of the library `tokenizers`, without padding and truncation.
         definition: the tokenizer as JSON, as `backend.to_str()` gives it.
-        mode: see `ModelConfig.tokenizer_mode`.
         check_interval: number of texts of which one is compared with `tokenizers` as well; 0 for
             none.
 
@@ -86,17 +80,13 @@ class TextTokenizer:
         self._fast, self.choice = validated
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens around it.
-
-        Raises:
-            BaseException: `tokenizers` failed.
-        """
+        """Return the token ids of a text, without special tokens around it."""
         if self._fast is None or (not text.isascii() and compile_unchecked().search(text)):
             return _tokenize_all(self._backend, [text])[0]
         try:
             input_ids: list[int] = self._fast.encode(text).ids
         except BaseException as error:
-            if not _is_library_error(error):
+            if not is_library_error(error):
                 raise
             return self._use_tokenizers(text, f"failed ({type(error).__name__})")
         self._num_until_check -= 1  # is negative from the first text on if the interval is 0
@@ -149,7 +139,7 @@ def _load_fastokens(backend: Any, definition: str) -> tuple[Any, TokenizerChoice
             [token.content for token in backend.get_added_tokens_decoder().values()],
         )
     except BaseException as error:
-        if not _is_library_error(error):
+        if not is_library_error(error):
             raise
         reason = f"fastokens cannot be compared with tokenizers: {error}"
         return None, TokenizerChoice("tokenizers", reason)
@@ -170,8 +160,3 @@ def _sample_tokens(backend: Any) -> list[str]:
     input_ids = range(0, backend.get_vocab_size(), step)
     texts: list[str] = backend.decode_batch([[token] for token in input_ids], False)
     return texts
-
-
-def _is_library_error(error: BaseException) -> bool:
-    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

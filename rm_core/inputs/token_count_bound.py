@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from rm_core.inputs.tokenizer_components import is_plain_bpe, list_steps
+from rm_core.inputs.text_splitting import is_plain_bpe, list_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,11 +29,7 @@ _MAX_COMPOSED = 4
 
 
 class TokenBound:
-    """Lower bound on the number of tokens in a text.
-
-    Args:
-        tokenizer: tokenizer of the checkpoint.
-    """
+    """Lower bound on the number of tokens in a text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -64,15 +60,9 @@ class TokenBound:
             self._longest = max(map(len, (*vocabulary, *contents)))
 
     def prove_too_long(self, text: str, limit: int) -> int | None:
-        """Prove that a text has more tokens than allowed.
+        """Return a lower bound of a text's tokens that exceeds the limit.
 
-        Args:
-            text: text to tokenize.
-            limit: maximum number of tokens.
-
-        Returns:
-            A lower bound of the text's tokens that exceeds the limit. None if the text may fit, or
-            if the tokenizer is unknown.
+        None if the text may fit, or if the tokenizer is unknown.
         """
         if self._longest is None or len(text) * _MAX_BYTES <= limit * self._longest:
             return None

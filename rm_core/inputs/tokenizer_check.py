@@ -79,16 +79,9 @@ _MAX_CLOSE_MARKERS = 24
 def find_difference(
     tokenize: Tokenize, expected: Tokenize, vocabulary: Iterable[str], markers: Sequence[str]
 ) -> str | None:
-    """Return a text whose token ids differ from those expected.
+    """Return the first text whose token ids differ from those expected; None if there is none.
 
-    Args:
-        tokenize: implementation to check.
-        expected: implementation that is right.
-        vocabulary: texts of tokens.
-        markers: texts of added tokens.
-
-    Returns:
-        The first text with a difference; None if there is none.
+    The texts are made of those of the vocabulary's tokens and of added tokens, `markers`.
     """
     texts = build_texts(vocabulary, markers)
     while some := list(itertools.islice(texts, _TEXTS_PER_COMPARISON)):

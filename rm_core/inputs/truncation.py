@@ -21,14 +21,8 @@ CountTokens: TypeAlias = Callable[[Messages], int | None]
 def drop_oldest(messages: Messages, count_tokens: CountTokens, limit: int) -> Messages | None:
     """Drop as little as possible from the start of a conversation to fit the limit.
 
-    Args:
-        messages: the whole conversation, which exceeds the limit.
-        count_tokens: see `CountTokens`.
-        limit: maximum number of tokens of the result.
-
-    Returns:
-        The remaining messages, the oldest possibly without the start of its text; None if the last
-        turn alone exceeds the limit.
+    The oldest remaining message may lack the start of its text. None if the last turn alone exceeds
+    the limit.
     """
     order = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
     order += [i for i, message in enumerate(messages[:-1]) if message["role"] == "system"]

@@ -11,18 +11,7 @@ from rm_core.types import Encoded
 
 
 def split_turns(conversation: object) -> list[tuple[int, ChatJson]]:
-    """Return the conversation up to each message of the assistant; the last is the whole.
-
-    Args:
-        conversation: unvalidated messages that end with the assistant's, or a mapping of `messages`
-            and `tools`.
-
-    Returns:
-        Index of the assistant's message, and the conversation that ends with it.
-
-    Raises:
-        InvalidConversationError: the shape is wrong.
-    """
+    """Return the conversation up to each message of the assistant, and the message's index."""
     chat = parse_chat(conversation)
     return [
         (index, replace(chat, messages=chat.messages[: index + 1]).to_json())
@@ -34,10 +23,8 @@ def split_turns(conversation: object) -> list[tuple[int, ChatJson]]:
 def find_unshared_turns(turns: Sequence[tuple[int, Encoded]]) -> str | None:
     """Return a warning if a turn is written in another way where the conversation goes on.
 
-    Some chat templates write the last turn differently, such as Qwen3's, with a thinking block.
-
-    Args:
-        turns: the conversations of `split_turns`, encoded; the last is the whole.
+    Some chat templates write the last turn differently, such as Qwen3's, with a thinking block. Of
+    the encoded turns, the last is the whole conversation.
     """
     whole = turns[-1][1]
     others = [

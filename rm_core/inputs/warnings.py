@@ -47,28 +47,16 @@ _TOKENS = (re.compile(r"<[^<>\s]{1,60}>"), re.compile(r"\[[^\[\]\s]{1,40}\]"))
 
 @dataclass(frozen=True, slots=True)
 class ContentFindings:
-    """What a text contains that a content usually does not.
+    """What a text contains that a content usually does not."""
 
-    Attributes:
-        own_markers: markers of the checkpoint.
-        foreign_markers: markers of other templates.
-        transcript: words that begin an assistant's turn, see `find_transcript`.
-        is_json: whether the text is JSON of a list of messages.
-    """
-
-    own_markers: list[str]
-    foreign_markers: list[str]
-    transcript: str | None
-    is_json: bool
+    own_markers: list[str]  # markers of the checkpoint
+    foreign_markers: list[str]  # markers of other templates
+    transcript: str | None  # words that begin an assistant's turn, see `find_transcript`
+    is_json: bool  # whether the text is JSON of a list of messages
 
 
 class WarningFinder:
-    """Finds the warnings of conversations for one checkpoint.
-
-    Args:
-        own_markers: texts of the tokenizer's special tokens.
-        warn_on_system_prompt: whether the checkpoint's authors advise against system prompts.
-    """
+    """Finds the warnings of conversations for one checkpoint."""
 
     def __init__(self, own_markers: Collection[str], warn_on_system_prompt: bool) -> None:
         self._own = frozenset(own_markers)
@@ -79,14 +67,10 @@ class WarningFinder:
     def find_warnings(
         self, chat: Chat, text: str, render: Render, known: KnownContents | None = None
     ) -> tuple[str, ...]:
-        """Return the warnings for a conversation.
+        """Return the warnings for a whole conversation, before truncation, and its rendered text.
 
-        Args:
-            chat: the whole conversation, before truncation.
-            text: the rendered conversation.
-            render: function that renders variants of the conversation.
-            known: findings in the contents of the previous conversation, replaced by those of this
-                one.
+        `render` renders variants of the conversation. `known` has the findings in the contents of
+        the previous conversation, and gets those of this one.
         """
         findings = self._search_contents(_index_contents(chat.messages), known)
         return (
@@ -102,13 +86,9 @@ class WarningFinder:
     def find_step_warnings(
         self, prompt: Messages, solution: str, text: str, render: Render
     ) -> tuple[str, ...]:
-        """Return the warnings for a problem and its solution.
+        """Return the warnings for a problem and its solution, with the text that is tokenized.
 
-        Args:
-            prompt: messages before the solution.
-            solution: text of all steps, as the message after the prompt.
-            text: the text that is tokenized.
-            render: function that writes variants of the prompt with the solution.
+        `render` writes variants of the prompt with the solution.
         """
         messages = [*prompt, {"role": "assistant", "content": solution}]
         findings = self._search_contents(_index_contents(messages))
@@ -125,11 +105,7 @@ class WarningFinder:
             yield SYSTEM_PROMPT_WARNING
 
     def find_marker_warnings(self, contents: Mapping[Any, str]) -> Iterator[str]:
-        """Yield warnings about markers of chat templates in texts.
-
-        Args:
-            contents: text of each message by its index, or of other inputs by their names.
-        """
+        """Yield warnings about markers of chat templates in texts, by index or name of the text."""
         return _describe_markers(self._search_contents(contents))
 
     def _search_contents(
@@ -254,7 +230,8 @@ def _check_arguments(chat: Chat, text: str, render: Render) -> Iterator[str]:
 
 def _has_arguments_as_text(message: Any) -> bool:
     calls = message.get("tool_calls")
-    functions = (c.get("function") for c in calls if isinstance(c, dict)) if _is_list(calls) else ()
+    calls = calls if isinstance(calls, list | tuple) else ()
+    functions = (call.get("function") for call in calls if isinstance(call, dict))
     arguments = [f.get("arguments") for f in functions if isinstance(f, dict)]
     return any(isinstance(value, str) and value for value in arguments)
 
@@ -288,10 +265,6 @@ def _is_json_of_messages(content: str) -> bool:
     return bool(parsed) and all(
         isinstance(m, dict) and {"role", "content"} <= m.keys() for m in parsed
     )
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def _index_contents(messages: Messages) -> dict[int, str]:

@@ -32,21 +32,14 @@ _MAX_REPEATS = 4
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A folder with an adapter that passed its checks.
+    """A folder with an adapter that passed its checks."""
 
-    Attributes:
-        path: local folder.
-        revision: commit of the hub repository, or `local-` and a digest of the files.
-        config: content of adapter_config.json.
-        files: weights of the adapter; None when only the tokenizer was requested.
-        head_shapes: shapes of the head that was trained with the adapter, by the names that they
-            have in a full checkpoint; empty without one.
-    """
-
-    path: Path
-    revision: str
-    config: Mapping[str, Any]
-    files: WeightFiles | None
+    path: Path  # local folder
+    revision: str  # commit of the hub repository, or `local-` and a digest of the files
+    config: Mapping[str, Any]  # content of adapter_config.json
+    files: WeightFiles | None  # weights of the adapter; None when only the tokenizer was requested
+    # Shapes of the head that was trained with the adapter, by the names that they have in a full
+    # checkpoint; empty without one.
     head_shapes: Mapping[str, Sequence[int]]
 
     def read_head(self) -> dict[str, torch.Tensor]:
@@ -60,19 +53,7 @@ class Adapter:
 def read_adapter(
     path: Path, base: Path, *, base_name: str, revision: str, allow_bin: bool, weights: bool
 ) -> Adapter:
-    """Check an adapter.
-
-    Args:
-        path: folder of the adapter.
-        base: folder of the base model.
-        base_name: name with which the base model was given.
-        revision: see `Adapter`.
-        allow_bin: whether pickle files may be read.
-        weights: whether the weights are needed.
-
-    Raises:
-        ModelLoadError: the folder has no adapter, or one that cannot be merged exactly.
-    """
+    """Return the adapter in a folder, if it can be merged exactly."""
     if not (path / ADAPTER_CONFIG).exists():
         raise ModelLoadError(
             f"{path} has no {ADAPTER_CONFIG}, so it is not an adapter; the name is BASE+ADAPTER, "
@@ -169,15 +150,7 @@ def _read_template(folder: Path) -> str | None:
 
 
 def merge_adapter(body: PreTrainedModel, adapter: Adapter) -> None:
-    """Merge an adapter into the layers of a decoder on the CPU, in place, as peft does.
-
-    Args:
-        body: transformers' decoder without a head.
-        adapter: the adapter.
-
-    Raises:
-        ModelLoadError: the adapter does not belong to this decoder.
-    """
+    """Merge an adapter into the layers of a decoder on the CPU, in place, as peft does."""
     import torch
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 

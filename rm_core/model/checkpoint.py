@@ -49,36 +49,26 @@ _EMBEDDING = "embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder with a reward model that passed every check except reading all its weights.
+    """A folder with a reward model that passed every check except reading all its weights."""
 
-    Attributes:
-        path: local folder.
-        revision: commit of the hub repository, or `local-` and a digest of the files.
-        family: `model_type` of the decoder.
-        config: content of config.json; of a vision-language model, with the keys of its text
-            decoder at the top.
-        entry: catalog entry of the checkpoint; None for a checkpoint that is not in the catalog.
-        kind: what the checkpoint is served as.
-        shapes: shapes of the tensors that will be read, by name; empty when only the tokenizer was
-            requested.
-        files: files of the tensors; None when only the tokenizer was requested.
-        head: where the checkpoint has its head; None when only the tokenizer was requested.
-        head_settings: settings that change the head, as text; empty for the checkpoint's own head.
-        adapter: adapter that is merged into the weights; None without one.
-        vision: how images become tokens; None for a model that reads text only.
-    """
-
-    path: Path
-    revision: str
-    family: str
+    path: Path  # local folder
+    revision: str  # commit of the hub repository, or `local-` and a digest of the files
+    family: str  # `model_type` of the decoder
+    # Content of config.json; of a vision-language model, with the keys of its text decoder at the
+    # top.
     config: Mapping[str, Any]
+    # Catalog entry of the checkpoint; None for a checkpoint that is not in the catalog.
     entry: CatalogEntry | None
-    kind: KindChoice
+    kind: KindChoice  # what the checkpoint is served as
+    # Shapes of the tensors that will be read, by name; empty when only the tokenizer was requested.
     shapes: Mapping[str, Sequence[int]]
-    files: WeightFiles | None
+    files: WeightFiles | None  # files of the tensors; None when only the tokenizer was requested
+    # Where the checkpoint has its head; None when only the tokenizer was requested.
     head: HeadLayout | None
+    # Settings that change the head, as text; empty for the checkpoint's own head.
     head_settings: str = ""
-    adapter: Adapter | None = None
+    adapter: Adapter | None = None  # adapter that is merged into the weights; None without one
+    # How images become tokens; None for a model that reads text only.
     vision: VisionConfig | None = None
 
     @property
@@ -114,10 +104,9 @@ class Checkpoint:
         return None if rows is None else int(rows)
 
     def may_ask_for_date(self, chat_template: str | None = None) -> bool:
-        """Return whether the chat template may read the clock; in doubt, return True.
+        """Return whether the chat template, or `chat_template` in its place, may read the clock.
 
-        Args:
-            chat_template: path of a file that replaces the checkpoint's own template.
+        In doubt, return True.
         """
         files = [Path(chat_template).expanduser()] if chat_template else self._list_template_files()
         return any(file.is_file() and b"strftime_now" in file.read_bytes() for file in files)
@@ -178,14 +167,7 @@ def open_checkpoint(config: ModelConfig, *, weights: bool = True) -> Checkpoint:
 
 
 def open_weight_files(config: ModelConfig) -> tuple[Path, WeightFiles]:
-    """Find a checkpoint's folder and its weight files to convert them, whatever the model is.
-
-    Args:
-        config: `name`, `revision`, `catalog_name` and `allow_bin` are read.
-
-    Raises:
-        ModelLoadError: the checkpoint or its weights do not exist, or it is or has an adapter.
-    """
+    """Find a checkpoint's folder and its weight files to convert them, whatever the model is."""
     base, adapter = split_name(config.name)
     if adapter is not None:
         raise ModelLoadError(f"{config.name} has an adapter; give the base model alone")

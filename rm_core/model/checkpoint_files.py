@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_core.errors import ModelLoadError
+from rm_core.strict_json import parse_finite, reject_constant
 from rm_core.text import describe_type
 
 TEXT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -47,11 +48,7 @@ def get_hub_commit(folder: Path) -> str | None:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder with a file that must not be opened.
-
-    Raises:
-        ModelLoadError: a file must not be opened; the message names it.
-    """
+    """Refuse a folder with a file that must not be opened."""
     for pattern in (*TEXT_PATTERNS, "*.safetensors"):
         for file in sorted(folder.glob(pattern)):
             check_file(file, None if pattern == "*.safetensors" else MAX_TEXT_BYTES)
@@ -60,15 +57,9 @@ def check_files(folder: Path) -> None:
 
 
 def check_file(file: Path, max_bytes: int | None) -> None:
-    """Return if a file may be opened and read.
+    """Refuse a file that is not regular, is too large, or is a link to outside the checkpoint.
 
-    Args:
-        file: file directly in the checkpoint's folder or in its templates folder.
-        max_bytes: maximum size in bytes; None for a weight file.
-
-    Raises:
-        ModelLoadError: the file is not a regular file, is a link to a file outside the checkpoint,
-            or is too large.
+    A weight file has no maximum size.
     """
     folder = file.parent.parent if file.parent.name == TEMPLATES_FOLDER else file.parent
     try:
@@ -115,15 +106,7 @@ def _describe_file_type(mode: int) -> str:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object from a file of the checkpoint.
-
-    Args:
-        path: path of the file.
-        max_bytes: maximum size of the file in bytes.
-
-    Raises:
-        ModelLoadError: the file is missing, unreadable, or not a JSON object.
-    """
+    """Read a JSON object from a file of the checkpoint."""
     if not os.path.lexists(path):
         raise ModelLoadError(f"{path.parent} has no {path.name}; is it a checkpoint?")
     check_file(path, max_bytes)
@@ -148,18 +131,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: the content is not strict JSON.
         RecursionError: the content is nested too deeply.
     """
-    return json.loads(content.decode(), parse_constant=_refuse_constant, parse_float=_read_float)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return number
+    return json.loads(content.decode(), parse_constant=reject_constant, parse_float=parse_finite)
 
 
 def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
@@ -168,9 +140,6 @@ def read_tensor_headers(file: Path) -> tuple[dict[str, Any], int]:
     Returns:
         `dtype`, `shape` and `data_offsets` of each tensor by name, and the offset at which the
         data begins, in bytes.
-
-    Raises:
-        ModelLoadError: the file is damaged, or its header is larger than `MAX_HEADER_BYTES`.
     """
     check_file(file, None)
     size = file.stat().st_size

@@ -59,6 +59,10 @@ _NUMBER: Rule = ("a number", lambda value: type(value) in (int, float))
 _POSITIVE: Rule = ("a number above 0", lambda value: type(value) in (int, float) and value > 0)
 _BOOLEAN: Rule = ("true or false", lambda value: type(value) is bool)
 _STRING: Rule = ("a string", lambda value: isinstance(value, str))
+_STRINGS: Rule = (
+    "a list of strings",
+    lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+)
 _ID = _integer(-_MAX_ID, _MAX_ID)
 _IDS: Rule = (
     "an integer or a list of integers",
@@ -95,18 +99,8 @@ _RULES: Mapping[str, Rule] = {
     "num_labels": _or_null(_integer(0, _MAX_SIZE)),
     "id2label": _or_null(("an object", lambda value: isinstance(value, dict))),
     "label2id": _or_null(("an object", lambda value: isinstance(value, dict))),
-    "architectures": _or_null(
-        (
-            "a list of strings",
-            lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
-        )
-    ),
-    "layer_types": _or_null(
-        (
-            "a list of strings",
-            lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
-        )
-    ),
+    "architectures": _or_null(_STRINGS),
+    "layer_types": _or_null(_STRINGS),
     "dtype": _or_null(("the name of a dtype, such as bfloat16", lambda v: _is_dtype(v))),
     "torch_dtype": _or_null(("the name of a dtype, such as bfloat16", lambda v: _is_dtype(v))),
 }
@@ -129,12 +123,7 @@ def _warn_of_code(file: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of config.json, after checking the tokenizer's files too.
-
-    Raises:
-        ModelLoadError: a file is not a JSON object, requests code of the checkpoint, or makes
-            transformers read another file.
-    """
+    """Return the content of config.json, after checking the tokenizer's files too."""
     config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
     files = {"config.json": config}
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -161,16 +150,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(file: Path, config: Mapping[str, Any]) -> str:
-    """Check a config.json and return its `model_type`.
-
-    Args:
-        file: path of the file, for error messages.
-        config: content of the file.
-
-    Raises:
-        ModelLoadError: the config cannot be served; the message names the key, its value, what is
-            allowed and what to do.
-    """
+    """Check a config.json and return its `model_type`."""
     _refuse_switches(file, config)
     for key, (allowed, is_allowed) in _RULES.items():
         # transformers writes 0 for a window that is not used.

@@ -17,21 +17,9 @@ from rm_core.model.weight_files import WeightFiles, load_pickle
 
 
 def convert_checkpoint(config: ModelConfig, output: Path) -> Path:
-    """Write a checkpoint with safetensors files, and its configuration and tokenizer files.
+    """Write a checkpoint with safetensors files and its other files; return the absolute path.
 
-    The folder appears with all its files, or not at all.
-
-    Args:
-        config: names the checkpoint; `allow_bin` as for loading it.
-        output: folder to write; it must be empty or not exist.
-
-    Returns:
-        The absolute path of the folder.
-
-    Raises:
-        ModelLoadError: the checkpoint does not exist or has nothing to convert, or the folder has
-            files.
-        OSError: the folder cannot be written.
+    The folder appears with all its files, or not at all. The output must be empty or not exist.
     """
     output = output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -25,11 +25,7 @@ def get_vision_tower(model: PreTrainedModel) -> nn.Module | None:
 
 
 def get_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the decoder's layers, in order.
-
-    Raises:
-        ModelLoadError: the model has no list of layers, such as an encoder.
-    """
+    """Return the decoder's layers, in order."""
     layers = getattr(get_decoder(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ModelLoadError(

@@ -33,17 +33,13 @@ from rm_core.prefix_cache import CachedBatch
 
 @dataclass(frozen=True, slots=True)
 class LaunchedBatch:
-    """A batch whose work is on the device, and whose logits arrive when the device has done it.
+    """A batch whose work is on the device, and whose logits arrive when the device has done it."""
 
-    Attributes:
-        tree: the batch.
-        logits: float32 `[num_read_rows, num_outputs]` on the CPU, in the order of the row; valid
-            after the event.
-        event: event after the copy of the logits; None if the device is the CPU.
-    """
-
-    tree: PrefixTree
+    tree: PrefixTree  # the batch
+    # Float32 `[num_read_rows, num_outputs]` on the CPU, in the order of the row; valid after the
+    # event.
     logits: torch.Tensor
+    # Event after the copy of the logits; None if the device is the CPU.
     event: torch.cuda.Event | None
 
     def read(self) -> list[float]:
@@ -86,12 +82,8 @@ def launch_batch(
 ) -> LaunchedBatch:
     """Start a batch on the device, without waiting for CUDA devices.
 
-    Args:
-        loaded_model: the model.
-        tree: the batch.
-        row_multiple: the row is padded to a multiple of this many tokens, for the mode that needs
-            a fixed shape; the padding is not read.
-        cached: the batch's part of the prefix cache, whose tree is `tree`; None without a cache.
+    The row is padded to a multiple of `row_multiple` tokens, for the mode that needs a fixed shape;
+    the padding is not read. `cached` is the batch's part of the prefix cache, whose tree is `tree`.
     """
     is_compiled = loaded_model.compilation.is_compiled
     with compile_for_all_sizes() if is_compiled else contextlib.nullcontext():
@@ -108,10 +100,7 @@ def launch_batch(
 
 
 def _compute_hidden_states(
-    loaded_model: LoadedModel,
-    tree: PrefixTree,
-    num_padding_tokens: int,
-    cached: CachedBatch | None,
+    loaded_model: LoadedModel, tree: PrefixTree, num_padding_tokens: int, cached: CachedBatch | None
 ) -> torch.Tensor:
     """Return hidden states `[num_read_rows, hidden_size]` after the final norm, in row order.
 

@@ -39,10 +39,15 @@ from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint, open_text_files
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
-from rm_core.model.freed_memory import keep_freed_memory
-from rm_core.model.image_patches import build_patches
-from rm_core.model.pipeline_parallel import install_transfer_hooks, move_to_devices
-from rm_core.model.placement import is_new_gpu, is_old_gpu, resolve_devices, resolve_dtype
+from rm_core.model.offload import keep_freed_memory
+from rm_core.model.placement import (
+    install_transfer_hooks,
+    is_new_gpu,
+    is_old_gpu,
+    move_to_devices,
+    resolve_devices,
+    resolve_dtype,
+)
 from rm_core.model.precision import check_precision, use_ieee_products
 from rm_core.model.prepacked_linear import prepack_linears
 from rm_core.model.probe import probe_decoder
@@ -55,15 +60,11 @@ from rm_core.model.self_check import (
     encode_samples,
 )
 from rm_core.model.tokenizer_file import check_tokenizer
-from rm_core.model.vision import VisionTower
+from rm_core.model.vision import VisionTower, build_patches
 from rm_core.model.vision_config import IMAGE_TOKENS, VisionConfig
 from rm_core.model.weight_files import list_tensor_names
-from rm_core.model.weights import (
-    read_head,
-    read_transformers_config,
-    read_weights,
-)
-from rm_core.text import quote, summarize_error
+from rm_core.model.weights import read_head, read_transformers_config, read_weights
+from rm_core.text import is_library_error, quote, summarize_error
 from rm_core.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -76,42 +77,28 @@ _MAX_SAMPLE_TOKENS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A checked model on its devices, with the choices made while loading.
+    """A checked model on its devices, with the choices made while loading."""
 
-    Attributes:
-        model: transformers' decoder without a head, in eval mode, with packed attention in its
-            layers and a last layer whose output has the readout tokens only.
-        head: maps the hidden states of the readouts to numbers, on the last device.
-        readout_layer: whether the last layer runs on the readout tokens only, in words.
-        pad_token_id: padding id of the config; determines the readout token.
-        checkpoint: the checkpoint that was loaded.
-        attention: name of the attention backend, and the reason for the choice.
-        backend: attention backend.
-        deterministic: whether a reward must not depend on its batch, to the last bit.
-        quantized: whether the linear layers are quantized.
-        compilation: whether the decoder layers are compiled, once for rows of any length.
-        devices: devices of the model, in the order of its layers; usually one.
-        fingerprint: fingerprint of the model's rewards.
-        encoder: turns conversations, steps or pairs of answers into token ids for the model.
-        self_check: rewards that the engine must reproduce; None if the self-check is off.
-        vision_tower: encodes images; None for a model that reads only text.
-    """
-
+    # Transformers' decoder without a head, in eval mode, with packed attention in its layers and a
+    # last layer whose output has the readout tokens only.
     model: PreTrainedModel
-    head: Head
-    readout_layer: str
-    pad_token_id: int | None
-    checkpoint: Checkpoint
-    attention: AttentionChoice
+    head: Head  # maps the hidden states of the readouts to numbers, on the last device
+    readout_layer: str  # whether the last layer runs on the readout tokens only, in words
+    pad_token_id: int | None  # padding id of the config; determines the readout token
+    checkpoint: Checkpoint  # the checkpoint that was loaded
+    attention: AttentionChoice  # name of the attention backend, and the reason for the choice
     backend: AttentionBackend
-    deterministic: bool
-    quantized: bool
+    deterministic: bool  # whether a reward must not depend on its batch, to the last bit
+    quantized: bool  # whether the linear layers are quantized
+    # Whether the decoder layers are compiled, once for rows of any length.
     compilation: CompilationChoice
+    # Devices of the model, in the order of its layers; usually one.
     devices: tuple[torch.device, ...]
-    fingerprint: Fingerprint
-    encoder: Encoder
+    fingerprint: Fingerprint  # fingerprint of the model's rewards
+    encoder: Encoder  # turns conversations, steps or pairs of answers into token ids for the model
+    # Rewards that the engine must reproduce; None if the self-check is off.
     self_check: SelfCheck | None
-    vision_tower: VisionTower | None = None
+    vision_tower: VisionTower | None = None  # encodes images; None for a model that reads only text
 
     @property
     def device(self) -> torch.device:
@@ -121,10 +108,6 @@ class LoadedModel:
 
 def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> Encoder:
     """Load the encoder for the kind of a checkpoint, with its tokenizer and chat template.
-
-    Args:
-        config: names the checkpoint.
-        checkpoint: the opened checkpoint, if the caller already has it.
 
     Raises:
         ModelLoadError: the checkpoint does not exist, its tokenizer or chat template does not fit
@@ -154,7 +137,7 @@ def load_encoder(config: ModelConfig, checkpoint: Checkpoint | None = None) -> E
         raise
     # A tokenizer that could be read may still fail on its first text, even by a panic in Rust.
     except BaseException as error:
-        if not _is_library_error(error):
+        if not is_library_error(error):
             raise
         raise ModelLoadError(
             f"the tokenizer of {checkpoint.path} fails on a short text: {summarize_error(error)}; "
@@ -261,10 +244,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     target = _build_attention_target(config, checkpoint, device, dtype)
     choose_attention(target, config.attention)  # refuses before the weights are read
     compilation = choose_compilation(
-        config.compile,
-        device,
-        num_devices=config.num_devices,
-        deterministic=config.deterministic,
+        config.compile, device, num_devices=config.num_devices, deterministic=config.deterministic
     )
     check_quantization(
         config.quantization,
@@ -373,11 +353,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def _check_experts(config: ModelConfig, compilation: CompilationChoice) -> CompilationChoice:
-    """Return the choice of compilation for a mixture of experts.
-
-    Raises:
-        ModelLoadError: a setting does not work with experts.
-    """
+    """Choose the compilation of a mixture of experts, and refuse settings that do not work."""
     if config.deterministic:
         raise ModelLoadError(
             f"{config.name} has experts, whose products depend on how many tokens of a batch each "
@@ -439,13 +415,8 @@ def prepare_layers(
 ) -> None:
     """Prepare a decoder, on its device, for packed rows; in place.
 
-    Args:
-        model: transformers' decoder.
-        quantized: whether the linear layers are quantized.
-        compiled: whether to compile all layers except the last.
-        deterministic: whether to keep torch's own linear layers, whose results for a row do not
-            depend on the other rows.
-        on_all_tokens: whether the last layer runs on all tokens, because its parts are unknown.
+    `deterministic` keeps torch's own linear layers, whose results for a row do not depend on the
+    other rows. `on_all_tokens` runs the last layer on all tokens, because its parts are unknown.
     """
     install_packed_attention(get_decoder(model))
     layers = get_decoder_layers(model)
@@ -517,11 +488,7 @@ def _read_template(path: str, name: str) -> str:
 
 
 def check_transformers_config(checkpoint: Checkpoint) -> None:
-    """Refuse a config.json that transformers rejects, or whose parts contradict each other.
-
-    Raises:
-        ModelLoadError: transformers rejects the file; the message contains its reason.
-    """
+    """Refuse a config.json that transformers rejects, or whose parts contradict each other."""
     from transformers.models.auto import configuration_auto, modeling_auto
 
     file, family = checkpoint.path / "config.json", checkpoint.family
@@ -583,11 +550,6 @@ def _check_image_tokens(
             )
 
 
-def _is_library_error(error: BaseException) -> bool:
-    """Return whether a library raised the error; a panic in Rust derives from BaseException."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -597,7 +559,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     # transformers raises many classes here; all mean that the tokenizer is unusable.
     except BaseException as error:
-        if not _is_library_error(error):
+        if not is_library_error(error):
             raise
         raise ModelLoadError(
             f"the tokenizer of {path} cannot be loaded: {summarize_error(error)}; is "

@@ -61,17 +61,7 @@ def use_ieee_products() -> Iterator[None]:
 def check_precision(
     model: PreTrainedModel, devices: Sequence[torch.device], last_position: int
 ) -> None:
-    """Check the precision of float32 products on each device, and of a decoder's rotary embedding.
-
-    Args:
-        model: transformers' decoder, on its devices.
-        devices: devices of the model's layers.
-        last_position: largest position that a token may have.
-
-    Raises:
-        ModelLoadError: float32 products have less precision than IEEE float32, or the cosines and
-            sines of positions are wrong.
-    """
+    """Check the precision of float32 products on each device, and of the rotary embedding."""
     with torch.inference_mode(), use_ieee_products():
         for device in devices:
             _check_products(device)

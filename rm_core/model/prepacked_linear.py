@@ -27,11 +27,7 @@ _ROWS = 2_048
 
 
 class PrepackedLinear(nn.Module):
-    """Replaces a linear layer, with its weights packed.
-
-    Args:
-        linear: layer to replace, float32, on the CPU.
-    """
+    """Replaces a float32 linear layer on the CPU, with its weights packed."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -50,11 +46,7 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack_linears(layers: nn.Module) -> None:
-    """Replace all linear layers of a module, in place; do nothing if torch has no oneDNN.
-
-    Args:
-        layers: module whose linear layers are replaced, float32, on the CPU.
-    """
+    """Replace all linear layers of a module, in place; do nothing if torch has no oneDNN."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

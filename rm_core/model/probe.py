@@ -30,7 +30,7 @@ from rm_core.model.decoder import (
     get_head_dim,
     get_num_key_value_heads,
 )
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 from rm_core.model.readout_layer import ReadoutLayer
 
 if TYPE_CHECKING:
@@ -46,17 +46,11 @@ _OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the tiny row has shown.
+    """What the tiny row has shown."""
 
-    Attributes:
-        heads: head counts and head size, equal in all layers.
-        params: attention parameters of each layer, in order.
-        readout_layer_fault: why the last layer cannot run on the readout tokens only; None if it
-            can.
-    """
-
-    heads: AttentionHeads
-    params: tuple[AttentionParams, ...]
+    heads: AttentionHeads  # head counts and head size, equal in all layers
+    params: tuple[AttentionParams, ...]  # attention parameters of each layer, in order
+    # Why the last layer cannot run on the readout tokens only; None if it can.
     readout_layer_fault: str | None
 
 
@@ -95,14 +89,9 @@ class _RecordingBackend:
 
 @torch.inference_mode()
 def probe_decoder(model: PreTrainedModel, devices: Sequence[torch.device]) -> Probe:
-    """Run a tiny row through a decoder.
+    """Run a tiny row through a decoder; refuse an architecture that does not work with packed rows.
 
-    Args:
-        model: decoder on its devices, with packed attention installed, its layers not yet prepared.
-        devices: devices of the model.
-
-    Raises:
-        ModelLoadError: the architecture does not work with packed rows; the message says why.
+    Packed attention is installed in the decoder, and its layers are not prepared yet.
     """
     layers, config = get_decoder_layers(model), model.config.get_text_config()
     backend = _RecordingBackend()

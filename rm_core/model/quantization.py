@@ -44,13 +44,7 @@ def check_quantization(
     deterministic: bool,
     compilation: CompilationChoice,
 ) -> None:
-    """Refuse a quantization that cannot work, before anything heavy is loaded.
-
-    Raises:
-        ModelLoadError: torchao is missing or too old, the device or dtype is not supported, the
-            setting `deterministic` is on, or activations are quantized on CUDA in layers that are
-            not compiled.
-    """
+    """Refuse a quantization that cannot work, before anything heavy is loaded."""
     if quantization == "none":
         return
     if importlib.util.find_spec("torchao") is None:
@@ -102,15 +96,7 @@ def silence_torchao() -> None:
 
 
 def quantize(layers: nn.Module, quantization: Quantization) -> None:
-    """Quantize the weights of all linear layers, in place, on their device.
-
-    Args:
-        layers: layers of the decoder; embeddings and head are not quantized.
-        quantization: any value of the setting; `none` does nothing.
-
-    Raises:
-        ModelLoadError: torchao fails, leaves a layer unquantized, or gives unusable scales.
-    """
+    """Quantize the weights of all linear layers of the decoder, in place; `none` does nothing."""
     if quantization == "none":
         return
     try:

@@ -18,9 +18,7 @@ from rm_core.attention import get_readouts, run_readout_attention
 class ReadoutLayer(nn.Module):
     """Wraps a decoder's last layer and runs it on the readout tokens.
 
-    Args:
-        layer: transformers' decoder layer.
-        on_all_tokens: run the layer on all tokens, and return only the rows of the readouts.
+    With `on_all_tokens`, it runs on all tokens and returns only the rows of the readouts.
     """
 
     def __init__(self, layer: nn.Module, on_all_tokens: bool = False) -> None:
@@ -31,11 +29,8 @@ class ReadoutLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
         """Return the layer's output `[1, num_readouts, hidden_size]`; all rows if no readouts.
 
-        Args:
-            hidden_states: `[1, num_tokens, hidden_size]`.
-            args: further positional arguments of the layer.
-            options: further keyword arguments of the layer; unless the layer runs on all tokens,
-                with `position_embeddings`, cosine and sine, `[1, num_tokens, head_dim]` each.
+        `hidden_states` is `[1, num_tokens, hidden_size]`. Unless the layer runs on all tokens,
+        `options` has `position_embeddings`: cosine and sine, `[1, num_tokens, head_dim]` each.
         """
         device = hidden_states.device
         readouts = get_readouts(device)

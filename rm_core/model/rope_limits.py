@@ -23,27 +23,14 @@ _STRETCHED = ("linear", "proportional")
 
 @dataclass(frozen=True, slots=True)
 class PositionLimit:
-    """Maximum length of a conversation.
+    """Maximum length of a conversation."""
 
-    Attributes:
-        positions: maximum number of tokens.
-        reason: how the number was derived, for messages.
-    """
-
-    positions: int
-    reason: str
+    positions: int  # maximum number of tokens
+    reason: str  # how the number was derived, for messages
 
 
 def read_position_limit(file: Path, config: Mapping[str, Any]) -> PositionLimit:
-    """Return the position limit of a config.json.
-
-    Args:
-        file: path of the file, for error messages.
-        config: content of the file, with `max_position_embeddings` already checked.
-
-    Raises:
-        ModelLoadError: the scaling is unknown or has values of the wrong type.
-    """
+    """Return the position limit of a config.json with a checked `max_position_embeddings`."""
     declared = int(config["max_position_embeddings"])
     # Same order as in transformers: the name of version 4 takes precedence.
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"

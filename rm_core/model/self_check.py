@@ -29,7 +29,7 @@ from rm_core.inputs.encoder import ChatEncoder, find_readout_position
 from rm_core.inputs.judge_items import JudgePair
 from rm_core.inputs.sample_image import write_png
 from rm_core.inputs.step_items import StepItem
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 from rm_core.model.vision import VisionTower
 from rm_core.packing import TokenIds
 from rm_core.tolerance import FLOAT32_ROUNDING_FACTOR, ROUNDING_FACTOR, compute_tolerance
@@ -99,39 +99,24 @@ _PREFIX_STEP = 16
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """Plain transformers' rewards of the built-in conversations and some of their prefixes.
+    """Plain transformers' rewards of the built-in conversations and some of their prefixes."""
 
-    Attributes:
-        model: name or folder of the model, for messages.
-        sequences: token ids of each sequence; the complete conversations first.
-        images: images whose token ids the sequences have.
-        outputs: the head's outputs on plain transformers' hidden states, for each sequence.
-        tolerances: largest allowed absolute difference of each output.
-        mean_error: mean absolute difference of plain transformers from itself in a wider dtype, or
-            without quantization.
-        description: dtype and attention of the reference, for messages.
-    """
-
-    model: str
-    sequences: tuple[TokenIds, ...]
-    images: tuple[EncodedImage, ...]
+    model: str  # name or folder of the model, for messages
+    sequences: tuple[TokenIds, ...]  # token ids of each sequence; the complete conversations first
+    images: tuple[EncodedImage, ...]  # images whose token ids the sequences have
+    # The head's outputs on plain transformers' hidden states, for each sequence.
     outputs: tuple[tuple[float, ...], ...]
-    tolerances: tuple[tuple[float, ...], ...]
+    tolerances: tuple[tuple[float, ...], ...]  # largest allowed absolute difference of each output
+    # Mean absolute difference of plain transformers from itself in a wider dtype, or without
+    # quantization.
     mean_error: float
-    description: str
+    description: str  # dtype and attention of the reference, for messages
 
     def compare(self, outputs: Sequence[float | ScoreError]) -> float:
-        """Return the largest difference between the engine's outputs and plain transformers'.
+        """Return the largest absolute difference from plain transformers, if the check allows it.
 
-        Args:
-            outputs: the engine's outputs for all sequences, in order.
-
-        Returns:
-            The largest absolute difference; 0 if plain transformers computed no finite output.
-
-        Raises:
-            ModelLoadError: an output differs by more than its tolerance, or the engine cannot score
-                a sequence that plain transformers can score.
+        The outputs are those of all sequences in order. 0 if plain transformers computed no finite
+        output.
         """
         largest = 0.0
         for value, expected, allowed in zip(
@@ -160,13 +145,9 @@ class SelfCheck:
 
 
 def encode_samples(encoder: Encoder) -> tuple[Encoded, ...]:
-    """Encode the built-in conversations, truncated to the model's limit.
+    """Encode built-in conversations; their ids have to be those of `apply_chat_template`.
 
     A step model reads them as problems with steps, and a judge as pairs of answers.
-
-    Raises:
-        ModelLoadError: token ids differ from those of transformers' `apply_chat_template`, not
-            counting BOS.
     """
     if not isinstance(encoder, ChatEncoder):
         items = _ITEMS[encoder.kind]
@@ -213,13 +194,8 @@ def compute_plain_outputs(
 ) -> list[torch.Tensor]:
     """Score sequences with the model's own forward pass, one sequence at a time.
 
-    Args:
-        model: decoder as loaded by transformers, with eager attention and without the engine's
-            hooks.
-        head: the head, in float32.
-        devices: devices over which the model's layers are spread.
-        samples: sequences.
-        vision_tower: makes the inputs of images; None for a model that reads only text.
+    The decoder is as loaded by transformers, with eager attention and without the engine's hooks;
+    the head is in float32.
 
     Returns:
         For each sequence, float32 `[num_tokens, num_outputs]` on the CPU: the outputs at every
@@ -261,15 +237,8 @@ def build_self_check(
 
     Rounding is measured, because some models amplify it: plain transformers in half precision is
     compared with itself in float32, in float32 with itself in float64, and with quantized layers
-    with itself before quantization.
-
-    Args:
-        model: as for `compute_plain_outputs`, on its devices; the linear layers may be quantized.
-        head: the head, in float32.
-        devices: devices over which the model's layers are spread.
-        samples: result of `encode_samples`.
-        vision_tower: see `compute_plain_outputs`.
-        unquantized: outputs for the same sequences before the layers were quantized.
+    with itself before quantization. `samples` come from `encode_samples`; `unquantized` are their
+    outputs before the layers were quantized, the other arguments those of `compute_plain_outputs`.
     """
     plain = compute_plain_outputs(model, head, devices, samples, vision_tower)
     factor = ROUNDING_FACTOR

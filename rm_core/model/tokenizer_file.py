@@ -28,16 +28,7 @@ _COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor")
 
 
 def check_tokenizer(file: Path, num_embeddings: int | None) -> None:
-    """Return if a tokenizer.json may be loaded, or does not exist.
-
-    Args:
-        file: path of the tokenizer.json.
-        num_embeddings: rows of the model's embedding; None if unknown.
-
-    Raises:
-        ModelLoadError: the file is too large, not a JSON object, has more tokens than the
-            embedding has rows, or lengthens texts too much.
-    """
+    """Refuse a tokenizer.json that is too large or does not fit the embedding."""
     if not file.exists():
         return
     check_file(file, MAX_BYTES)

@@ -30,6 +30,35 @@ MAX_PATCHES = 16_384
 alone."""
 
 
+def build_patches(
+    image: EncodedImage,
+    *,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    rescale_factor: float,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Return an image's patches in the order of transformers' `Qwen2VLImageProcessor`.
+
+    The patches of a token follow each other; tokens go from left to right, then down. They are
+    float32 [num_patches, 3 * temporal_patch_size * patch_size * patch_size], computed on the
+    device, which gets the pixels: an eighth of their bytes. The numbers are those of the processor.
+    """
+    device = torch.device(device)
+    # A copy, since a tensor over `bytes` could write to them.
+    pixels = copy_to_device(torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8), device)
+    patch, merge, frames = image.patch_size, image.merge_size, image.temporal_patch_size
+    _, rows, columns = image.grid
+    mean, std = (copy_to_device(torch.tensor(v), device) for v in (image_mean, image_std))
+    values = (pixels.view(image.height, image.width, 3) * rescale_factor - mean) / std
+    # -> token row, token column, row and column in the token, channel, row and column in the patch
+    patches = values.view(rows // merge, merge, patch, columns // merge, merge, patch, 3).permute(
+        0, 3, 1, 4, 6, 2, 5
+    )
+    repeated = patches.unsqueeze(5).expand(*patches.shape[:5], frames, patch, patch)
+    return repeated.reshape(rows * columns, 3 * frames * patch * patch)
+
+
 def find_images(
     sequence: TokenIds, images: Mapping[int, EncodedImage], start: int = 0
 ) -> Iterator[PlacedImage]:
@@ -53,13 +82,7 @@ def find_images(
 def build_mrope_positions(
     sequence: TokenIds, images: Mapping[int, EncodedImage], start: int = 0
 ) -> torch.Tensor:
-    """Return int64 `[3, num_tokens]`, positions of tokens in time, height and width.
-
-    Args:
-        sequence: token ids.
-        images: images by `EncodedImage.key`.
-        start: index of the first token whose positions are returned.
-    """
+    """Return int64 `[3, num_tokens]`, positions of the tokens from `start` on in time and space."""
     rows: list[torch.Tensor] = []
     position = index = 0
 
@@ -106,8 +129,6 @@ class VisionTower:
     """The vision tower of a model on its device, and a cache of what it computed.
 
     Args:
-        model: transformers' vision-language model without a head, on its devices.
-        device: device of the tower.
         build_patches: returns the normalized patches of an image on the device, float32
             `[num_patches, patch_values]`.
         is_alone: whether each image goes through the tower alone, so that its features do not

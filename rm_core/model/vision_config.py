@@ -48,25 +48,15 @@ _MAX_SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """How a vision-language model turns an image into tokens.
+    """How a vision-language model turns an image into tokens."""
 
-    Attributes:
-        image_token_id: placeholder of an image, repeated for each of its tokens.
-        video_token_id: placeholder of a video.
-        vision_start_token_id: token before the placeholders.
-        vision_end_token_id: token after the placeholders.
-        patch_size: width and height of a patch, in pixels.
-        spatial_merge_size: a token has this number of patches in each direction.
-        temporal_patch_size: frames of a patch; an image is repeated for each.
-    """
-
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    patch_size: int
-    spatial_merge_size: int
-    temporal_patch_size: int
+    image_token_id: int  # placeholder of an image, repeated for each of its tokens
+    video_token_id: int  # placeholder of a video
+    vision_start_token_id: int  # token before the placeholders
+    vision_end_token_id: int  # token after the placeholders
+    patch_size: int  # width and height of a patch, in pixels
+    spatial_merge_size: int  # a token has this number of patches in each direction
+    temporal_patch_size: int  # frames of a patch; an image is repeated for each
 
 
 def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,14 +64,6 @@ def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
     transformers writes them there up to version 4.51, and into `text_config` since. A config of a
     text model is unchanged.
-
-    Args:
-        file: path of the file, for error messages.
-        config: content of the file.
-
-    Raises:
-        ModelLoadError: the model reads images or other media and its family is not supported, or
-            `text_config` is not an object.
     """
     listed, family = config.get("architectures"), config.get("model_type")
     if not isinstance(family, str) or family not in VISION_LANGUAGE:
@@ -108,13 +90,7 @@ def merge_text_config(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def read_vision_config(folder: Path, config: Mapping[str, Any]) -> VisionConfig | None:
     """Return how a checkpoint turns images into tokens; None for a model that reads text only.
 
-    Args:
-        folder: folder of the checkpoint.
-        config: result of `merge_text_config`, checked by `check_config`.
-
-    Raises:
-        ModelLoadError: numbers of config.json are missing, contradict each other, or contradict
-            those of the image processor.
+    The config is the result of `merge_text_config`, checked by `check_config`.
     """
     if config.get("model_type") not in VISION_LANGUAGE:
         return None
@@ -154,9 +130,6 @@ def read_image_processor_config(folder: Path) -> tuple[Path, dict[str, Any]]:
 
     transformers writes it to preprocessor_config.json up to version 4, and into
     processor_config.json since, which it prefers.
-
-    Raises:
-        ModelLoadError: the checkpoint has neither, or the file is damaged.
     """
     if (file := folder / "processor_config.json").exists():
         content = read_json(file).get("image_processor")

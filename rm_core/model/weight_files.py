@@ -42,14 +42,10 @@ _CONVERT_REMEDY = "; or convert them once with `skyreward convert`"
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files from which a model's tensors are read.
+    """The files from which a model's tensors are read."""
 
-    Attributes:
-        files: files of the decoder, all of one format.
-        value_head: file with the value head alone; None if the checkpoint has no such file.
-    """
-
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # files of the decoder, all of one format
+    # File with the value head alone; None if the checkpoint has no such file.
     value_head: Path | None
 
     @property
@@ -58,11 +54,7 @@ class WeightFiles:
         return any(file.suffix == ".bin" for file in self.files)
 
     def read_shapes(self) -> dict[str, list[int]]:
-        """Return the shape of each tensor by its name; no weights are read.
-
-        Raises:
-            ModelLoadError: a file is damaged.
-        """
+        """Return the shape of each tensor by its name; no weights are read."""
         shapes: dict[str, list[int]] = {}
         for file in self.files:
             shapes |= _read_shapes(file)
@@ -77,11 +69,7 @@ class WeightFiles:
         return shapes
 
     def read_tensors(self, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """Read some tensors on the CPU, in the dtype of the files.
-
-        Raises:
-            ModelLoadError: a file is damaged.
-        """
+        """Read some tensors on the CPU, in the dtype of the files."""
         tensors: dict[str, torch.Tensor] = {}
         for file in self.files:
             tensors |= _read_tensors(file, {name: name for name in names})
@@ -100,14 +88,7 @@ def _add_prefix(name: str) -> str:
 def find_weight_files(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMEDY) -> WeightFiles:
     """Find the weight files of a checkpoint.
 
-    Args:
-        path: folder of the checkpoint.
-        allow_bin: whether pickle files may be read.
-        remedy: end of the error where they may not be read.
-
-    Raises:
-        ModelLoadError: weights or files are missing, or only pickle files exist and they
-            may not be read.
+    `remedy` ends the error where pickle files may not be read.
     """
     value_head = find_value_head(path, allow_bin=allow_bin, remedy=remedy)
     names = [file.name for file in sorted(path.glob("*.safetensors"))]
@@ -140,16 +121,7 @@ def find_weight_files(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REM
 
 
 def find_value_head(path: Path, *, allow_bin: bool, remedy: str = _CONVERT_REMEDY) -> Path | None:
-    """Return the file that has the value head alone, or None.
-
-    Args:
-        path: folder of a checkpoint or of an adapter.
-        allow_bin: whether pickle files may be read.
-        remedy: end of the error where they may not be read.
-
-    Raises:
-        ModelLoadError: the file is a pickle file, which may not be read.
-    """
+    """Return the file of a checkpoint or an adapter that has the value head alone, or None."""
     file = next((path / name for name in VALUE_HEADS if (path / name).exists()), None)
     if file is not None and file.suffix == ".bin" and not allow_bin:
         raise ModelLoadError(
@@ -163,9 +135,6 @@ def list_tensor_names(path: Path) -> Collection[str] | None:
     """Return the names of the tensors in the index, or in the header of the single file.
 
     None if the folder has neither, or has a separate file for its head. Pickle files are not read.
-
-    Raises:
-        ModelLoadError: a file is damaged.
     """
     if any((path / name).exists() for name in VALUE_HEADS):
         return None
@@ -176,11 +145,7 @@ def list_tensor_names(path: Path) -> Collection[str] | None:
 
 
 def check_index(path: Path, files: WeightFiles, shapes: Mapping[str, list[int]]) -> None:
-    """Refuse a sharded checkpoint whose files lack a tensor that its index lists.
-
-    Raises:
-        ModelLoadError: tensors are missing; the message names one.
-    """
+    """Refuse a sharded checkpoint whose files lack a tensor that its index lists."""
     suffix, single = (".bin", _BIN) if files.is_pickle else (".safetensors", _SAFETENSORS)
     index = path / f"{single}.index.json"
     if (path / single).exists():
@@ -226,12 +191,7 @@ def _read_index(index: Path, suffix: str) -> dict[str, str]:
 
 
 def load_pickle(file: Path, **options: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a pickle file, which stay in the file until they are used.
-
-    Raises:
-        ModelLoadError: the file is damaged, contains anything but tensors, or is of a version of
-            torch before 1.6.
-    """
+    """Return the tensors of a pickle file, which stay in the file until they are used."""
     import torch
 
     check_file(file, None)
@@ -329,15 +289,8 @@ def update_digest(digest: hashlib._Hash, file: Path, heads: Collection[str]) -> 
     """Add a weight file to a digest, without reading all of it: 54 GB would take minutes.
 
     Of a safetensors file: the header, the heads and samples spread over the file. Of a pickle file:
-    the checksums of its tensors, which its table of contents has, and samples.
-
-    Args:
-        digest: digest to update.
-        file: a weight file.
-        heads: names of tensors that are read in full.
-
-    Raises:
-        ModelLoadError: the file must not be opened, or is damaged.
+    the checksums of its tensors, which its table of contents has, and samples. The heads are read
+    in full.
     """
     check_file(file, None)
     size = file.stat().st_size

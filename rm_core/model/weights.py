@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rm_core.errors import ModelLoadError
-from rm_core.heads import (
-    CappedTokensHead,
-    Head,
-    JudgeHead,
-    MlpHead,
-    build_row_head,
-)
+from rm_core.heads import CappedTokensHead, Head, JudgeHead, MlpHead, build_row_head
 from rm_core.heads.layout import LM_HEAD, HeadLayout
 from rm_core.model.adapter import merge_adapter
 from rm_core.model.checkpoint import Checkpoint
@@ -46,11 +40,7 @@ _RENAMED = {r"^model\.visual\.": "visual."}
 
 
 def read_transformers_config(path: Path) -> PreTrainedConfig:
-    """Return transformers' config of a checkpoint, without references to code in its folder.
-
-    Raises:
-        ModelLoadError: transformers rejects the file; the message contains its reason.
-    """
+    """Return transformers' config of a checkpoint, without references to code in its folder."""
     from transformers import AutoConfig
 
     try:
@@ -68,15 +58,7 @@ def read_transformers_config(path: Path) -> PreTrainedConfig:
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the decoder of a checkpoint on the CPU; every weight is accounted for.
-
-    Args:
-        checkpoint: the opened checkpoint, with its weights.
-        dtype: dtype of the loaded weights.
-
-    Raises:
-        ModelLoadError: the weights do not match the config, or are not finite.
-    """
+    """Load the decoder of a checkpoint on the CPU; every weight is accounted for."""
     silence_torchao()
     assert checkpoint.files is not None
     assert checkpoint.head is not None
@@ -116,23 +98,12 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def read_head(
-    checkpoint: Checkpoint,
-    body: PreTrainedModel,
-    label_ids: Sequence[int],
-) -> Head:
+def read_head(checkpoint: Checkpoint, body: PreTrainedModel, label_ids: Sequence[int]) -> Head:
     """Load the head of a checkpoint, on the device of the decoder's last layer.
 
     A head that transformers' classifiers have gets the decoder's dtype first, as there; a value
-    head keeps the dtype of the files, as in trl. All arithmetic is in float32.
-
-    Args:
-        checkpoint: the opened checkpoint, with its weights.
-        body: the decoder, on its devices.
-        label_ids: tokens whose logits are read, if the checkpoint's layout names none.
-
-    Raises:
-        ModelLoadError: the head's weights are not finite, or a token does not exist.
+    head keeps the dtype of the files, as in trl. All arithmetic is in float32. `label_ids` are the
+    tokens whose logits are read, if the checkpoint's layout names none.
     """
     layout = checkpoint.head
     assert layout is not None
@@ -154,7 +125,8 @@ def read_head(
     if layout.name != "score MLP":
         return row
     bias = tensors.get("score.0.bias")
-    return MlpHead(tensors["score.0.weight"].float(), None if bias is None else bias.float(), row)
+    bias = None if bias is None else bias.float()
+    return MlpHead(tensors["score.0.weight"].float(), bias, row, description=row.description)
 
 
 def _read_head_tensors(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, torch.Tensor]:
@@ -201,12 +173,12 @@ def _build_token_head(
     row_bias = None if bias is None else bias[ids].float()
     head: Head
     if softcap is not None:
-        head = CappedTokensHead(rows, row_bias, float(softcap), description)
+        head = CappedTokensHead(rows, row_bias, float(softcap), description=description)
     else:
         head = build_row_head(rows, row_bias, (1.0, -1.0)[: len(ids)], description)
     if checkpoint.kind.kind != "judge":
         return head
-    return JudgeHead(head, weight, bias, softcap, (ids[0], ids[1]))
+    return JudgeHead(head, weight, bias, softcap, (ids[0], ids[1]), description=description)
 
 
 def _check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -246,7 +218,6 @@ def _check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreT
                 for name, shape in declared.items()
                 if name in stored and stored[name] != shape
             ],
-            "unexpected_keys": [],
         },
     )
     return type(model)
@@ -278,23 +249,25 @@ def _check_head_shapes(checkpoint: Checkpoint, layout: HeadLayout, hidden_size: 
         shape = expected.get(name, [num_labels] if name.endswith("bias") else [num_labels, size])
         if list(shapes[name]) != shape:
             mismatched.append(f"{name} {list(shapes[name])} instead of {shape}")
-    _check_report(
-        checkpoint.path, {"missing_keys": [], "mismatched_keys": mismatched, "unexpected_keys": []}
-    )
+    _check_report(checkpoint.path, {"mismatched_keys": mismatched})
 
 
 def _check_report(
     path: Path, report: Mapping[str, Any], head_tensors: Collection[str] = ()
 ) -> None:
+
+    def list_keys(kind: str) -> list[str]:
+        return sorted(map(str, report.get(kind, ())))
+
     problems = {
-        "are missing and would be random": sorted(report["missing_keys"]),
-        "have a different shape than in the config": sorted(map(str, report["mismatched_keys"])),
-        "could not be converted": sorted(map(str, report.get("error_msgs", ()))),
-        "do not belong to any module of the model": sorted(
+        "are missing and would be random": list_keys("missing_keys"),
+        "have a different shape than in the config": list_keys("mismatched_keys"),
+        "could not be converted": list_keys("error_msgs"),
+        "do not belong to any module of the model": [
             key
-            for key in report["unexpected_keys"]
+            for key in list_keys("unexpected_keys")
             if key not in head_tensors and not any(extra in key for extra in _HARMLESS_EXTRAS)
-        ),
+        ],
     }
     for problem, keys in problems.items():
         if keys:

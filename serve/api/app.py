@@ -18,9 +18,7 @@ from starlette.routing import Mount, Route
 from rm_core import RewardError
 from serve import __version__
 from serve.api import openapi
-from serve.api.compat import (
-    lifecycle as compat_lifecycle,
-)
+from serve.api.compat import lifecycle as compat_lifecycle
 from serve.api.compat import (
     llamafactory,
     nemo_gym,
@@ -34,16 +32,11 @@ from serve.api.compat import (
 )
 from serve.api.compat.common import FORM_TAG_PREFIX
 from serve.api.compat.errors import ERROR_FORMATS
-from serve.api.error_responses import (
-    ErrorDetails,
-    build_error_response,
-    truncate_for_message,
-)
+from serve.api.error_responses import ErrorDetails, build_error_response, truncate_for_message
 from serve.api.middleware import stack
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.api.middleware.request_log import NOSNIFF, REQUEST_CONTEXT_KEY
-from serve.api.routes import lifecycle, pages, scoring, status, steps
+from serve.api.routes import lifecycle, pages, scoring, status
 from serve.config.settings import Settings
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
@@ -56,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 _ROUTERS = (
     scoring.router,
-    steps.router,
     shared_paths.router,
     status.router,
     lifecycle.router,
@@ -108,7 +100,7 @@ def create_app(
         ModelLoadError: the keys of the settings cannot be read or used.
     """
     keys = KeyRing.from_settings(settings) if keys is None else keys
-    admin_keys = KeyRing.from_admin_settings(settings) if admin_keys is None else admin_keys
+    admin_keys = KeyRing.from_settings(settings, admin=True) if admin_keys is None else admin_keys
     tracer = _create_tracer(settings.otlp_endpoint)
 
     # FastAPIOffline serves the scripts of the documentation pages; FastAPI's pages load the scripts

@@ -81,25 +81,16 @@ def error_spec_for(error: RewardError) -> ErrorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """The failure of a whole request, before it is formatted for the client's wire format.
+    """The failure of a whole request, before it is formatted for the client's wire format."""
 
-    Attributes:
-        status: status of the native response.
-        type: error type of the native response.
-        code: stable snake_case error code.
-        message: message for a person.
-        param: name of the wrong field, if any.
-        field_errors: path and message of each wrong field of a malformed body.
-        error: the raised error; None for an error of the web framework.
-    """
-
-    status: int
-    type: str
-    code: str
-    message: str
-    param: str | None = None
+    status: int  # status of the native response
+    type: str  # error type of the native response
+    code: str  # stable snake_case error code
+    message: str  # message for a person
+    param: str | None = None  # name of the wrong field, if any
+    # Path and message of each wrong field of a malformed body.
     field_errors: Sequence[tuple[str, str]] = ()
-    error: RewardError | None = None
+    error: RewardError | None = None  # the raised error; None for an error of the web framework
 
     @classmethod
     def from_error(
@@ -161,9 +152,7 @@ def build_error_response(
 def build_exception(error: ScoreError, where: str = "") -> RewardError:
     """Return the exception for a conversation whose error fails the whole request.
 
-    Args:
-        error: error of the conversation.
-        where: position of the conversation in the request, put before the message.
+    `where`, its position in the request, is put before the message.
     """
     cls = _classes_by_code().get(error.code, ScoringError)
     return cls(f"{where}: {error.message}" if where else error.message)
@@ -189,11 +178,7 @@ def truncate_for_message(text: str, limit: int = MAX_QUOTED_LENGTH) -> str:
 
 
 def build_error_docs(*, lifecycle: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of the errors of a native route.
-
-    Args:
-        lifecycle: whether the route controls a model, instead of scoring.
-    """
+    """Return the OpenAPI documentation of the errors of a native route that scores, or controls."""
     return {
         status: {"model": ErrorResponse, "description": description}
         for status, description in sorted(_STATUS_DESCRIPTIONS.items())

@@ -15,12 +15,7 @@ _SCHEME = {"type": "http", "scheme": "bearer", "description": "one of the servic
 
 
 def install(app: FastAPI, *, with_keys: bool) -> None:
-    """Document the responses to malformed bodies and to missing API keys.
-
-    Args:
-        app: the application, with all its routes.
-        with_keys: whether the service requires an API key.
-    """
+    """Document the responses to malformed bodies and to missing API keys."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -117,15 +117,7 @@ class _JsonRequest(Request):
 
 
 def parse_json(body: bytes, *, yield_gil: bool = False) -> Any:
-    """Parse a JSON body.
-
-    Args:
-        body: JSON in UTF-8.
-        yield_gil: see `parse_strict`.
-
-    Raises:
-        BadRequestError: the body is not valid; the message says what is wrong, and where.
-    """
+    """Parse a JSON body; the error says what is wrong, and where."""
     if not body.strip():
         raise BadRequestError(
             "the body is empty; send a JSON object. Its schema is documented at /docs"
@@ -157,15 +149,7 @@ def _parse_large(body: bytes, settings: Settings) -> Any:
 
 
 def check_values(body: bytes, settings: Settings) -> None:
-    """Reject a body with more values than any request needs.
-
-    Args:
-        body: JSON text; syntax errors are left to the parser.
-        settings: settings `max_conversations` and `max_messages`, which determine the limits.
-
-    Raises:
-        BadRequestError: the body has too many lists and objects, strings, or fields.
-    """
+    """Reject a body with more values than any request needs; syntax is left to the parser."""
     counts = _count_bytes_outside_strings(body)
     num_objects, num_strings = int(counts[ord("{")]), int(counts[_QUOTE])
     num_containers = num_objects + int(counts[ord("[")])
@@ -181,15 +165,7 @@ def check_values(body: bytes, settings: Settings) -> None:
 
 
 def check_fields(value: Any, settings: Settings) -> None:
-    """Reject a body with more fields, or longer lists in its fields, than any request needs.
-
-    Args:
-        value: the parsed body.
-        settings: settings `max_conversations` and `max_messages`.
-
-    Raises:
-        BadRequestError: the body has too many fields, or a field has too many items.
-    """
+    """Reject a body with more fields, or longer lists in its fields, than any request needs."""
     if not isinstance(value, dict):
         return
     if len(value) > MAX_FIELDS:

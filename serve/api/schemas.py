@@ -152,8 +152,7 @@ Priority = Annotated[
 ]
 
 AggregationMode = Annotated[
-    Aggregation,
-    Field(description="how a step model's rewards of steps become `reward`"),
+    Aggregation, Field(description="how a step model's rewards of steps become `reward`")
 ]
 
 _PARIS: list[JsonValue] = [
@@ -428,8 +427,7 @@ class ReloadRequest(BaseModel):
     """Where the new weights are."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"source": "/runs/7/checkpoint-100"}]},
+        extra="forbid", json_schema_extra={"examples": [{"source": "/runs/7/checkpoint-100"}]}
     )
     source: str = Field(
         min_length=1,
@@ -461,6 +459,7 @@ class LifecycleResponse(BaseModel):
 
 class _Answer(BaseModel):
     id: str
+    object: Literal["list"] = "list"
     model: str
     usage: Usage
     fingerprint: FingerprintOut
@@ -505,7 +504,6 @@ class ConversationResult(BaseModel):
 class ScoreResponse(_Answer):
     """Rewards in the order of the conversations."""
 
-    object: Literal["list"] = "list"
     results: list[ConversationResult]
 
 
@@ -565,7 +563,6 @@ class StepsResult(BaseModel):
 class StepsResponse(_Answer):
     """Rewards of steps in the order of the items."""
 
-    object: Literal["list"] = "list"
     results: list[StepsResult]
 
 
@@ -604,7 +601,6 @@ class PairResult(BaseModel):
 class CompareResponse(_Answer):
     """Margins in the order of the pairs."""
 
-    object: Literal["list"] = "list"
     results: list[PairResult]
     accuracy: float | None = Field(description="share of scored pairs with margin > 0")
 
@@ -623,7 +619,6 @@ class RankResult(ConversationResult):
 class RankResponse(_Answer):
     """Results in the order of the answers."""
 
-    object: Literal["list"] = "list"
     results: list[RankResult]
     best_index: int | None = Field(
         description="index of the first best answer; null if no answer was scored"

@@ -19,17 +19,11 @@ _TERA = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU.
+    """A GPU."""
 
-    Attributes:
-        name: display name.
-        memory_bytes: memory that CUDA reports, which is less than that of the data sheet.
-        peak_flops: FLOP/s of dense bfloat16 matrix products, from the data sheet.
-    """
-
-    name: str
-    memory_bytes: int
-    peak_flops: float
+    name: str  # display name
+    memory_bytes: int  # memory that CUDA reports, which is less than that of the data sheet
+    peak_flops: float  # FLOP/s of dense bfloat16 matrix products, from the data sheet
 
 
 def _device(name: str, gib: float, teraflops: float) -> Device:
@@ -52,21 +46,13 @@ DEVICES: Mapping[str, Device] = {
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """A share of a peak rate, with its uncertainty.
+    """A share of a peak rate, with its uncertainty."""
 
-    Attributes:
-        value: value that plans use.
-        low: lowest likely value.
-        high: highest likely value.
-        status: origin of the value.
-        note: description of the value.
-    """
-
-    value: float
-    low: float
-    high: float
-    status: Status
-    note: str
+    value: float  # value that plans use
+    low: float  # lowest likely value
+    high: float  # highest likely value
+    status: Status  # origin of the value
+    note: str  # description of the value
 
 
 # Large products on hot GPUs stay below the data sheet's rate because of power and clock limits.

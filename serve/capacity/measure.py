@@ -23,25 +23,15 @@ _MIN_TOKEN_ID = 3
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A measurement on the local device.
+    """A measurement on the local device."""
 
-    Attributes:
-        device: name of the device.
-        rate: rate of full batches.
-        memory: memory of the device, with the measured peak of a batch.
-    """
-
-    device: str
-    rate: Rate
-    memory: Memory
+    device: str  # name of the device
+    rate: Rate  # rate of full batches
+    memory: Memory  # memory of the device, with the measured peak of a batch
 
 
 def measure(config: ModelConfig, load: Load) -> Measurement:
-    """Load a model and measure its rate and memory.
-
-    Raises:
-        ModelLoadError: the model is not available locally, or is refused.
-    """
+    """Load a model, which has to be available locally, and measure its rate and memory."""
     scorer = RewardScorer.load(config)
     is_cuda = scorer.loaded_model.device.type == "cuda"
     if is_cuda:

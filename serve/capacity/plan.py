@@ -39,59 +39,36 @@ _GATEWAY_CORE_FRACTION = 0.5
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """The hardware of a node and its use.
+    """The hardware of a node and its use."""
 
-    Attributes:
-        gpus_per_node: number of GPUs of a node, all of one type.
-        cores_per_node: number of CPU cores of a node.
-        gpus_per_replica: number of GPUs that share the layers of a replica.
-        utilization: target share of the time in which replicas are busy.
-    """
-
-    gpus_per_node: int
-    cores_per_node: int
-    gpus_per_replica: int
-    utilization: float
+    gpus_per_node: int  # number of GPUs of a node, all of one type
+    cores_per_node: int  # number of CPU cores of a node
+    gpus_per_replica: int  # number of GPUs that share the layers of a replica
+    utilization: float  # target share of the time in which replicas are busy
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """The inputs of a plan.
+    """The inputs of a plan."""
 
-    Attributes:
-        model: name in the catalogue, a local folder or a hub id.
-        gpu: key of `DEVICES`; None to measure the local device.
-        load: load to plan for; None for the capacity of one replica.
-        lengths: lengths of the conversations if `load` is None; its rate is ignored.
-        node_spec: hardware of the nodes and its use.
-        matrix_flops: measured matrix rate of the device in FLOP/s, if known.
-        efficiency: measured share of the matrix rate that the engine reaches, if known.
-    """
-
-    model: str
-    gpu: str | None
-    load: Load | None
-    lengths: Load
-    node_spec: NodeSpec
-    matrix_flops: float | None = None
+    model: str  # name in the catalogue, a local folder or a hub id
+    gpu: str | None  # key of `DEVICES`; None to measure the local device
+    load: Load | None  # load to plan for; None for the capacity of one replica
+    lengths: Load  # lengths of the conversations if `load` is None; its rate is ignored
+    node_spec: NodeSpec  # hardware of the nodes and its use
+    matrix_flops: float | None = None  # measured matrix rate of the device in FLOP/s, if known
+    # Measured share of the matrix rate that the engine reaches, if known.
     efficiency: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The fleet for a load.
+    """The fleet for a load."""
 
-    Attributes:
-        num_replicas: number of replicas of the model.
-        num_gateways: number of gateway processes.
-        num_nodes: number of machines.
-        gateway_cpu_s: CPU seconds per second of all gateways.
-    """
-
-    num_replicas: int
-    num_gateways: int
-    num_nodes: int
-    gateway_cpu_s: float
+    num_replicas: int  # number of replicas of the model
+    num_gateways: int  # number of gateway processes
+    num_nodes: int  # number of machines
+    gateway_cpu_s: float  # CPU seconds per second of all gateways
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,21 +32,15 @@ _MAX_DEVICES = 8
 class Load:
     """A load of requests, each with one group: a prompt with several responses.
 
-    Attributes:
-        conversations_per_s: mean rate.
-        prompt_tokens: tokens of the prompt, which the conversations of a group share.
-        response_tokens: tokens of each response.
-        group_size: conversations of a request.
-        cached_share: share of the conversations that the score cache answers, from 0 to 1.
-
     Raises:
         PlanError: `cached_share` or `conversations_per_s` is out of range.
     """
 
-    conversations_per_s: float
-    prompt_tokens: int
-    response_tokens: int
-    group_size: int
+    conversations_per_s: float  # mean rate
+    prompt_tokens: int  # tokens of the prompt, which the conversations of a group share
+    response_tokens: int  # tokens of each response
+    group_size: int  # conversations of a request
+    # Share of the conversations that the score cache answers, from 0 to 1.
     cached_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,23 +64,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of one device of a replica.
+    """Memory of one device of a replica."""
 
-    Attributes:
-        device_bytes: total memory of the device; 0 for a CPU.
-        weights_bytes: weights on the fullest device.
-        runtime_bytes: memory of the CUDA runtime.
-        activation_bytes: activations of the largest batch.
-        max_batch_tokens: maximum number of tokens in a batch.
-        reason: reason for `max_batch_tokens`.
-    """
-
-    device_bytes: int
-    weights_bytes: int
-    runtime_bytes: int
-    activation_bytes: int
-    max_batch_tokens: int
-    reason: str
+    device_bytes: int  # total memory of the device; 0 for a CPU
+    weights_bytes: int  # weights on the fullest device
+    runtime_bytes: int  # memory of the CUDA runtime
+    activation_bytes: int  # activations of the largest batch
+    max_batch_tokens: int  # maximum number of tokens in a batch
+    reason: str  # reason for `max_batch_tokens`
 
     @property
     def peak_bytes(self) -> int:
@@ -96,21 +81,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Rate of one replica with full batches, in distinct tokens per second.
+    """Rate of one replica with full batches, in distinct tokens per second."""
 
-    Attributes:
-        tokens_per_s: rate that plans use.
-        low: lowest likely rate.
-        high: highest likely rate.
-        status: origin of the rate.
-        note: description of the rate.
-    """
-
-    tokens_per_s: float
-    low: float
-    high: float
-    status: Status
-    note: str
+    tokens_per_s: float  # rate that plans use
+    low: float  # lowest likely rate
+    high: float  # highest likely rate
+    status: Status  # origin of the rate
+    note: str  # description of the rate
 
     def conversations_per_s(self, load: Load) -> float:
         """Return the conversations per second of a replica without idle time and cache hits."""
@@ -120,11 +97,7 @@ class Rate:
 def estimate_memory(
     shape: ModelShape, device: Device, dtype: torch.dtype, num_devices: int = 1
 ) -> Memory:
-    """Estimate the memory of a replica on each device.
-
-    Raises:
-        PlanError: the model does not fit; the message names a sufficient number of devices.
-    """
+    """Estimate the memory of a replica on each device, or say how many devices are enough."""
     memory = _try_estimate_memory(shape, device, dtype, num_devices)
     if memory is not None:
         return memory
@@ -165,12 +138,8 @@ def estimate_rate(
 ) -> Rate:
     """Estimate the rate of a replica as a share of the data sheet's rate.
 
-    Args:
-        shape: shape of the model.
-        device: device of each stage; several stages run one after another, at the rate of one.
-        load: load whose lengths are used.
-        matrix_flops: measured matrix rate of the device in FLOP/s, if known.
-        efficiency: measured share of the matrix rate that the engine reaches, if known.
+    Several stages run one after another, at the rate of one. The matrix rate of the device in
+    FLOP/s and the engine's share of it may have been measured.
     """
     matrix = MATRIX_EFFICIENCY
     if matrix_flops is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from rm_core import ModelConfig, find_entry, open_checkpoint
 from rm_core.catalog.entries import CatalogEntry
 from rm_core.kinds import VISION_LANGUAGE
-from rm_core.model.pipeline_parallel import get_stage
+from rm_core.model.placement import get_stage
 from serve.errors import UnknownShapeError
 
 # Number of norms of hidden size in a layer, if not 2; Qwen3 has two more, each of head size.
@@ -65,13 +65,7 @@ class ModelShape:
         return outside_layers + self.num_hidden_layers * self.layer_parameters
 
     def weight_bytes(self, itemsize: int, num_devices: int = 1) -> int:
-        """Return the bytes of the weights on the fullest device.
-
-        Args:
-            itemsize: bytes of a weight.
-            num_devices: number of devices that the layers are spread over, see
-                `rm_core.model.pipeline_parallel`.
-        """
+        """Return the bytes of the weights on the fullest device."""
         layer_counts = [0] * num_devices
         for index in range(self.num_hidden_layers):
             layer_counts[get_stage(index, self.num_hidden_layers, num_devices)] += 1
@@ -85,11 +79,6 @@ class ModelShape:
 
         Counts as `make gpu-check` does: 2 per weight and token, 4 per head channel, query and
         visible key; the last layer is counted in full.
-
-        Args:
-            prompt: tokens of the prompt.
-            response: tokens of each response.
-            group: number of responses.
         """
         num_tokens = prompt + group * response
         linear = 2.0 * self.linear_weights * self.num_hidden_layers * num_tokens

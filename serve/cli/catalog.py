@@ -29,7 +29,7 @@ _KINDS: Mapping[Kind, tuple[str, str]] = {
 def print_catalog(as_json: bool) -> None:
     """Print all known checkpoints by kind."""
     if as_json:
-        _print_json({"models": [_to_dict(entry) for entry in load_catalog()]})
+        _print_json({"models": [dataclasses.asdict(entry) for entry in load_catalog()]})
         return
     console = Console()
     for kind, (title, benchmark) in _KINDS.items():
@@ -57,11 +57,7 @@ def print_catalog(as_json: bool) -> None:
 
 
 def print_entry(name: str, as_json: bool) -> None:
-    """Print a checkpoint with the status and the source of every fact.
-
-    Raises:
-        UnknownCheckpointError: the catalogue does not have the name; the message lists its names.
-    """
+    """Print a checkpoint with the status and the source of every fact."""
     entry = find_entry(name)
     if entry is None:
         known = ", ".join(e.name for e in load_catalog())
@@ -70,7 +66,7 @@ def print_entry(name: str, as_json: bool) -> None:
             f"{name!r} is not in the catalogue{card}; the names are: {known}"
         )
     if as_json:
-        _print_json(_to_dict(entry))
+        _print_json(dataclasses.asdict(entry))
         return
     console = Console()
     steps = f", step format {entry.step_format}" if entry.step_format else ""
@@ -163,10 +159,6 @@ def _format_value(fact: Fact[Any]) -> str:
     if isinstance(value, tuple):
         text = ", ".join(map(str, value))
     return f"{text} ({fact.note})" if fact.note else text
-
-
-def _to_dict(record: Any) -> Any:
-    return dataclasses.asdict(record)
 
 
 def _print_json(value: Any) -> None:

@@ -29,21 +29,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 # The names of `rm_core.benchmarks.registry`, so that `--help` does not import the engine.
 BENCHMARK_NAMES = (
-    "rewardbench",
-    "rewardbench2",
-    "rm-bench",
-    "rmb",
-    "judgebench",
-    "ppe-preference",
-    "ppe-correctness",
-    "processbench",
-    "prmbench",
-    "best-of-n",
-    "vl-rewardbench",
-    "rewardmath",
-    "plan-rewardbench",
-    "m-rewardbench",
-)
+    "rewardbench", "rewardbench2", "rm-bench", "rmb", "judgebench", "ppe-preference",
+    "ppe-correctness", "processbench", "prmbench", "best-of-n", "vl-rewardbench", "rewardmath",
+    "plan-rewardbench", "m-rewardbench",
+)  # fmt: skip
 
 
 class _BenchmarkName(click.Choice[str]):
@@ -79,8 +68,7 @@ _BENCHMARK_LIST = f"Benchmarks: {', '.join(BENCHMARK_NAMES)}."
     "hub]",
 )
 @click.option(
-    "--split",
-    help="Split of a folder or of a data set on the hub.  [default: the official split]",
+    "--split", help="Split of a folder or of a data set on the hub.  [default: the official split]"
 )
 @click.option(
     "--variant",
@@ -118,11 +106,7 @@ _BENCHMARK_LIST = f"Benchmarks: {', '.join(BENCHMARK_NAMES)}."
 @click.option("--overwrite", is_flag=True, help="Discard the results in DIR and start over.")
 @handle_errors
 def evaluate(
-    benchmark: str,
-    variants: tuple[str, ...],
-    scores: Path | None,
-    name: str | None,
-    **options: Any,
+    benchmark: str, variants: tuple[str, ...], scores: Path | None, name: str | None, **options: Any
 ) -> None:
     """Evaluate a model, a service or a file of rewards on a benchmark.
 
@@ -184,7 +168,6 @@ def evaluate(
     "show",
     type=click.IntRange(min=0),
     default=10,
-    show_default=True,
     help="Number of changed items to print.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON instead of tables.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from serve.cli.options import CommandT, SingleValueCommand, handle_errors
+from serve.cli.options import CommandT, SingleValueCommand, add_options, handle_errors
 
 # Large models are read for minutes.
 _TIMEOUT_S = 3600.0
@@ -15,13 +15,13 @@ _TIMEOUT_S = 3600.0
 
 def _service_options(command: CommandT) -> CommandT:
     """Add the options that name a running service and one of its models."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--url",
             "urls",
             multiple=True,
             default=["http://127.0.0.1:8000"],
-            show_default=True,
             help="URL of the running service. May be given several times.",
         ),
         click.option("--model", help="Alias of the model, if the service has several."),
@@ -35,13 +35,9 @@ def _service_options(command: CommandT) -> CommandT:
             "--retry-s",
             type=click.FloatRange(min=0),
             default=0,
-            show_default=True,
             help="Seconds to keep retrying while a service is unreachable or its model sleeps.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command(cls=SingleValueCommand)
@@ -49,7 +45,6 @@ def _service_options(command: CommandT) -> CommandT:
     "--level",
     type=click.IntRange(1, 2),
     default=1,
-    show_default=True,
     help="1 keeps the weights in the host's memory; 2 drops them, and reads them again later.",
 )
 @_service_options

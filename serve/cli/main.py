@@ -12,7 +12,6 @@ import click
 
 from serve import __version__
 from serve.cli import lifecycle
-from serve.cli.calibrate import calibrate
 from serve.cli.eval import compare_runs, evaluate, leaderboard, submission
 from serve.cli.options import (
     LOADING_OPTIONS,
@@ -28,7 +27,7 @@ from serve.cli.options import (
     truncation_option,
 )
 from serve.cli.plan import plan
-from serve.cli.score import score
+from serve.cli.score import calibrate, score
 from serve.cli.select import select
 from serve.escaping import escape_line
 
@@ -74,7 +73,11 @@ def _escape_errors() -> Iterator[None]:
 
 @click.group(
     cls=_EscapingGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
     epilog=_EXAMPLES,
 )
 @click.version_option(__version__, prog_name="skyreward")
@@ -92,11 +95,7 @@ def main() -> None:
     "revision, BASE+ADAPTER merges a LoRA adapter into its base model. May be given several times "
     "to serve several models.  [default: demo]",
 )
-@click.option(
-    "--replicas",
-    type=click.IntRange(min=1),
-    help="Number of replicas of each model.",
-)
+@click.option("--replicas", type=click.IntRange(min=1), help="Number of replicas of each model.")
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -129,9 +128,7 @@ def main() -> None:
     "names one of several models.",
 )
 @click.option(
-    "--local",
-    is_flag=True,
-    help="Run in a single process without Ray, for laptops and tests.",
+    "--local", is_flag=True, help="Run in a single process without Ray, for laptops and tests."
 )
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")

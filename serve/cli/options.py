@@ -10,11 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
+from rm_core.config import Attention, DType, Kind, Quantization, StepFormat
 from serve.escaping import EscapingFormatter, escape_line
 
 if TYPE_CHECKING:
@@ -34,11 +35,7 @@ class SingleValueCommand(click.Command):
     """Command that refuses a repeated option of which click would keep only the last value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; see `click.Command.parse_args`.
-
-        Raises:
-            click.UsageError: an option with one value is given several times.
-        """
+        """Parse the arguments; an option with one value is refused if it is given several times."""
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option, number in Counter(given).items():
             takes_one = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
@@ -78,9 +75,7 @@ def handle_errors(command: CommandT) -> CommandT:
             if logging.lastResort:  # prints warnings when logging is not configured
                 logging.lastResort.setFormatter(EscapingFormatter("%(message)s"))
             return command(*args, **kwargs)
-        except RewardError as error:
-            raise click.ClickException(error.detail) from error
-        except OSError as error:
+        except (RewardError, OSError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:  # in commands that do not handle signals themselves
             echo_status("stopped")
@@ -132,12 +127,22 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+def add_options(command: CommandT, *options: Callable[[CommandT], CommandT]) -> CommandT:
+    """Add options to a command, in the order of its help."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _choices(*literals: object) -> click.Choice[str]:
+    return click.Choice([value for literal in literals for value in get_args(literal)])
+
+
 def model_options(command: CommandT) -> CommandT:
     """Add the options that select one model and how to load it."""
     return click.option(
         "--model",
         default="demo",
-        show_default=True,
         metavar="NAME",
         help="Model to load: `demo`, a folder or a hub id. NAME@REVISION pins a revision, "
         "BASE+ADAPTER merges a LoRA adapter into its base model.",
@@ -146,34 +151,14 @@ def model_options(command: CommandT) -> CommandT:
 
 def loading_options(command: CommandT) -> CommandT:
     """Add the options that control how models are loaded."""
-    options = (
-        click.option(
-            "--dtype",
-            default="auto",
-            show_default=True,
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        ),
-        click.option(
-            "--attention",
-            default="auto",
-            show_default=True,
-            type=click.Choice(
-                [
-                    "auto",
-                    "eager",
-                    "sdpa",
-                    "varlen",
-                    "flex",
-                    "flash_attention_2",
-                    "flash_attention_4",
-                ]
-            ),
-        ),
+    return add_options(
+        command,
+        click.option("--dtype", default="auto", type=_choices(DType)),
+        click.option("--attention", default="auto", type=_choices(Attention)),
         click.option(
             "--quantization",
             default="none",
-            show_default=True,
-            type=click.Choice(["none", "int8", "int8-weights", "fp8", "fp8-weights"]),
+            type=_choices(Quantization),
             help="Quantization of the linear layers; `skyreward verify` measures its effect on "
             "the ranking.",
         ),
@@ -197,7 +182,6 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--self-check/--no-self-check",
             default=True,
-            show_default=True,
             help="Compare the engine with plain transformers when the model is loaded, and refuse "
             "a model whose rewards differ by more than rounding.",
         ),
@@ -209,18 +193,14 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--kind",
             default="auto",
-            show_default=True,
-            type=click.Choice(["auto", "classifier", "step", "judge"]),
+            type=_choices(Literal["auto"], Kind),
             help="Read the model as a classifier, a process reward model or a judge. auto: as the "
             "catalogue or config.json says.",
         ),
         click.option(
             "--step-format",
             default="auto",
-            show_default=True,
-            type=click.Choice(
-                ["auto", "skywork", "qwen-math", "math-shepherd", "rlhflow", "skywork-prmbench"]
-            ),
+            type=_choices(Literal["auto"], StepFormat),
             help="How a process reward model's authors divide a solution into steps.",
         ),
         click.option(
@@ -265,26 +245,28 @@ def loading_options(command: CommandT) -> CommandT:
         click.option(
             "--verdict-prefix",
             default="[[",
-            show_default=True,
             metavar="TEXT",
             help="Text at the start of a judge's reply, before the label.",
         ),
         click.option(
             "--verdict-labels",
             default="A,B",
-            show_default=True,
             type=_LabelPair(),
             help="Labels with which a judge names the first and the second answer.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+
+LOADING_OPTIONS = [
+    str(option.name) for option in click.command()(loading_options(lambda: None)).params
+]
+"""Parameter names of `loading_options`."""
 
 
 def service_options(command: CommandT) -> CommandT:
     """Add the options that name running services to score with."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--url",
             "urls",
@@ -302,7 +284,6 @@ def service_options(command: CommandT) -> CommandT:
             "--retry-s",
             type=click.FloatRange(min=0),
             default=300,
-            show_default=True,
             help="Seconds to keep retrying while a service is unreachable or refuses requests.",
         ),
         click.option(
@@ -313,9 +294,6 @@ def service_options(command: CommandT) -> CommandT:
             "600]",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def get_given_options(names: Iterable[str]) -> list[str]:
@@ -325,40 +303,13 @@ def get_given_options(names: Iterable[str]) -> list[str]:
 
 
 def refuse_with_url(names: Iterable[str]) -> None:
-    """Refuse options that are settings of the service when `--url` is given.
-
-    Raises:
-        click.UsageError: `names` is not empty; the message names the first option.
-    """
+    """Refuse options that are settings of the service when `--url` is given."""
     for name in names:
         raise click.UsageError(
             f"--{name.replace('_', '-')} is a setting of the service at --url, fixed when the "
             "service starts; leave the option out, or score with a local model"
         )
 
-
-LOADING_OPTIONS = (
-    "dtype",
-    "attention",
-    "quantization",
-    "deterministic",
-    "max_length",
-    "chat_template",
-    "self_check",
-    "template_date",
-    "kind",
-    "step_format",
-    "min_pixels",
-    "max_pixels",
-    "label",
-    "label_weights",
-    "lm_head_tokens",
-    "allow_bin",
-    "judge_template",
-    "verdict_prefix",
-    "verdict_labels",
-)
-"""Parameter names of `loading_options`."""
 
 COLUMNS = {
     "messages": "whole conversations",
@@ -399,7 +350,6 @@ def column_options(command: CommandT) -> CommandT:
             "--transcripts",
             type=click.Choice(["auto", "read", "keep"]),
             default="auto",
-            show_default=True,
             help="How to read text that holds several turns. auto: read transcripts with "
             "\\n\\nHuman: and \\n\\nAssistant: and JSON lists of messages as turns, with a "
             "warning. read: also <extra_id_1>, ### Human: and USER: transcripts. keep: score the "
@@ -419,17 +369,11 @@ def column_options(command: CommandT) -> CommandT:
             "tokenizer writes differently gets an error.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add_options(command, *options)
 
 
 def pop_columns(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of `column_options` from a command's options.
-
-    Returns:
-        Keyword arguments of `serve.jobs.columns.Columns`.
-    """
+    """Remove the options of `column_options`, and return the arguments of `Columns`."""
     columns = {name: options.pop(f"{name}_column") for name in COLUMNS}
     columns["ignored"] = options.pop("ignore_column")
     return columns | {name: options.pop(name) for name in _TEXT_OPTIONS}
@@ -447,7 +391,6 @@ state_option = click.option(
 truncation_option = click.option(
     "--truncation",
     default="error",
-    show_default=True,
     type=click.Choice(["error", "left", "right"]),
     help="How to handle conversations that exceed the maximum length.",
 )
@@ -470,7 +413,8 @@ reward_cache_option = click.option(
 
 def push_options(command: CommandT) -> CommandT:
     """Add the options that upload an output to the hub; see `pop_push`."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--push-to-hub",
             metavar="ORG/NAME",
@@ -481,9 +425,6 @@ def push_options(command: CommandT) -> CommandT:
             "--private", is_flag=True, help="With --push-to-hub: the repository has to be private."
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def pop_push(options: dict[str, Any]) -> Push | None:
@@ -546,18 +487,11 @@ def executor_options(command: CommandT) -> CommandT:
             "default as many as fit, and more when the cluster grows.",
         ),
     )
-    command = model_options(command)
-    for option in reversed(options):
-        command = option(command)
-    return service_options(command)
+    return service_options(add_options(model_options(command), *options))
 
 
 def pop_executor_options(options: dict[str, Any]) -> ExecutorOptions:
-    """Remove the options of `executor_options` from a command's options, and return them.
-
-    Raises:
-        click.UsageError: options exclude each other.
-    """
+    """Remove the options of `executor_options` from a command's options, and return them."""
     from serve.jobs.command import ExecutorOptions
 
     model = {name: options.pop(name) for name in ("model", *LOADING_OPTIONS)}
@@ -584,18 +518,13 @@ def pop_executor_options(options: dict[str, Any]) -> ExecutorOptions:
 
 def input_options(command: CommandT) -> CommandT:
     """Add the options that select rows of the input of a job."""
-    options = (
+    return add_options(
+        command,
         click.option(
             "--split",
             help="Split to score, for a `datasets` folder or an hf:// dataset with several splits.",
         ),
         click.option(
-            "--limit",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Score only the first N rows.",
+            "--limit", type=click.IntRange(min=1), metavar="N", help="Score only the first N rows."
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command

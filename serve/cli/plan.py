@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from serve.capacity.devices import DEVICES
-from serve.cli.options import SingleValueCommand, echo_status, handle_errors
+from serve.cli.options import SingleValueCommand, echo_status, get_given_options, handle_errors
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
@@ -21,13 +20,7 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     metavar="NAME",
     help="A model in the catalogue, a local folder or a hub id.",
 )
-@click.option(
-    "--gpu",
-    type=click.Choice(list(DEVICES)),
-    default="h200",
-    show_default=True,
-    help="GPU to plan for.",
-)
+@click.option("--gpu", type=click.Choice(list(DEVICES)), default="h200", help="GPU to plan for.")
 @click.option(
     "--conversations-per-s",
     type=click.FloatRange(min=0, min_open=True),
@@ -38,7 +31,6 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     "--prompt-tokens",
     type=click.IntRange(min=0),
     default=400,
-    show_default=True,
     metavar="N",
     help="Length of the prompt that the conversations of a request share, in tokens.",
 )
@@ -46,7 +38,6 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     "--response-tokens",
     type=_AT_LEAST_ONE,
     default=400,
-    show_default=True,
     metavar="N",
     help="Length of each response, in tokens.",
 )
@@ -54,7 +45,6 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     "--group-size",
     type=_AT_LEAST_ONE,
     default=2,
-    show_default=True,
     metavar="N",
     help="Conversations in a request: 2 for pairs.",
 )
@@ -70,7 +60,6 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     "--gpus-per-replica",
     type=_AT_LEAST_ONE,
     default=1,
-    show_default=True,
     metavar="N",
     help="Number of GPUs that share the layers of one replica.",
 )
@@ -78,23 +67,16 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     "--utilization",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.7,
-    show_default=True,
     metavar="SHARE",
     help="Target utilization of the replicas at this load (0-1).",
 )
 @click.option(
-    "--gpus-per-node",
-    type=_AT_LEAST_ONE,
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Number of GPUs of a node.",
+    "--gpus-per-node", type=_AT_LEAST_ONE, default=8, metavar="N", help="Number of GPUs of a node."
 )
 @click.option(
     "--cores-per-node",
     type=_AT_LEAST_ONE,
     default=96,
-    show_default=True,
     metavar="N",
     help="Number of CPU cores of a node.",
 )
@@ -141,7 +123,7 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
     from serve.capacity.replica import Load
 
     measured = options["measured"]
-    if measured and _is_given("gpu", "matrix_tflops", "mfu"):
+    if measured and get_given_options(("gpu", "matrix_tflops", "mfu")):
         raise click.UsageError(
             "--measure uses the local device; leave out --gpu, --matrix-tflops and --mfu"
         )
@@ -171,8 +153,3 @@ def plan(model: str, gpu: str, as_json: bool, output: Path | None, **options: An
         echo_status(
             f"wrote {output}: the service listens on every interface; add `api_keys_file` to it"
         )
-
-
-def _is_given(*names: str) -> bool:
-    get_source = click.get_current_context().get_parameter_source
-    return any(get_source(name) is not ParameterSource.DEFAULT for name in names)

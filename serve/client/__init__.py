@@ -6,13 +6,6 @@ from serve.client.responses import Comparison, ModelRewards, Ranking, StepReward
 from serve.client.sync_client import ScoringClient
 
 __all__ = [
-    "AsyncScoringClient",
-    "Comparison",
-    "ModelRewards",
-    "Ranking",
-    "ScoringClient",
-    "ScoringFailedError",
-    "ServiceError",
-    "StepRewards",
-    "TurnRewards",
-]
+    "AsyncScoringClient", "Comparison", "ModelRewards", "Ranking", "ScoringClient",
+    "ScoringFailedError", "ServiceError", "StepRewards", "TurnRewards",
+]  # fmt: skip

@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
 
-from rm_core import Aggregation, Reward, ScoreError, Truncation
-from rm_core.types import Conversation
-from serve.client.base import BaseClient, build_options, refuse_options, show_progress
-from serve.client.responses import (
-    Comparison,
-    ModelRewards,
-    Ranking,
-    ResultsWithUsage,
-    StepRewards,
-    TurnRewards,
-    fill_models,
-)
-from serve.client.sansio import (
-    COMPARE_ROUTE,
-    JUDGE_ROUTE,
-    RANK_ROUTE,
-    RENDER_ROUTE,
-    SCORE_ROUTE,
-    STEPS_ROUTE,
-    TURNS_ROUTE,
-    BatchCall,
-    Pause,
-    RequestShard,
-    Steps,
-    encode_json,
-)
+from serve.client import operations
+from serve.client.base import BaseClient, build_options, show_progress
+from serve.client.operations import Batch, Operation, copy_documentation
+from serve.client.sansio import BatchCall, Pause, RequestShard, Steps
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def _asynchronous(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return the coroutine method that performs an operation."""
+
+    async def method(self: AsyncScoringClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        work = operation(self, *args, **kwargs)
+        if isinstance(work, Batch):
+            result: T = work.read(await self._execute(work.call, work.progress))
+            return result
+        return await self._run(work)
+
+    copy_documentation(operation, method)
+    return method
 
 
 class AsyncScoringClient(BaseClient):
@@ -60,220 +54,21 @@ class AsyncScoringClient(BaseClient):
         super().__init__(build_options(url, model, **options))
         self._reset_pool()
 
-    @overload
-    async def score(
-        self,
-        conversations: Sequence[Conversation],
-        truncation: Truncation = "error",
-        *,
-        models: None = None,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[float]: ...
-
-    @overload
-    async def score(
-        self,
-        conversations: Sequence[Conversation],
-        truncation: Truncation = "error",
-        *,
-        models: Sequence[str],
-        combine: Mapping[str, float] | None = None,
-        calibrated: bool = False,
-        clip: tuple[float, float] | None = None,
-        turns: Literal["last", "all"] = "last",
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[ModelRewards]: ...
-
-    async def score(
-        self,
-        conversations: Sequence[Conversation],
-        truncation: Truncation = "error",
-        *,
-        models: Sequence[str] | None = None,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-        **options: Any,
-    ) -> list[float] | list[ModelRewards]:
-        """See `ScoringClient.score`."""
-        if models is not None:
-            return await self.score_models(
-                conversations,
-                models,
-                truncation,
-                tools=tools,
-                aggregation=aggregation,
-                progress=progress,
-                **options,
-            )
-        refuse_options(options)
-        call = self._build_call(
-            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
-        )
-        return [
-            result.reward
-            for result in (await self._execute(call, progress)).collect_results_or_raise()
-        ]
-
-    async def score_models(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        models: Sequence[str],
-        truncation: Truncation = "error",
-        *,
-        combine: Mapping[str, float] | None = None,
-        calibrated: bool = False,
-        clip: tuple[float, float] | None = None,
-        turns: Literal["last", "all"] = "last",
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[ModelRewards]:
-        """See `ScoringClient.score_models`."""
-        call = self._build_models_call(
-            conversations,
-            models,
-            truncation,
-            combine=combine,
-            calibrated=calibrated,
-            clip=clip,
-            turns=turns,
-            tools=tools,
-            aggregation=aggregation,
-        )
-        results = (await self._execute(call, progress)).collect_results()
-        return [fill_models(result, models) for result in results]
-
-    async def results(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[Reward | ScoreError]:
-        """See `ScoringClient.results`."""
-        response = await self.score_with_usage(
-            conversations, truncation, tools=tools, aggregation=aggregation, progress=progress
-        )
-        return response.results
-
-    async def score_with_usage(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> ResultsWithUsage:
-        """See `ScoringClient.score_with_usage`."""
-        call = self._build_call(
-            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
-        )
-        await self._execute(call, progress)
-        return ResultsWithUsage(
-            call.collect_results(), call.num_computed_tokens, call.num_cached_tokens
-        )
-
-    async def steps(
-        self,
-        items: Sequence[Mapping[str, Any] | ScoreError],
-        aggregation: Aggregation = "last",
-        *,
-        progress: bool = False,
-    ) -> list[StepRewards | ScoreError]:
-        """See `ScoringClient.steps`."""
-        call = self._build_call(STEPS_ROUTE, items, "error", aggregation=aggregation)
-        return (await self._execute(call, progress)).collect_results()
-
-    async def judge(
-        self,
-        pairs: Sequence[Mapping[str, Any] | ScoreError],
-        orders: Literal["both", "given"] = "both",
-        truncation: Truncation = "error",
-        *,
-        progress: bool = False,
-    ) -> list[Comparison | ScoreError]:
-        """See `ScoringClient.judge`."""
-        call = self._build_call(JUDGE_ROUTE, pairs, truncation, orders=orders)
-        return (await self._execute(call, progress)).collect_results()
-
-    async def score_turns(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        progress: bool = False,
-    ) -> list[TurnRewards | ScoreError]:
-        """See `ScoringClient.score_turns`."""
-        call = self._build_call(TURNS_ROUTE, conversations, truncation, tools=tools, turns="all")
-        return (await self._execute(call, progress)).collect_results()
-
-    async def count_tokens(
-        self, conversations: Sequence[Conversation], truncation: Truncation = "error"
-    ) -> list[int | ScoreError]:
-        """See `ScoringClient.count_tokens`."""
-        call = self._build_call(RENDER_ROUTE, conversations, truncation)
-        return (await self._execute(call, progress=False)).collect_results()
-
-    async def compare(
-        self,
-        pairs: Sequence[Mapping[str, Any]],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[Comparison]:
-        """See `ScoringClient.compare`."""
-        call = self._build_call(
-            COMPARE_ROUTE, pairs, truncation, tools=tools, aggregation=aggregation
-        )
-        return (await self._execute(call, progress)).collect_results_or_raise()
-
-    async def rank(
-        self,
-        prompt: str | Conversation | None,
-        responses: Sequence[str | Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> Ranking:
-        """See `ScoringClient.rank`."""
-        call = self._build_call(
-            RANK_ROUTE, responses, truncation, tools=tools, aggregation=aggregation, prompt=prompt
-        )
-        return (await self._execute(call, progress)).build_ranking()
-
-    async def sleep(self, level: Literal[1, 2] = 1) -> list[dict[str, Any]]:
-        """See `ScoringClient.sleep`."""
-        return await self._run(self._control("sleep", level=level))
-
-    async def wake(self) -> list[dict[str, Any]]:
-        """See `ScoringClient.wake`."""
-        return await self._run(self._control("wake"))
-
-    async def reload(self, source: str, version: str | None = None) -> list[dict[str, Any]]:
-        """See `ScoringClient.reload`."""
-        return await self._run(self._control("reload", source=source, version=version))
-
-    async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
-        """See `ScoringClient.post`."""
-        content = encode_json(self._add_model(body)).encode()
-        return await self._run(self._sender.request("POST", route, content))
-
-    async def get(self, route: str) -> dict[str, Any]:
-        """See `ScoringClient.get`."""
-        return await self._run(self._sender.request("GET", route))
+    score = _asynchronous(operations.score)
+    score_models = _asynchronous(operations.score_models)
+    results = _asynchronous(operations.results)
+    score_with_usage = _asynchronous(operations.score_with_usage)
+    steps = _asynchronous(operations.steps)
+    judge = _asynchronous(operations.judge)
+    score_turns = _asynchronous(operations.score_turns)
+    count_tokens = _asynchronous(operations.count_tokens)
+    compare = _asynchronous(operations.compare)
+    rank = _asynchronous(operations.rank)
+    sleep = _asynchronous(operations.sleep)
+    wake = _asynchronous(operations.wake)
+    reload = _asynchronous(operations.reload)
+    post = _asynchronous(operations.post)
+    get = _asynchronous(operations.get)
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -347,10 +142,5 @@ class AsyncScoringClient(BaseClient):
     async def __aenter__(self) -> AsyncScoringClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -9,26 +9,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.request import getproxies
 
 import httpx
 
-from rm_core import Aggregation, InputError, Truncation, drop_nulls
 from serve.client.endpoints import EndpointPool, is_loopback
 from serve.client.errors import ModelChangedError, ServiceError
-from serve.client.images import to_wire
-from serve.client.responses import MAX_ANSWER_BYTES, ModelRewards, ResponseBody
+from serve.client.responses import MAX_ANSWER_BYTES, ResponseBody
 from serve.client.sansio import (
     MAX_BYTES_PER_REQUEST,
     MAX_ITEMS_PER_REQUEST,
-    MODELS_ROUTE,
     BatchCall,
     RequestShard,
-    ScoringRoute,
     Sender,
-    Steps,
-    control_model,
 )
 
 R = TypeVar("R")
@@ -98,12 +92,7 @@ class ClientOptions:
         transport_class: type[httpx.HTTPTransport] | type[httpx.AsyncHTTPTransport],
         hosts: Iterable[str],
     ) -> dict[str, Any]:
-        """Return the keyword arguments of an httpx client.
-
-        Args:
-            transport_class: class of the client's transports.
-            hosts: hosts of the addresses.
-        """
+        """Return the keyword arguments of an httpx client."""
         # Accept only gzip, because its decompression can be bounded.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
         if self.api_key is not None:
@@ -151,9 +140,7 @@ class BaseClient:
         self.fingerprint = options.fingerprint
         self.model_fingerprints: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
-        self._sender = Sender(
-            EndpointPool(options.urls), options.retry_timeout_s, self._count_retry
-        )
+        self._sender = self._build_sender(*options.urls)
 
     def __getstate__(self) -> ClientOptions:
         return self.options
@@ -170,65 +157,8 @@ class BaseClient:
     def _reset_pool(self) -> None:
         raise NotImplementedError
 
-    def _build_call(
-        self,
-        route: ScoringRoute[R],
-        items: Sequence[object],
-        truncation: Truncation,
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        **body: Any,
-    ) -> BatchCall[R]:
-        rest = {**body, "truncation": truncation}
-        if tools is not None:
-            rest["tools"] = tools
-        if aggregation != "last":
-            rest["aggregation"] = aggregation
-        try:
-            rest = {name: to_wire(drop_nulls(value)) for name, value in rest.items()}
-        except InputError as error:
-            raise ServiceError(error.detail, error_code=error.code) from error
-        except RecursionError as error:
-            raise ServiceError(f"the request cannot be sent as JSON: {error}") from None
-        return BatchCall(route, items, self._add_model(rest))
-
-    def _control(
-        self, action: Literal["sleep", "wake", "reload"], **fields: Any
-    ) -> Steps[list[dict[str, Any]]]:
-        senders = [
-            Sender(EndpointPool((url,)), self.options.retry_timeout_s, self._count_retry)
-            for url in self.options.urls
-        ]
-        body = {name: value for name, value in fields.items() if value is not None}
-        answers = yield from control_model(senders, self.options.model, action, body)
-        if action == "reload":  # rewards of the new weights are expected from now on
-            self.fingerprint = answers[0].get("fingerprint")
-        return answers
-
-    def _build_models_call(
-        self,
-        conversations: Sequence[object],
-        models: Sequence[str],
-        truncation: Truncation,
-        *,
-        combine: Mapping[str, float] | None,
-        calibrated: bool,
-        clip: tuple[float, float] | None,
-        **body: Any,
-    ) -> BatchCall[ModelRewards]:
-        if isinstance(models, str):
-            raise TypeError(f"`models` is {models!r}; give a list of names")
-        fields = {"models": list(models), "combine": combine and dict(combine), "clip": clip}
-        given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-        if calibrated:
-            given["calibrated"] = True
-        return self._build_call(MODELS_ROUTE, conversations, truncation, **given, **body)
-
-    def _add_model(self, body: dict[str, Any]) -> dict[str, Any]:
-        if self.options.model is None or "models" in body:
-            return body
-        return {"model": self.options.model, **body}
+    def _build_sender(self, *urls: str) -> Sender:
+        return Sender(EndpointPool(urls), self.options.retry_timeout_s, self._count_retry)
 
     def _iter_shards(self, call: BatchCall[R]) -> Iterator[RequestShard]:
         """Yield the shards of a call, so many that every address has work."""
@@ -296,19 +226,6 @@ def _is_reloaded(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return after.get("version") is not None and all(
         before.get(name) == after.get(name) for name in {*before, *after} - {*changing}
     )
-
-
-def refuse_options(options: Mapping[str, object]) -> None:
-    """Return if `score` was called without options that it has only with `models`.
-
-    Raises:
-        TypeError: there are some, or unknown ones.
-    """
-    if options:
-        raise TypeError(
-            f"score() has no option {', '.join(map(repr, options))} without `models`; name the "
-            "models, or leave it out"
-        )
 
 
 def build_options(url: str | Sequence[str], model: str | None, **fields: Any) -> ClientOptions:

@@ -44,24 +44,16 @@ _MIN_RETRY_AFTER_S = 0.1
 
 @dataclass(eq=False, slots=True)
 class Endpoint:
-    """An address of a service and its state.
+    """An address of a service and its state."""
 
-    Attributes:
-        url: URL without user and password, so that no library logs them.
-        display_url: the URL for errors, logs and files.
-        headers: header with the user and password of the address, if there are any.
-        num_in_flight: number of requests in flight.
-        num_failures: number of consecutive failures.
-        failed_at: time of the last failure, on the monotonic clock.
-        cooldown_until: time until which other endpoints are preferred, on the monotonic clock.
-    """
-
-    url: httpx.URL
-    display_url: str
+    url: httpx.URL  # URL without user and password, so that no library logs them
+    display_url: str  # the URL for errors, logs and files
+    # Header with the user and password of the address, if there are any.
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    num_in_flight: int = 0
-    num_failures: int = 0
-    failed_at: float = 0.0
+    num_in_flight: int = 0  # number of requests in flight
+    num_failures: int = 0  # number of consecutive failures
+    failed_at: float = 0.0  # time of the last failure, on the monotonic clock
+    # Time until which other endpoints are preferred, on the monotonic clock.
     cooldown_until: float = 0.0
 
     def describe_failure(self, failure: httpx.Response | httpx.HTTPError) -> str:
@@ -78,10 +70,7 @@ class Endpoint:
 
 
 class EndpointPool:
-    """All endpoints of a client. Thread-safe.
-
-    Args:
-        urls: at least one URL; duplicates are ignored.
+    """All endpoints of a client; duplicates are ignored. Thread-safe.
 
     Raises:
         ServiceError: `urls` is empty, or one URL is not a valid address.
@@ -137,11 +126,8 @@ class EndpointPool:
     ) -> None:
         """Record a retryable failure and start a cooldown.
 
-        Args:
-            endpoint: endpoint that failed.
-            failure: response or exception of the request.
-            sent_at: time at which the request was sent, on the monotonic clock. A request that
-                was in flight at the last failure does not count as a further failure.
+        A request that was sent before the last failure, on the monotonic clock, does not count as a
+        further failure.
         """
         with self._lock:
             now = time.monotonic()
@@ -235,8 +221,8 @@ def is_retryable(failure: httpx.Response | httpx.HTTPError) -> bool:
     """Return whether the same request may succeed later."""
     if isinstance(failure, httpx.HTTPError):
         return isinstance(failure, _RETRYABLE_EXCEPTIONS) or _is_peer_timeout(failure)
-    if failure.status_code in _RETRYABLE_PROXY_STATUSES:
-        return not is_from_service(failure)
+    if failure.status_code in _RETRYABLE_PROXY_STATUSES:  # final if the service itself sent them
+        return not isinstance((parse_json_object(failure) or {}).get("error"), dict)
     return failure.status_code in _RETRYABLE_STATUSES
 
 
@@ -259,18 +245,8 @@ def get_error_field(failure: httpx.Response | httpx.HTTPError, name: str) -> str
     return value if isinstance(value, str) else None
 
 
-def is_from_service(response: httpx.Response) -> bool:
-    """Return whether the service wrote an error response, not a proxy in front of the service."""
-    return isinstance((parse_json_object(response) or {}).get("error"), dict)
-
-
 def backoff_seconds(failure: httpx.Response | httpx.HTTPError, num_failures: int) -> float:
-    """Return the seconds to wait before the next request to an address that failed.
-
-    Args:
-        failure: response or exception of the failed request.
-        num_failures: number of consecutive failures before this one.
-    """
+    """Return the seconds to wait before the next request to an address that failed."""
     retry_after = _parse_retry_after(failure)
     if retry_after is not None:  # never sooner than requested, and not all clients at once
         return max(retry_after, _MIN_RETRY_AFTER_S) * _JITTER.uniform(1.0, 1.2)

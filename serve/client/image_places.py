@@ -27,18 +27,11 @@ def is_image(part: object) -> bool:
 
 
 def fill_places(messages: Sequence[Any], images: Sequence[Any]) -> list[Any]:
-    """Return the messages of a prompt with images in their places, in order.
+    """Return messages with a row's images in their places, in order, if there is one for each.
 
     The places are the parts `{"type": "image"}` without an image. Without such parts, they are the
     texts `<image>`; without these, all images come before the text of the first user message, as
     TRL puts them, unless a message has an image already.
-
-    Args:
-        messages: messages; those of another shape are returned unchanged.
-        images: images of the row, of any type.
-
-    Raises:
-        InvalidConversationError: the numbers of places and images differ.
     """
     contents = [_get_parts(message) for message in messages]
     num_places = _count_places(contents)

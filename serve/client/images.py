@@ -39,9 +39,6 @@ def to_wire(value: Any) -> Any:
     an object of `datasets` with `bytes`, becomes `{"type": "image_url", "image_url": {"url":
     "data:image/png;base64,..."}}`. So does such an image that is itself an item of a list, as in
     `"content": [image, "What is this?"]`. All other values, such as text, are returned unchanged.
-
-    Raises:
-        InvalidImageError: a file cannot be read, or a PIL image cannot be encoded.
     """
     if isinstance(value, Mapping):
         if (image := _get_bytes(get_image_source(value))) is not None:

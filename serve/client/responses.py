@@ -27,18 +27,12 @@ _MAX_TOKENS = 2**53
 
 @dataclass(frozen=True, slots=True)
 class ResultsWithUsage:
-    """The results of one call, and their cost.
+    """The results of one call, and their cost."""
 
-    Attributes:
-        results: a reward or an error for each conversation, in order.
-        num_computed_tokens: tokens that went through the model for this call; shared prefixes
-            count once.
-        num_cached_tokens: tokens of the conversations whose rewards the service had computed
-            before.
-    """
-
-    results: list[Reward | ScoreError]
+    results: list[Reward | ScoreError]  # a reward or an error for each conversation, in order
+    # Tokens that went through the model for this call; shared prefixes count once.
     num_computed_tokens: int
+    # Tokens of the conversations whose rewards the service had computed before.
     num_cached_tokens: int
 
 
@@ -319,11 +313,7 @@ def read_comparison(item: Mapping[str, Any]) -> Comparison | ScoreError:
 
 
 def read_verdict(item: Mapping[str, Any]) -> Comparison | ScoreError:
-    """Parse a result of `/v1/compare` of a judge.
-
-    Raises:
-        ServiceError: the model is not a judge.
-    """
+    """Parse a result of `/v1/compare` of a judge."""
     if error := read_error(item):
         return error
     if "orders" not in item:
@@ -353,11 +343,7 @@ def read_error(item: Mapping[str, Any]) -> ScoreError | None:
 
 
 def read_count(value: Any) -> int:
-    """Return a number of tokens.
-
-    Raises:
-        ValueError: `value` is not an integer from 0 to 2**53.
-    """
+    """Return a number of tokens, an integer from 0 to 2**53."""
     if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
         raise ValueError(f"{str(value)[:40]!r} is not a number of tokens")
     return value
@@ -386,12 +372,9 @@ class UnreadableAnswerError(httpx.HTTPError):
 
 
 class ResponseBody:
-    """Collects the body of one response.
+    """Collects the body of one response, which has to arrive within `timeout_s` from now.
 
-    Args:
-        response: response whose headers have arrived and whose body is not read yet.
-        max_bytes: maximum size of the body in bytes, uncompressed.
-        timeout_s: seconds from now in which the whole body has to arrive.
+    `max_bytes` limits its size, uncompressed.
 
     Raises:
         UnreadableAnswerError: the body has an encoding other than gzip.
@@ -410,11 +393,7 @@ class ResponseBody:
         self._decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
 
     def feed(self, data: bytes) -> None:
-        """Add the next bytes of the body, as received.
-
-        Raises:
-            UnreadableAnswerError: the body is too large, arrives too slowly or is not valid gzip.
-        """
+        """Add the next bytes, as received; refuse a body that is too large or too slow."""
         num_remaining = self._max_bytes - len(self._content)
         if self._decompressor is not None:
             try:
@@ -431,11 +410,7 @@ class ResponseBody:
             raise UnreadableAnswerError("it arrives too slowly; allow more time (timeout_s)")
 
     def build_response(self) -> httpx.Response:
-        """Return the complete response.
-
-        Raises:
-            UnreadableAnswerError: the compressed body is incomplete.
-        """
+        """Return the complete response."""
         if self._decompressor is not None and self._content and not self._decompressor.eof:
             raise UnreadableAnswerError("it cannot be decompressed (its end is missing)")
         kept = {"Content-Type", "Retry-After"} & {n.title() for n in self._response.headers}

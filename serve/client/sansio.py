@@ -2,6 +2,7 @@
 
 A generator yields requests and pauses. The client that runs the generator, on a thread or in an
 event loop, sends back each response or exception. Both clients share all decisions in this way.
+A request that failed for good raises `ServiceError`.
 """
 
 from __future__ import annotations
@@ -72,26 +73,16 @@ Steps: TypeAlias = Generator[OutgoingRequest | Pause, httpx.Response | httpx.HTT
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Sends requests to the endpoints of a client, with retries.
+    """Sends requests to the endpoints of a client, with retries."""
 
-    Attributes:
-        endpoints: endpoints of the service.
-        retry_timeout_s: seconds after a request's first failure in which it is retried.
-        on_retry: called before each retry.
-    """
-
-    endpoints: EndpointPool
-    retry_timeout_s: float
-    on_retry: Callable[[], None]
+    endpoints: EndpointPool  # endpoints of the service
+    retry_timeout_s: float  # seconds after a request's first failure in which it is retried
+    on_retry: Callable[[], None]  # called before each retry
 
     def request(
         self, method: str, route: str, content: bytes | None = None
     ) -> Steps[dict[str, Any]]:
-        """Return the JSON object of the final response.
-
-        Raises:
-            ServiceError: the request failed.
-        """
+        """Return the JSON object of the final response."""
         response, display_url = yield from self._send(method, route, content)
         body = parse_json_object(response)
         if body is None:
@@ -151,14 +142,7 @@ def control_model(
 ) -> Steps[list[dict[str, Any]]]:
     """Send a command for a model to each address; return the answers in the order of addresses.
 
-    Args:
-        senders: sender of each address.
-        model: alias of the model; None if the service has one model.
-        action: last part of the route: `sleep`, `wake` or `reload`.
-        body: fields of the request.
-
-    Raises:
-        ServiceError: a request failed, or the service has several models and none is named.
+    The action is `sleep`, `wake` or `reload`; `model` may be None if the service has one model.
     """
     content = encode_json(body).encode()
     answers = []
@@ -177,21 +161,15 @@ def control_model(
 
 @dataclass(frozen=True, slots=True)
 class ScoringRoute(Generic[R]):
-    """A route of the service that returns a result for each item.
+    """A route of the service that returns a result for each item."""
 
-    Attributes:
-        path: path of the route.
-        field: field of the request body that holds the items.
-        read: function that parses one result of the response.
-        item_name: name of one item in messages.
-        is_group: whether the result of an item may depend on the others, so that the items are sent
-            in one request if they fit.
-    """
-
-    path: str
-    field: str
+    path: str  # path of the route
+    field: str  # field of the request body that holds the items
+    # Function that parses one result of the response.
     read: Callable[[Mapping[str, Any]], R | ScoreError]
-    item_name: str
+    item_name: str  # name of one item in messages
+    # Whether the result of an item may depend on the others, so that the items are sent in one
+    # request if they fit.
     is_group: bool = False
 
 
@@ -207,15 +185,10 @@ RENDER_ROUTE = ScoringRoute("/v1/render", "conversations", read_num_tokens, "con
 
 @dataclass(frozen=True, slots=True)
 class RequestShard:
-    """The items of one request.
+    """The items of one request."""
 
-    Attributes:
-        indices: positions of the items in the call.
-        items: the items, JSON-encoded.
-    """
-
-    indices: list[int]
-    items: list[str]
+    indices: list[int]  # positions of the items in the call
+    items: list[str]  # the items, JSON-encoded
 
     def split(self) -> tuple[RequestShard, RequestShard]:
         """Return the two halves of the shard."""
@@ -227,10 +200,8 @@ class RequestShard:
 class BatchCall(Generic[R]):
     """One call of a client, sent as one or more requests.
 
-    Args:
-        route: route that takes the items.
-        items: items to score; a `ScoreError` among them becomes its own result and is not sent.
-        body: the other fields of each request body.
+    A `ScoreError` among the items becomes its own result and is not sent. `body` has the other
+    fields of each request.
 
     Attributes:
         results: the result of each item in the order of the items; None until it is known.
@@ -267,13 +238,10 @@ class BatchCall(Generic[R]):
     def iter_shards(
         self, max_items: int, max_bytes: int, *, groups_prompts: bool = False
     ) -> Iterator[RequestShard]:
-        """Yield shards of the items that can be sent, limited in number of items and bytes.
+        """Yield shards of the items that can be sent; `max_bytes` is for shards with several items.
 
-        Args:
-            max_items: maximum number of items in a shard.
-            max_bytes: maximum size of a shard with several items, in bytes.
-            groups_prompts: whether items with equal beginnings come together, for which all items
-                are encoded before the first shard is there.
+        With `groups_prompts`, items with equal beginnings come together, for which all items are
+        encoded before the first shard is there.
         """
         shard, num_bytes = RequestShard([], []), 0
         items = self._encode_items()
@@ -300,11 +268,7 @@ class BatchCall(Generic[R]):
                 yield index, encoded
 
     def send_shard(self, shard: RequestShard, sender: Sender) -> Steps[None]:
-        """Send a shard; if the service rejects it as too large, send its halves.
-
-        Raises:
-            ServiceError: the request failed.
-        """
+        """Send a shard; if the service rejects it as too large, send its halves."""
         content = f"{self._body_prefix}[{','.join(shard.items)}]}}".encode()
         try:
             response = yield from sender.request("POST", self.route.path, content)
@@ -331,11 +295,7 @@ class BatchCall(Generic[R]):
         return results
 
     def collect_results_or_raise(self) -> list[R]:
-        """Return all results in the order of the items.
-
-        Raises:
-            ScoringFailedError: some results are errors.
-        """
+        """Return all results in order, or raise `ScoringFailedError` if some are errors."""
         results = self.collect_results()
         succeeded = [result for result in results if not isinstance(result, ScoreError)]
         if len(succeeded) < len(results):
@@ -343,12 +303,7 @@ class BatchCall(Generic[R]):
         return succeeded
 
     def build_ranking(self: BatchCall[RankedResponse]) -> Ranking:
-        """Return the ranking of the items, once all shards are done.
-
-        Raises:
-            ScoringFailedError: some results are errors.
-            ServiceError: a judge compared only some of the answers with each other.
-        """
+        """Return the ranking of the items, once all shards are done."""
         answers = self.collect_results_or_raise()
         if self.num_responses > 1 and any(answer.num_comparisons is not None for answer in answers):
             raise ServiceError(
@@ -395,12 +350,7 @@ class BatchCall(Generic[R]):
 
 
 def encode_json(value: object) -> str:
-    """Encode a value as JSON; numpy arrays and scalars become lists and numbers.
-
-    Raises:
-        ValueError: the value has NaN or an infinite number.
-        TypeError: the value has an object that JSON cannot represent.
-    """
+    """Encode a value as strict JSON; numpy arrays and scalars become lists and numbers."""
     # Not httpx's encoding, which raises on half of a surrogate pair.
     return json.dumps(value, allow_nan=False, default=_encode_array)
 

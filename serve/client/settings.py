@@ -10,7 +10,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, FiniteFloat, SecretStr, ValidationError, field_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rm_core import Aggregation, ChatFormatName, Truncation
@@ -28,6 +37,7 @@ class ClientSettings(BaseSettings):
         env_prefix="SKYREWARD_CLIENT_",
         frozen=True,
         extra="forbid",
+        use_attribute_docstrings=True,
         hide_input_in_errors=True,  # a key may be in it
     )
 
@@ -35,73 +45,43 @@ class ClientSettings(BaseSettings):
         default=("http://127.0.0.1:8000",),
         min_length=1,
         repr=False,  # a password may be in one
-        description="Addresses of services that serve the same model, separated by commas.",
     )
-    model: str | None = Field(
-        default=None, description="Alias of the model. Default: the only model of the service."
-    )
-    api_key: SecretStr | None = Field(default=None, description="API key of those services.")
-    retry_s: float = Field(
-        default=300,
-        ge=0,
-        description="Seconds after a request's first failure in which it is retried; 0: one try "
-        "at each address.",
-    )
-    timeout_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Deadline of each try in seconds. Default: the service's own.",
-    )
-    max_answer_bytes: int = Field(
-        default=MAX_ANSWER_BYTES,
-        ge=1,
-        description="Maximum size of a response of the service in bytes, uncompressed.",
-    )
-    num_posts: int = Field(
-        default=4, ge=1, description="Maximum number of concurrent requests to each address."
-    )
-    truncation: Truncation = Field(
-        default="error",
-        description="What to do with conversations that are too long: `error` fails them, `left` "
-        "drops tokens of the oldest turns, `right` drops tokens at the end.",
-    )
-    policy_template: PolicyTemplate = Field(
-        default="none",
-        description="Chat template of the policy that wrote prompts which are text.",
-    )
-    on_error: OnError = Field(
-        default="raise",
-        description="What a conversation that cannot be scored gets: `raise` an error, a number, "
-        "`none` or `nan` for a trainer that leaves out such samples, or `group`: None for all "
-        "answers to its prompt.",
-    )
-    failed_reward: FiniteFloat | None = Field(
-        default=None, description="Old name of `on_error` with a number."
-    )
-    models: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Aliases of several models that score side by side, instead of `model`.",
-    )
-    combine: Annotated[tuple[tuple[str, FiniteFloat], ...], NoDecode] = Field(
-        default=(),
-        description="Weight of each of `models` in the reward, as `a=0.7,b=0.3` or a mapping. "
-        "Default: 1 each.",
-    )
-    calibrated: bool = Field(
-        default=False, description="Whether rewards of `models` are calibrated rewards."
-    )
-    clip: Annotated[tuple[FiniteFloat, FiniteFloat] | None, NoDecode] = Field(
-        default=None,
-        description="Least and greatest value of a model in the sum of `combine`, as `-5,5`.",
-    )
-    aggregation: Aggregation = Field(
-        default="last",
-        description="How a step model's rewards of steps become the reward: `last`, `min`, `mean` "
-        "or `product`.",
-    )
-    prompt_field: str = Field(
-        default="question", description="Field of verl's `extra_info` that holds the prompt."
-    )
+    """Addresses of services that serve the same model, separated by commas."""
+    model: str | None = None
+    """Alias of the model. Default: the only model of the service."""
+    api_key: SecretStr | None = None
+    """API key of those services."""
+    retry_s: NonNegativeFloat = 300
+    """Seconds after a request's first failure in which it is retried; 0: one try at each
+    address."""
+    timeout_s: PositiveFloat | None = None
+    """Deadline of each try in seconds. Default: the service's own."""
+    max_answer_bytes: PositiveInt = MAX_ANSWER_BYTES
+    """Maximum size of a response of the service in bytes, uncompressed."""
+    num_posts: PositiveInt = 4
+    """Maximum number of concurrent requests to each address."""
+    truncation: Truncation = "error"
+    """What to do with conversations that are too long: `error` fails them, `left` drops tokens of
+    the oldest turns, `right` drops tokens at the end."""
+    policy_template: PolicyTemplate = "none"
+    """Chat template of the policy that wrote prompts which are text."""
+    on_error: OnError = "raise"
+    """What a conversation that cannot be scored gets: `raise` an error, a number, `none` or `nan`
+    for a trainer that leaves out such samples, or `group`: None for all answers to its prompt."""
+    failed_reward: FiniteFloat | None = None
+    """Old name of `on_error` with a number."""
+    models: Annotated[tuple[str, ...], NoDecode] = ()
+    """Aliases of several models that score side by side, instead of `model`."""
+    combine: Annotated[tuple[tuple[str, FiniteFloat], ...], NoDecode] = ()
+    """Weight of each of `models` in the reward, as `a=0.7,b=0.3` or a mapping. Default: 1 each."""
+    calibrated: bool = False
+    """Whether rewards of `models` are calibrated rewards."""
+    clip: Annotated[tuple[FiniteFloat, FiniteFloat] | None, NoDecode] = None
+    """Least and greatest value of a model in the sum of `combine`, as `-5,5`."""
+    aggregation: Aggregation = "last"
+    """How a step model's rewards of steps become the reward: `last`, `min`, `mean` or `product`."""
+    prompt_field: str = "question"
+    """Field of verl's `extra_info` that holds the prompt."""
 
     @field_validator("combine", mode="before")
     @classmethod

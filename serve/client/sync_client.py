@@ -6,43 +6,37 @@ import concurrent.futures
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
 
-from rm_core import Aggregation, Reward, ScoreError, Truncation
-from rm_core.types import Conversation
-from serve.client.base import BaseClient, build_options, refuse_options, show_progress
+from serve.client import operations
+from serve.client.base import BaseClient, build_options, show_progress
 from serve.client.errors import ServiceError
-from serve.client.responses import (
-    Comparison,
-    ModelRewards,
-    Ranking,
-    ResultsWithUsage,
-    StepRewards,
-    TurnRewards,
-    fill_models,
-)
-from serve.client.sansio import (
-    COMPARE_ROUTE,
-    JUDGE_ROUTE,
-    RANK_ROUTE,
-    RENDER_ROUTE,
-    SCORE_ROUTE,
-    STEPS_ROUTE,
-    TURNS_ROUTE,
-    BatchCall,
-    Pause,
-    RequestShard,
-    Steps,
-    encode_json,
-)
+from serve.client.operations import Batch, Operation, copy_documentation
+from serve.client.sansio import BatchCall, Pause, RequestShard, Steps
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def _blocking(
+    operation: Callable[Concatenate[Any, P], Operation[T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Return the method that performs an operation and waits for its result."""
+
+    def method(self: ScoringClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        work = operation(self, *args, **kwargs)
+        if isinstance(work, Batch):
+            result: T = work.read(self._execute(work.call, work.progress))
+            return result
+        return self._run(work)
+
+    copy_documentation(operation, method)
+    return method
 
 
 class ScoringClient(BaseClient):
@@ -70,336 +64,21 @@ class ScoringClient(BaseClient):
         super().__init__(build_options(url, model, **options))
         self._reset_pool()
 
-    @overload
-    def score(
-        self,
-        conversations: Sequence[Conversation],
-        truncation: Truncation = "error",
-        *,
-        models: None = None,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[float]: ...
-
-    @overload
-    def score(
-        self,
-        conversations: Sequence[Conversation],
-        truncation: Truncation = "error",
-        *,
-        models: Sequence[str],
-        combine: Mapping[str, float] | None = None,
-        calibrated: bool = False,
-        clip: tuple[float, float] | None = None,
-        turns: Literal["last", "all"] = "last",
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[ModelRewards]: ...
-
-    def score(
-        self,
-        conversations: Sequence[Conversation],
-        truncation: Truncation = "error",
-        *,
-        models: Sequence[str] | None = None,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-        **options: Any,
-    ) -> list[float] | list[ModelRewards]:
-        """Return the reward of each conversation, in order.
-
-        Args:
-            conversations: lists of messages, or mappings of `messages` and `tools`. Null keys are
-                not sent, so that rows of tables can be passed unchanged.
-            truncation: what to do with conversations that are too long.
-            models: several models that score side by side; see `score_models`.
-            tools: tools of conversations without `tools`: JSON schemas of functions, or JSON text.
-            aggregation: how a step model's rewards of steps become the reward.
-            progress: whether to show a progress bar.
-            **options: with `models`: the other options of `score_models`.
-
-        Raises:
-            ScoringFailedError: some conversations have no reward; the error names them and holds
-                the rewards of the others. With `models`, a failure is in the result instead.
-            ServiceError: a whole request failed.
-            TypeError: an option is unknown, or needs `models`.
-        """
-        if models is not None:
-            return self.score_models(
-                conversations,
-                models,
-                truncation,
-                tools=tools,
-                aggregation=aggregation,
-                progress=progress,
-                **options,
-            )
-        refuse_options(options)
-        call = self._build_call(
-            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
-        )
-        return [
-            result.reward for result in self._execute(call, progress).collect_results_or_raise()
-        ]
-
-    def score_models(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        models: Sequence[str],
-        truncation: Truncation = "error",
-        *,
-        combine: Mapping[str, float] | None = None,
-        calibrated: bool = False,
-        clip: tuple[float, float] | None = None,
-        turns: Literal["last", "all"] = "last",
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[ModelRewards]:
-        """Return the rewards of several models for each conversation, in order.
-
-        One request has a conversation once, and a model may fail alone.
-
-        Args:
-            conversations: see `score`; a `ScoreError` among them becomes the error of each model.
-            models: aliases of the models; that of the client is not used.
-            truncation: what to do with conversations that are too long.
-            combine: weight by model, for the sum `ModelRewards.reward`.
-            calibrated: whether `combine` takes the calibrated rewards.
-            clip: least and greatest value that `combine` takes of a model, before the weight.
-            turns: `all`: also the reward after each message of the assistant, of classifiers.
-            tools: see `score`.
-            aggregation: see `score`.
-            progress: whether to show a progress bar.
-
-        Raises:
-            ServiceError: a whole request failed.
-        """
-        call = self._build_models_call(
-            conversations,
-            models,
-            truncation,
-            combine=combine,
-            calibrated=calibrated,
-            clip=clip,
-            turns=turns,
-            tools=tools,
-            aggregation=aggregation,
-        )
-        results = self._execute(call, progress).collect_results()
-        return [fill_models(result, models) for result in results]
-
-    def results(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[Reward | ScoreError]:
-        """Return a reward or an error for each conversation, in order.
-
-        A `ScoreError` among the conversations is returned in its position. The arguments are
-        those of `score`.
-
-        Raises:
-            ServiceError: a whole request failed.
-        """
-        return self.score_with_usage(
-            conversations, truncation, tools=tools, aggregation=aggregation, progress=progress
-        ).results
-
-    def score_with_usage(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> ResultsWithUsage:
-        """Return what `results` returns, and the number of tokens that were computed for it."""
-        call = self._build_call(
-            SCORE_ROUTE, conversations, truncation, tools=tools, aggregation=aggregation
-        )
-        self._execute(call, progress)
-        return ResultsWithUsage(
-            call.collect_results(), call.num_computed_tokens, call.num_cached_tokens
-        )
-
-    def steps(
-        self,
-        items: Sequence[Mapping[str, Any] | ScoreError],
-        aggregation: Aggregation = "last",
-        *,
-        progress: bool = False,
-    ) -> list[StepRewards | ScoreError]:
-        """Return the rewards of the steps of each solution or an error, in order; of a step model.
-
-        Args:
-            items: each `prompt` (text or messages) with `response`, which is divided into steps as
-                the checkpoint's authors do, or with `steps`, which are taken as they are.
-            aggregation: how the rewards of steps become `reward`.
-            progress: whether to show a progress bar.
-
-        Raises:
-            ServiceError: a whole request failed; `error_code` is `wrong_kind` if the model is not
-                a step model.
-        """
-        call = self._build_call(STEPS_ROUTE, items, "error", aggregation=aggregation)
-        return self._execute(call, progress).collect_results()
-
-    def judge(
-        self,
-        pairs: Sequence[Mapping[str, Any] | ScoreError],
-        orders: Literal["both", "given"] = "both",
-        truncation: Truncation = "error",
-        *,
-        progress: bool = False,
-    ) -> list[Comparison | ScoreError]:
-        """Return a judge's verdict on each pair or an error, in order.
-
-        Args:
-            pairs: each `prompt`, `chosen` and `rejected`, or two whole conversations.
-            orders: `both`: the judge reads the answers of a pair in both orders, and the margin is
-                the mean; `given`: with `chosen` first only, for half the tokens.
-            truncation: what to do with pairs that are too long.
-            progress: whether to show a progress bar.
-
-        Raises:
-            ServiceError: a whole request failed, or the model is not a judge.
-        """
-        call = self._build_call(JUDGE_ROUTE, pairs, truncation, orders=orders)
-        return self._execute(call, progress).collect_results()
-
-    def score_turns(
-        self,
-        conversations: Sequence[Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        progress: bool = False,
-    ) -> list[TurnRewards | ScoreError]:
-        """Return the reward after each of the assistant's messages, for each conversation in order.
-
-        The parts of a conversation share their beginnings, so that its tokens are computed once.
-        The arguments are those of `score`.
-
-        Raises:
-            ServiceError: a whole request failed; `error_code` is `wrong_kind` if the model is not
-                a classifier.
-        """
-        call = self._build_call(TURNS_ROUTE, conversations, truncation, tools=tools, turns="all")
-        return self._execute(call, progress).collect_results()
-
-    def count_tokens(
-        self, conversations: Sequence[Conversation], truncation: Truncation = "error"
-    ) -> list[int | ScoreError]:
-        """Return the number of tokens of each conversation, or its error, without scoring it.
-
-        Raises:
-            ServiceError: a whole request failed.
-        """
-        call = self._build_call(RENDER_ROUTE, conversations, truncation)
-        return self._execute(call, progress=False).collect_results()
-
-    def compare(
-        self,
-        pairs: Sequence[Mapping[str, Any]],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> list[Comparison]:
-        """Return both rewards of each pair (`prompt`, `chosen`, `rejected`, `tools`), in order.
-
-        A judge gives a verdict on each pair instead of rewards; see `judge`.
-
-        Raises:
-            ScoringFailedError: some pairs have no rewards; the error names them and holds the
-                results of the others.
-            ServiceError: a whole request failed.
-        """
-        call = self._build_call(
-            COMPARE_ROUTE, pairs, truncation, tools=tools, aggregation=aggregation
-        )
-        return self._execute(call, progress).collect_results_or_raise()
-
-    def rank(
-        self,
-        prompt: str | Conversation | None,
-        responses: Sequence[str | Conversation | ScoreError],
-        truncation: Truncation = "error",
-        *,
-        tools: Any = None,
-        aggregation: Aggregation = "last",
-        progress: bool = False,
-    ) -> Ranking:
-        """Return rewards and ranks of the answers to one prompt, in the order of the answers.
-
-        A judge compares each answer with all others, so all have to fit into one request.
-
-        Raises:
-            ScoringFailedError: some answers have no reward; the error names them and holds the
-                rewards of the others.
-            ServiceError: a whole request failed.
-        """
-        call = self._build_call(
-            RANK_ROUTE, responses, truncation, tools=tools, aggregation=aggregation, prompt=prompt
-        )
-        return self._execute(call, progress).build_ranking()
-
-    def sleep(self, level: Literal[1, 2] = 1) -> list[dict[str, Any]]:
-        """Put the model to sleep at every address, so that others may use its device.
-
-        Args:
-            level: 1 keeps the weights in the host's memory, 2 drops them.
-
-        Returns:
-            The answer of each address: `state`, `sleep_level`, `seconds`, `freed_bytes`,
-            `fingerprint`.
-
-        Raises:
-            ServiceError: a request failed; addresses before it have done what was asked.
-        """
-        return self._run(self._control("sleep", level=level))
-
-    def wake(self) -> list[dict[str, Any]]:
-        """Wake the model at every address; see `sleep`."""
-        return self._run(self._control("wake"))
-
-    def reload(self, source: str, version: str | None = None) -> list[dict[str, Any]]:
-        """Replace the model's weights at every address; see `sleep`.
-
-        The client expects the fingerprint of the new weights from then on.
-
-        Args:
-            source: folder that the service can read, or ORG/NAME@REVISION on the hub.
-            version: name of the weights in the fingerprint; None: the folder's name or the commit.
-        """
-        return self._run(self._control("reload", source=source, version=version))
-
-    def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post a body with `model` added, and return the response unchanged.
-
-        Raises:
-            ServiceError: the request failed.
-        """
-        content = encode_json(self._add_model(body)).encode()
-        return self._run(self._sender.request("POST", route, content))
-
-    def get(self, route: str) -> dict[str, Any]:
-        """Return the JSON object that a GET request to a route returns.
-
-        Raises:
-            ServiceError: the request failed.
-        """
-        return self._run(self._sender.request("GET", route))
+    score = _blocking(operations.score)
+    score_models = _blocking(operations.score_models)
+    results = _blocking(operations.results)
+    score_with_usage = _blocking(operations.score_with_usage)
+    steps = _blocking(operations.steps)
+    judge = _blocking(operations.judge)
+    score_turns = _blocking(operations.score_turns)
+    count_tokens = _blocking(operations.count_tokens)
+    compare = _blocking(operations.compare)
+    rank = _blocking(operations.rank)
+    sleep = _blocking(operations.sleep)
+    wake = _blocking(operations.wake)
+    reload = _blocking(operations.reload)
+    post = _blocking(operations.post)
+    get = _blocking(operations.get)
 
     def close(self) -> None:
         """Close the connections."""
@@ -473,12 +152,7 @@ class ScoringClient(BaseClient):
     def __enter__(self) -> ScoringClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -17,32 +17,15 @@ from serve.config.settings import REMOVED_SETTINGS, Settings, format_validation_
 # None of these affects loaded models or listening sockets. `api_keys` is not among them: Serve
 # shows `user_config` to everyone who asks for its status.
 RECONFIGURABLE_FIELDS = (
-    "admin_api_keys_file",
-    "allowed_hosts",
-    "answer_timeout_s",
-    "api_keys_file",
-    "body_timeout_s",
-    "log_level",
-    "max_body_bytes",
-    "max_conversations",
-    "max_messages",
-    "max_queued_image_bytes",
-    "max_queued_tokens",
-    "max_request_images",
-    "max_request_timeout_s",
-    "max_requests",
-    "max_requests_per_key",
-    "min_body_rate",
-    "request_timeout_s",
-)
+    "admin_api_keys_file", "allowed_hosts", "answer_timeout_s", "api_keys_file", "body_timeout_s",
+    "log_level", "max_body_bytes", "max_conversations", "max_messages", "max_queued_image_bytes",
+    "max_queued_tokens", "max_request_images", "max_request_timeout_s", "max_requests",
+    "max_requests_per_key", "min_body_rate", "request_timeout_s",
+)  # fmt: skip
 
 
 def apply_user_config(settings: Settings, user_config: Mapping[str, Any]) -> Settings:
-    """Return the gateway's settings with the changes of `user_config`.
-
-    Raises:
-        ModelLoadError: a bad value, or a name that is not in `RECONFIGURABLE_FIELDS`.
-    """
+    """Return the gateway's settings with the changes of `user_config`."""
     if unknown := sorted(set(user_config) - set(RECONFIGURABLE_FIELDS)):
         if unknown[0] in REMOVED_SETTINGS:
             raise ModelLoadError(
@@ -66,11 +49,7 @@ class ReplicaUserConfig(BaseModel):
 
     @classmethod
     def from_user_config(cls, user_config: Mapping[str, Any]) -> ReplicaUserConfig:
-        """Validate `user_config`.
-
-        Raises:
-            ModelLoadError: a bad value, or an unknown name.
-        """
+        """Validate `user_config`."""
         try:
             return cls.model_validate(dict(user_config))
         except ValidationError as error:

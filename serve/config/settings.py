@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -35,193 +44,103 @@ REMOVED_SETTINGS = {
 
 
 class Settings(BaseSettings):
-    """Settings of the service."""
+    """Settings of the service. The text below each is its description in the documentation."""
 
     model_config = SettingsConfigDict(
         env_prefix="SKYREWARD_",
         frozen=True,
         extra="forbid",
+        use_attribute_docstrings=True,
         hide_input_in_errors=True,  # a key may be in it
     )
 
     models: Annotated[tuple[ModelSettings, ...], NoDecode] = Field(
-        default=(ModelSettings(name="demo", alias="demo"),),
-        min_length=1,
-        description="Models to serve.",
+        default=(ModelSettings(name="demo", alias="demo"),), min_length=1
     )
-    host: str = Field(
-        default="127.0.0.1",
-        description="Address to listen on. No effect under `serve run`, where Serve's "
-        "`http_options` decide.",
-    )
-    port: int = Field(
-        default=8000,
-        ge=1,
-        le=65535,
-        description="Port to listen on. No effect under `serve run`, where Serve's "
-        "`http_options` decide.",
-    )
-    ingress: Literal["auto", "haproxy", "proxy"] = Field(
-        default="auto",
-        description="Process that listens on Ray: `haproxy`, or `proxy` for Serve's own proxy. "
-        "`auto` uses HAProxy where its wheel runs.",
-    )
-    insecure_ray: bool = Field(
-        default=False,
-        description="Start Ray without a token where RAY_AUTH_MODE asks for that "
-        "(--insecure-ray). Anyone who reaches Ray's ports can then run code.",
-    )
-    num_gateways: int = Field(
-        default=1,
-        ge=1,
-        description="Number of processes that answer HTTP. Use at least two, so that one may die.",
-    )
-    tls_cert_file: str | None = Field(
-        default=None,
-        description="PEM file with certificates. Together with `tls_key_file` it turns on HTTPS "
-        "(--tls-cert).",
-    )
-    tls_key_file: str | None = Field(
-        default=None, description="PEM file with the key of the certificate (--tls-key)."
-    )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Host names that requests may be addressed to (header Host), in addition to "
-        "`host` and the names of this machine; `*` allows all. If empty, every host is allowed, "
-        "except that without keys on a loopback `host` only the names of this machine are. Other "
-        "requests get 421.",
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Origins whose pages may call the service; `*` allows all. None by default.",
-    )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(),
-        description="API keys, one of which every request must carry. If there are none, here or "
-        "in `api_keys_file`, the service is open to all.",
-    )
-    api_keys_file: str | None = Field(
-        default=None,
-        description="File with more API keys, one a line; `#` starts a comment (--api-keys).",
-    )
-    admin_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(),
-        description="API keys that may put models to sleep, wake them and reload them, and score "
-        "as well. If there are none, here or in `admin_api_keys_file`, only clients on this "
-        "machine may do that.",
-    )
-    admin_api_keys_file: str | None = Field(
-        default=None,
-        description="File with more of `admin_api_keys`, one a line; `#` starts a comment "
-        "(--admin-api-keys).",
-    )
-    request_timeout_s: float = Field(
-        default=600,
-        gt=0,
-        description="Default deadline of a request in seconds, used when the client sends no "
-        "X-Request-Timeout-Seconds header.",
-    )
-    max_request_timeout_s: float = Field(
-        default=3_600,
-        gt=0,
-        le=30 * 24 * 3600,
-        description="Longest deadline in seconds that a client may ask for, and longest time to "
-        "finish accepted work at shutdown.",
-    )
-    body_timeout_s: float = Field(
-        default=60,
-        gt=0,
-        description="Maximum time in seconds for a body to arrive; slower bodies get 408.",
-    )
-    min_body_rate: int = Field(
-        default=64 * 2**10,
-        ge=0,
-        description="Minimum rate of a body in bytes a second, on average after its first 5 s; "
-        "slower bodies get 408. 0 turns the limit off.",
-    )
-    answer_timeout_s: float = Field(
-        default=60,
-        gt=0,
-        description="Maximum time in seconds in which a client takes less than 64 KiB of its "
-        "response while more waits; then its connection is closed (with --local only).",
-    )
-    max_body_bytes: int = Field(
-        default=32 * 2**20,
-        ge=1,
-        description="Maximum size of a body in bytes; larger bodies get 413.",
-    )
-    max_buffered_bytes: int = Field(
-        default=256 * 2**20,
-        ge=1,
-        description="Maximum size in bytes of all bodies held at one time; further ones get 503. "
-        "One key may hold as much as then remains for the others, so alone half of it; beyond "
-        "that it gets 429.",
-    )
-    max_conversations: int = Field(
-        default=20_000,
-        ge=1,
-        description="Maximum number of conversations in a request; a pair is two. A body may have "
-        "20 lists and objects for each, and 100 for each of `max_messages`.",
-    )
-    max_messages: int = Field(
-        default=1_000, ge=1, description="Maximum number of messages in a conversation."
-    )
-    max_requests: int = Field(
-        default=1_024,
-        ge=1,
-        description="Maximum number of concurrent scoring requests in each gateway; further ones "
-        "get 503.",
-    )
-    max_requests_per_key: int = Field(
-        default=512,
-        ge=1,
-        description="Maximum number of concurrent scoring requests with one key, where there are "
-        "keys; further ones get 429.",
-    )
-    max_queued_tokens: int = Field(
-        default=2_000_000,
-        ge=1,
-        description="Maximum number of queued tokens for one model in each gateway, shared "
-        "equally among the keys that have tokens queued; a key above its share gets 503.",
-    )
-    max_request_images: int = Field(
-        default=256,
-        ge=1,
-        description="Maximum number of different images in a request; one that several "
-        "conversations share counts once.",
-    )
-    max_queued_image_bytes: int = Field(
-        default=2**30,
-        ge=1,
-        description="Maximum memory in bytes of decoded images that wait for one model in each "
-        "gateway, shared equally among the keys that have any. Requests wait for room before their "
-        "images are decoded; a key that has none may always decode those of two conversations.",
-    )
-    cache_scope: Literal["key", "service"] = Field(
-        default="key",
-        description="Requests that share cached rewards and common computation: those with one "
-        "API key (`key`), or all of them (`service`). Without keys all requests count as those of "
-        "one client.",
-    )
-    policy_template: PolicyTemplate = Field(
-        default="none",
-        description="Chat template of the policy whose rendered texts OpenRLHF and slime send. "
-        "They are read back into turns and rendered again. `none`: the texts must be in the "
-        "model's own chat template.",
-    )
-    log_level: str = Field(
-        default="INFO",
-        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
-        description="Level of the log. At INFO there is one line a request.",
-    )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="Format of the log: `text`, or `json` for one object a line."
-    )
-    otlp_endpoint: str | None = Field(
-        default=None,
-        description="OpenTelemetry collector (OTLP over HTTP) for traces, such as "
-        "http://127.0.0.1:4318.",
-    )
+    """Models to serve."""
+    host: str = "127.0.0.1"
+    """Address to listen on. No effect under `serve run`, where Serve's `http_options` decide."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on. No effect under `serve run`, where Serve's `http_options` decide."""
+    ingress: Literal["auto", "haproxy", "proxy"] = "auto"
+    """Process that listens on Ray: `haproxy`, or `proxy` for Serve's own proxy. `auto` uses HAProxy
+    where its wheel runs."""
+    insecure_ray: bool = False
+    """Start Ray without a token where RAY_AUTH_MODE asks for that (--insecure-ray). Anyone who
+    reaches Ray's ports can then run code."""
+    num_gateways: PositiveInt = 1
+    """Number of processes that answer HTTP. Use at least two, so that one may die."""
+    tls_cert_file: str | None = None
+    """PEM file with certificates. Together with `tls_key_file` it turns on HTTPS (--tls-cert)."""
+    tls_key_file: str | None = None
+    """PEM file with the key of the certificate (--tls-key)."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names that requests may be addressed to (header Host), in addition to `host` and the
+    names of this machine; `*` allows all. If empty, every host is allowed, except that without keys
+    on a loopback `host` only the names of this machine are. Other requests get 421."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose pages may call the service; `*` allows all. None by default."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """API keys, one of which every request must carry. If there are none, here or in
+    `api_keys_file`, the service is open to all."""
+    api_keys_file: str | None = None
+    """File with more API keys, one a line; `#` starts a comment (--api-keys)."""
+    admin_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """API keys that may put models to sleep, wake them and reload them, and score as well. If there
+    are none, here or in `admin_api_keys_file`, only clients on this machine may do that."""
+    admin_api_keys_file: str | None = None
+    """File with more of `admin_api_keys`, one a line; `#` starts a comment (--admin-api-keys)."""
+    request_timeout_s: PositiveFloat = 600
+    """Default deadline of a request in seconds, used when the client sends no
+    X-Request-Timeout-Seconds header."""
+    max_request_timeout_s: float = Field(default=3_600, gt=0, le=30 * 24 * 3600)
+    """Longest deadline in seconds that a client may ask for, and longest time to finish accepted
+    work at shutdown."""
+    body_timeout_s: PositiveFloat = 60
+    """Maximum time in seconds for a body to arrive; slower bodies get 408."""
+    min_body_rate: NonNegativeInt = 64 * 2**10
+    """Minimum rate of a body in bytes a second, on average after its first 5 s; slower bodies get
+    408. 0 turns the limit off."""
+    answer_timeout_s: PositiveFloat = 60
+    """Maximum time in seconds in which a client takes less than 64 KiB of its response while more
+    waits; then its connection is closed (with --local only)."""
+    max_body_bytes: PositiveInt = 32 * 2**20
+    """Maximum size of a body in bytes; larger bodies get 413."""
+    max_buffered_bytes: PositiveInt = 256 * 2**20
+    """Maximum size in bytes of all bodies held at one time; further ones get 503. One key may hold
+    as much as then remains for the others, so alone half of it; beyond that it gets 429."""
+    max_conversations: PositiveInt = 20_000
+    """Maximum number of conversations in a request; a pair is two. A body may have 20 lists and
+    objects for each, and 100 for each of `max_messages`."""
+    max_messages: PositiveInt = 1_000
+    """Maximum number of messages in a conversation."""
+    max_requests: PositiveInt = 1_024
+    """Maximum number of concurrent scoring requests in each gateway; further ones get 503."""
+    max_requests_per_key: PositiveInt = 512
+    """Maximum number of concurrent scoring requests with one key, where there are keys; further
+    ones get 429."""
+    max_queued_tokens: PositiveInt = 2_000_000
+    """Maximum number of queued tokens for one model in each gateway, shared equally among the keys
+    that have tokens queued; a key above its share gets 503."""
+    max_request_images: PositiveInt = 256
+    """Maximum number of different images in a request; one that several conversations share counts
+    once."""
+    max_queued_image_bytes: PositiveInt = 2**30
+    """Maximum memory in bytes of decoded images that wait for one model in each gateway, shared
+    equally among the keys that have any. Requests wait for room before their images are decoded; a
+    key that has none may always decode those of two conversations."""
+    cache_scope: Literal["key", "service"] = "key"
+    """Requests that share cached rewards and common computation: those with one API key (`key`), or
+    all of them (`service`). Without keys all requests count as those of one client."""
+    policy_template: PolicyTemplate = "none"
+    """Chat template of the policy whose rendered texts OpenRLHF and slime send. They are read back
+    into turns and rendered again. `none`: the texts must be in the model's own chat template."""
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """Level of the log. At INFO there is one line a request."""
+    log_format: Literal["text", "json"] = "text"
+    """Format of the log: `text`, or `json` for one object a line."""
+    otlp_endpoint: str | None = None
+    """OpenTelemetry collector (OTLP over HTTP) for traces, such as http://127.0.0.1:4318."""
 
     @model_validator(mode="before")
     @classmethod
@@ -327,11 +246,7 @@ class Settings(BaseSettings):
 
 
 def reject_removed(name: str) -> None:
-    """Reject a setting that earlier versions had.
-
-    Raises:
-        ValueError: the setting was removed; the message says what replaces it.
-    """
+    """Refuse a setting that earlier versions had; the message says what replaces it."""
     if name in REMOVED_SETTINGS:
         raise ValueError(f"the setting `{name}` was removed: {REMOVED_SETTINGS[name]}")
 

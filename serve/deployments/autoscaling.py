@@ -20,21 +20,13 @@ def compute_num_replicas(queued_tokens: float, target_queued_tokens: int) -> int
 
 
 class QueuedTokensPolicy:
-    """Autoscaling policy for Serve, which applies its own bounds and delays.
-
-    Args:
-        target_queued_tokens: number of queued tokens for which one replica is enough.
-    """
+    """Autoscaling policy for Serve, which applies its own bounds and delays."""
 
     def __init__(self, target_queued_tokens: int) -> None:
         self._target = target_queued_tokens
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """Return the number of replicas, and an empty state.
-
-        Args:
-            context: `ray.serve.config.AutoscalingContext`.
-        """
+        """Return the number of replicas, and an empty state, for an `AutoscalingContext`."""
         reports = (context.aggregated_metrics or {}).get(QUEUED_TOKENS) or {}
         if not reports:  # no replica has reported yet
             return context.target_num_replicas, {}

@@ -44,13 +44,8 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 def enable_token_auth(insecure: bool = False) -> None:
     """Have Ray require a token, since its ports listen on every interface.
 
-    Only processes of this cluster know the token.
-
-    Args:
-        insecure: accept Ray without a token if RAY_AUTH_MODE asks for that.
-
-    Raises:
-        ModelLoadError: RAY_AUTH_MODE asks for Ray without a token, and `insecure` is false.
+    Only processes of this cluster know the token. If `insecure`, Ray without a token is accepted
+    where RAY_AUTH_MODE asks for that.
     """
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":
@@ -92,9 +87,8 @@ def warn_without_limits() -> None:
 def build_local_cluster_options(folder: Path) -> dict[str, Any]:
     """Return options of `ray.init` for a private cluster, which ends with this process.
 
-    Args:
-        folder: private folder with a short path, for sockets and logs. Ray by itself would put
-            them where every user of this machine may rename them.
+    Its sockets and logs are in the private folder, whose path must be short: Ray by itself would
+    put them where every user of this machine may rename them.
     """
     return {**_OWN_CLUSTER, "_temp_dir": str(folder / "ray")}
 

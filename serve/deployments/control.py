@@ -18,11 +18,7 @@ _NAMESPACE = "serve"
 
 
 class ModelControl:
-    """The `ReplicaGroup` of each model of the application.
-
-    Args:
-        bases: `ModelSettings.weights_key` of each model, by alias.
-    """
+    """The `ReplicaGroup` of each model of the application."""
 
     def __init__(self, bases: Mapping[str, str]) -> None:
         self._groups = {alias: ReplicaGroup(base, _is_alive) for alias, base in bases.items()}

@@ -26,14 +26,7 @@ _RETRY_S = 0.5
 
 
 class ControlClient:
-    """Reports of one replica to `ModelControl`, and the targets that it returns.
-
-    Args:
-        handle: handle of the deployment.
-        settings: settings of the model.
-        replica: name of the replica's actor.
-        reconciler: the model of the replica.
-    """
+    """Reports of one replica to `ModelControl`, and the targets that it returns."""
 
     def __init__(
         self, handle: Any, settings: ModelSettings, replica: str, reconciler: Reconciler
@@ -47,9 +40,6 @@ class ControlClient:
         """Load the model in the state of the other replicas, and follow commands from now on.
 
         Blocks the event loop; called in the constructor of the replica.
-
-        Raises:
-            ModelLoadError: the model cannot be loaded.
         """
         with ThreadPoolExecutor(1) as thread:  # Serve does not let an event loop's thread wait
             reached = None
@@ -62,20 +52,12 @@ class ControlClient:
         self._task = loop.create_task(self._follow(reached), context=contextvars.Context())
 
     def check_health(self) -> None:
-        """Return if commands are followed.
-
-        Raises:
-            NotReadyError: they are not, and the replica has to be replaced.
-        """
+        """Raise `NotReadyError` if commands are not followed and the replica has to be replaced."""
         if self._task is not None and self._task.done():
             raise NotReadyError("the replica follows no commands any more")
 
     def _fetch_target(self, reached: TargetState | None) -> TargetState:
-        """Report, and return the target at once; waits while nobody answers.
-
-        Raises:
-            NotReadyError: the application is being deleted, so that nobody will answer.
-        """
+        """Report, and return the target at once; wait while nobody answers."""
         while True:
             try:
                 call = self._handle.exchange.remote(self._alias, self._build_report(reached), 0.0)

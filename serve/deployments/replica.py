@@ -34,22 +34,15 @@ _REPORT_TTL_S = 60.0
 class ScorerReplica:
     """A `ManagedWorker` in a replica of Ray Serve.
 
-    Args:
-        settings: `ModelSettings` as plain data.
-        log_level: log level of this process.
-        log_format: log format of this process.
-        control: handle of `serve.deployments.control.ModelControl`; None if no commands come.
+    `settings` are `ModelSettings` as plain data; `control` is the handle of `ModelControl`, or None
+    if no commands come.
 
     Raises:
         ModelLoadError: the checkpoint is refused; the replica never becomes ready.
     """
 
     def __init__(
-        self,
-        settings: dict[str, Any],
-        log_level: str,
-        log_format: LogFormat,
-        control: Any = None,
+        self, settings: dict[str, Any], log_level: str, log_format: LogFormat, control: Any = None
     ) -> None:
         configure_logging(log_level, log_format)
         self._settings = ModelSettings.model_validate(settings)
@@ -85,16 +78,7 @@ class ScorerReplica:
     async def run_batch(
         self, sequences: Sequence[TokenIds], backlog_tokens: int, gateway: str
     ) -> BatchResult:
-        """Score one batch without blocking the event loop.
-
-        Args:
-            sequences: token ids, none empty.
-            backlog_tokens: number of tokens queued in the gateway behind this batch.
-            gateway: name of the gateway.
-
-        Raises:
-            ReplicaBusyError, ReplicaLostError: see `Worker.run_batch`.
-        """
+        """Score one batch without blocking the event loop."""
         self._backlog.update(gateway, backlog_tokens)
         async with _delay_rejection():
             result = await self._worker.run_batch(sequences)
@@ -125,11 +109,7 @@ class ScorerReplica:
         return {QUEUED_TOKENS: float(self._backlog.sum_tokens())}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply `user_config` of a Serve config; omitted settings have the values of the start.
-
-        Raises:
-            ModelLoadError: an unknown name or a bad value.
-        """
+        """Apply `user_config` of a Serve config; omitted settings have the values of the start."""
         changes = ReplicaUserConfig.from_user_config(user_config)
         configure_logging(changes.log_level or self._log_level, self._log_format)
         self._stuck_after_s = changes.stuck_after_s or self._settings.stuck_after_s
@@ -158,13 +138,7 @@ class Backlog:
         self._reports: dict[str, tuple[float, int]] = {}
 
     def update(self, gateway: str, num_tokens: int, now: float | None = None) -> None:
-        """Record the report of one gateway.
-
-        Args:
-            gateway: unique name of the gateway.
-            num_tokens: number of tokens queued there for this model.
-            now: time of `time.monotonic` in seconds, for tests.
-        """
+        """Record the report of one gateway, now or at a time of `time.monotonic`."""
         self._reports[gateway] = (time.monotonic() if now is None else now, num_tokens)
 
     def sum_tokens(self, now: float | None = None) -> int:

@@ -13,12 +13,7 @@ from serve.config.settings import Settings
 
 
 def check_address(settings: Settings) -> None:
-    """Check, before anything is started, that the service can listen on its address.
-
-    Raises:
-        ModelLoadError: the port is taken, the host is not an address of this machine, or the
-            certificate and its key cannot be used.
-    """
+    """Check, before anything is started, that the service can listen on its address."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM

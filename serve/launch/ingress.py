@@ -72,15 +72,7 @@ _ERROR_PAGES = {
 
 
 def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
-    """Choose the process that listens.
-
-    Args:
-        settings: settings of the service.
-        own_cluster: whether Ray is started here; a cluster that runs already has its own ingress.
-
-    Raises:
-        ModelLoadError: `ingress` asks for HAProxy where it is not available.
-    """
+    """Choose the process that listens; a cluster that runs already has its own ingress."""
     reason = _explain_missing_haproxy()
     if settings.ingress == "haproxy":
         if not own_cluster:
@@ -102,10 +94,7 @@ def choose_ingress(settings: Settings, own_cluster: bool) -> Ingress:
 def build_environment(ingress: Ingress, settings: Settings, folder: Path) -> dict[str, str]:
     """Build the environment variables that Ray must find when it starts.
 
-    Args:
-        ingress: see `choose_ingress`.
-        settings: settings of the service.
-        folder: private empty folder with a short path, needed as long as the service runs.
+    The folder is private and empty, has a short path, and is needed as long as the service runs.
     """
     if ingress == "proxy":
         return {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
@@ -122,11 +111,7 @@ def build_environment(ingress: Ingress, settings: Settings, folder: Path) -> dic
 
 
 def write_error_pages(folder: Path) -> None:
-    """Write the error responses that HAProxy sends itself once it has read a request's head.
-
-    Args:
-        folder: folder to create; each response is a file `STATUS.http`.
-    """
+    """Write the responses that HAProxy sends itself once it has a request's head: `STATUS.http`."""
     folder.mkdir()
     for status, response in _ERROR_PAGES.items():
         (folder / f"{status}.http").write_bytes(response.to_bytes())

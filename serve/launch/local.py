@@ -16,8 +16,7 @@ from fastapi import FastAPI
 
 from rm_core import ModelLoadError, OverloadedError
 from serve.api.app import create_app, drain
-from serve.api.middleware.access import KeyRing
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey, KeyRing
 from serve.api.middleware.connections import BoundedConnection, ConnectionLimits
 from serve.config.settings import Settings
 from serve.launch.address import format_ready_line
@@ -37,13 +36,7 @@ def run(
 ) -> None:
     """Serve until a signal comes, then finish the accepted requests.
 
-    Args:
-        settings: settings of the service.
-        notify: receives progress messages.
-        watcher: reloads models; started once the service is ready.
-
-    Raises:
-        ModelLoadError: a model was refused.
+    The watcher starts once the service is ready.
     """
     _check_single_process(settings)
     configure_logging(settings.log_level, settings.log_format)
@@ -55,7 +48,7 @@ def run(
         workers.append(ManagedWorker(model))
         models.append((model, workers[-1]))
     service = ScoringService(models, settings)
-    admin_keys = KeyRing.from_admin_settings(settings)
+    admin_keys = KeyRing.from_settings(settings, admin=True)
     admin_without_key: AdminWithoutKey = "none" if admin_keys else "loopback"
     if watcher is not None:
         digests = KeyRing([(watcher.admin_key, "the watcher")]).digests

@@ -50,14 +50,6 @@ def run_with_ray(
     """Serve on Ray until a signal comes: on the cluster of RAY_ADDRESS, or else on a private one.
 
     Does not return: the process ends.
-
-    Args:
-        settings: settings of the service.
-        notify: receives progress messages.
-        watched: folders of new checkpoints, see `serve.launch.watch`.
-
-    Raises:
-        ModelLoadError: a model was refused, or the service cannot listen on its address.
     """
     joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
     ingress_kind = ingress.choose_ingress(settings, not joins_cluster)
@@ -91,18 +83,7 @@ def _serve(
     notify: StatusCallback,
     watched: Mapping[str, Path],
 ) -> int:
-    """Serve until a signal comes.
-
-    Args:
-        settings: settings of the service.
-        ingress_kind: process that listens.
-        folder: private folder for a private cluster; None to join the cluster of RAY_ADDRESS.
-        notify: receives progress messages.
-        watched: folders of new checkpoints.
-
-    Returns:
-        The exit code.
-    """
+    """Serve until a signal comes, on a private cluster, or without a folder on RAY_ADDRESS."""
     import ray
     from ray import serve as ray_serve
 
@@ -123,18 +104,14 @@ def _serve(
                 admin_key=watcher.admin_key if watcher else "",
             )
             _run_application(settings, application, ingress_kind, shutdown, notify, watcher)
-            if (
-                not folder
-            ):  # a private cluster ends at once; this would make it answer 404 until then
+            if not folder:  # a private cluster ends at once, without answering 404 until then
                 ray_serve.delete(APP_NAME)
         except SystemExit:  # the second signal; Ray turns it into another exit code
             return shutdown.exit_code
         finally:
             if not folder:
                 # Others use the cluster: delete this application and nothing else.
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no application exists if Serve did not start
+                with contextlib.suppress(RuntimeError):  # without one, if Serve did not start
                     ray_serve.delete(APP_NAME, _blocking=False)
             ray.shutdown()
     return 0
@@ -170,7 +147,7 @@ def _run_application(
         ) from error
     target = ray_serve.RunTarget(application, APP_NAME, "/", quiet)
     ray_serve.run_many([target], wait_for_applications_running=False)
-    may_have_accepted = _await_ready(settings, shutdown, notify, _find_ray_failure)
+    may_have_accepted = _await_ready(settings, shutdown, notify)
     if watcher is not None:
         watcher.start()
     shutdown.wait()
@@ -200,11 +177,7 @@ def _build_http_options(settings: Settings, ingress_kind: ingress.Ingress) -> An
 def run_locally(
     settings: Settings, notify: StatusCallback, watched: Mapping[str, Path] = MappingProxyType({})
 ) -> None:
-    """Serve from this process, without Ray, until a signal comes; see `run_with_ray`.
-
-    Raises:
-        ModelLoadError: a model was refused, or the service cannot listen on its address.
-    """
+    """Serve from this process, without Ray, until a signal comes; see `run_with_ray`."""
     from serve.launch import local
 
     run_preflight_checks(settings, notify)
@@ -212,12 +185,8 @@ def run_locally(
 
 
 def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
-    """Check checkpoints, API keys and the address before anything is started.
-
-    Raises:
-        ModelLoadError: a checkpoint's files or the API keys are invalid, or the port is taken.
-    """
-    keys, admin_keys = KeyRing.from_settings(settings), KeyRing.from_admin_settings(settings)
+    """Check checkpoints, API keys and the address before anything is started."""
+    keys, admin_keys = KeyRing.from_settings(settings), KeyRing.from_settings(settings, admin=True)
     for warning in build_key_warnings(settings, keys, admin_keys):
         notify(warning)
     for model in settings.models:
@@ -228,17 +197,14 @@ def run_preflight_checks(settings: Settings, notify: StatusCallback) -> None:
     check_address(settings)
 
 
-def _await_ready(
-    settings: Settings,
-    shutdown: GracefulShutdown,
-    notify: StatusCallback,
-    find_failure: Callable[[], str | None],
-) -> bool:
+def _await_ready(settings: Settings, shutdown: GracefulShutdown, notify: StatusCallback) -> bool:
     """Wait until the service is ready or a signal comes; return whether a gateway was up."""
+    from serve.app import APP_NAME
+
     last_status, gateway_is_up = "", False
     with create_client(settings) as client:
         while shutdown.received_signal is None:
-            if failure := find_failure():
+            if failure := find_deploy_failure(APP_NAME):
                 raise ModelLoadError(failure)
             state = _fetch_readiness(client)
             if state.get("ready"):
@@ -261,12 +227,6 @@ def _fetch_readiness(client: httpx.Client) -> dict[str, Any]:
     except (httpx.HTTPError, ValueError):
         return {}
     return body if isinstance(body, dict) else {}
-
-
-def _find_ray_failure() -> str | None:
-    from serve.app import APP_NAME
-
-    return find_deploy_failure(APP_NAME)
 
 
 def find_deploy_failure(app_name: str) -> str | None:

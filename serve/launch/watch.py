@@ -38,15 +38,7 @@ FileStates: TypeAlias = tuple[tuple[str, int, int], ...]
 
 
 def parse_watched_folders(values: tuple[str, ...], settings: Settings) -> dict[str, Path]:
-    """Return the folder that is watched for each model, by alias.
-
-    Args:
-        values: `ALIAS=FOLDER`, or `FOLDER` where one model is served.
-        settings: settings of the service.
-
-    Raises:
-        ModelLoadError: a model is unknown, missing or named twice.
-    """
+    """Return the watched folder of each model; the only model needs no `ALIAS=` before it."""
     aliases = [model.alias for model in settings.models]
     folders: dict[str, Path] = {}
     for value in values:
@@ -65,12 +57,7 @@ def parse_watched_folders(values: tuple[str, ...], settings: Settings) -> dict[s
 
 
 class CheckpointFolder:
-    """Finds the checkpoints of a trainer that are complete, and newer than the last one taken.
-
-    Args:
-        folder: folder with a subfolder for each checkpoint; may appear later.
-        model: settings of the model that takes them.
-    """
+    """Finds the checkpoints of a trainer that are complete, and newer than the last one taken."""
 
     def __init__(self, folder: Path, model: ModelSettings) -> None:
         self._folder = folder
@@ -84,9 +71,6 @@ class CheckpointFolder:
 
         A checkpoint that cannot be used is logged with the reason, and not looked at again until
         its files change.
-
-        Args:
-            now: time in seconds since the epoch.
         """
         before, self._last_look = self._last_look, self._read_states()
         ages = {path: _get_age(path, states) for path, states in self._last_look.items()}
@@ -138,7 +122,7 @@ class CheckpointFolder:
         names = [name for name, _, _ in self._last_look[path]]
         if any(map(_SHARD.search, names)) and _INDEX not in names:
             return f"{_INDEX} is missing, and there are shards"
-        config = self._model.model_copy(update={"name": str(path), "revision": None})
+        config = self._model.with_weights(str(path), None)
         try:
             open_checkpoint(config.to_model_config())
         except ModelLoadError as error:
@@ -166,18 +150,11 @@ def _read_file_states(path: Path) -> FileStates:
 
 
 class FolderWatcher(threading.Thread):
-    """Reloads models of the service from the checkpoints that appear in folders.
-
-    Args:
-        settings: settings of the service.
-        folders: folder of each model, by alias.
-
-    Attributes:
-        admin_key: random API key that it sends; the service has to accept it.
-    """
+    """Reloads models of the service from the checkpoints that appear in folders."""
 
     def __init__(self, settings: Settings, folders: Mapping[str, Path]) -> None:
         super().__init__(name="watch", daemon=True)
+        # The service has to accept it.
         self.admin_key = secrets.token_hex(32)
         self._client = create_client(settings)
         # To the service that this process started, at its own address.

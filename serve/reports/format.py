@@ -6,26 +6,14 @@ NOTHING = "\N{EM DASH}"
 
 
 def format_number(value: float, form: str) -> str:
-    """Format a number with a typographic minus sign, which is as wide as a plus sign.
-
-    Args:
-        value: finite number.
-        form: format specification, as for `format`.
-    """
+    """Format a number with a typographic minus sign, which is as wide as a plus sign."""
     return format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
 def format_percent(
     share: float | None, decimals: int = 2, *, unit: str = "%", nothing: str = NOTHING
 ) -> str:
-    """Format a fraction, such as 94.27%.
-
-    Args:
-        share: the fraction; None if there is none.
-        decimals: number of decimals.
-        unit: unit after the number; may be empty.
-        nothing: text for None.
-    """
+    """Format a fraction, such as 94.27%."""
     return nothing if share is None else f"{100 * share:.{decimals}f}{unit}"
 
 

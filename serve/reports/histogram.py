@@ -28,16 +28,11 @@ _MIN_BAR_HEIGHT = 0.008
 
 @dataclass(frozen=True, slots=True)
 class HistogramBars:
-    """Bars of a histogram.
+    """Bars of a histogram."""
 
-    Attributes:
-        start: lower edge of the first bar.
-        width: width of each bar.
-        counts: count of each bar, in order; numbers outside the range are not counted.
-    """
-
-    start: float
-    width: float
+    start: float  # lower edge of the first bar
+    width: float  # width of each bar
+    # Count of each bar, in order; numbers outside the range are not counted.
     counts: tuple[int, ...]
 
     @property
@@ -47,18 +42,11 @@ class HistogramBars:
 
 
 class StreamingHistogram:
-    """Counts of numbers in bins, with exact summary statistics.
-
-    Attributes:
-        count: amount of numbers.
-        num_positive: amount of numbers above 0.
-        smallest: smallest number; infinity before the first number.
-        largest: largest number; minus infinity before the first number.
-    """
+    """Counts of numbers in bins, with exact summary statistics."""
 
     def __init__(self) -> None:
         self.count = self.num_positive = 0
-        self.smallest, self.largest = math.inf, -math.inf
+        self.smallest, self.largest = math.inf, -math.inf  # before the first number
         self._sum = 0.0
         self._exponent = _MIN_EXPONENT
         self._bins: Counter[int] = Counter()
@@ -79,11 +67,7 @@ class StreamingHistogram:
         return self._sum / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Return the quantile of a share of the numbers, accurate to the width of a bin.
-
-        Args:
-            share: share of the numbers below the quantile, from 0 to 1.
-        """
+        """Return the quantile of a share of the numbers, accurate to the width of a bin."""
         num_below = 0
         for index, count in sorted(self._bins.items()):
             num_below += count
@@ -95,10 +79,7 @@ class StreamingHistogram:
     def compute_bars(self, start: float, end: float, max_bars: int) -> HistogramBars:
         """Return the counts between two numbers, in bars that are the same for all histograms.
 
-        Args:
-            start: lower end; the bar that contains it is complete.
-            end: upper end; the bar that contains it is complete.
-            max_bars: maximum number of bars, plus one at each end.
+        The bars of both ends are complete. There are at most `max_bars`, plus one at each end.
         """
         exponent = self._exponent
         if end > start:
@@ -122,31 +103,18 @@ class StreamingHistogram:
 
 @dataclass(frozen=True, slots=True)
 class HistogramPlot:
-    """A histogram of several series and a table of their quantiles, as templates show them.
+    """A histogram of several series and a table of their quantiles, as templates show them."""
 
-    Attributes:
-        title: heading of the section.
-        about: what is counted, and how many outliers are not drawn.
-        names: names of the series.
-        frame: axes of the plot.
-        edges: edges of the bars, one more than there are bars.
-        heights: height of each bar on the vertical axis, by series.
-        tooltips: text of each bar.
-        has_zero: whether 0 is marked.
-        table_head: heads of the table's columns.
-        table_rows: quantiles of each series that has numbers.
-    """
-
-    title: str
-    about: str
-    names: Sequence[str]
-    frame: Frame
-    edges: Sequence[float]
-    heights: Sequence[Sequence[float]]
-    tooltips: Sequence[str]
-    has_zero: bool
-    table_head: Sequence[str]
-    table_rows: Sequence[Sequence[str]]
+    title: str  # heading of the section
+    about: str  # what is counted, and how many outliers are not drawn
+    names: Sequence[str]  # names of the series
+    frame: Frame  # axes of the plot
+    edges: Sequence[float]  # edges of the bars, one more than there are bars
+    heights: Sequence[Sequence[float]]  # height of each bar on the vertical axis, by series
+    tooltips: Sequence[str]  # text of each bar
+    has_zero: bool  # whether 0 is marked
+    table_head: Sequence[str]  # heads of the table's columns
+    table_rows: Sequence[Sequence[str]]  # quantiles of each series that has numbers
 
 
 def build_histogram(
@@ -157,14 +125,9 @@ def build_histogram(
     *,
     is_log2: bool = False,
 ) -> HistogramPlot:
-    """Build a histogram.
+    """Build a histogram of numbers by the name of their series, of which one at least has some.
 
-    Args:
-        title: heading of the section.
-        about: description of what is counted.
-        axis: title of the axis.
-        series: numbers by the name of their series; at least one series has numbers.
-        is_log2: whether the numbers are base-2 logarithms; the axis shows the powers of 2.
+    With `is_log2`, the numbers are base-2 logarithms, and the axis shows the powers of 2.
     """
 
     def format_edge(value: float) -> str:

@@ -18,12 +18,7 @@ _INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render_page(template: Path, **context: Any) -> str:
-    """Render a page; equal arguments give equal text.
-
-    Args:
-        template: template that extends `page.html.j2`; its plain text is escaped.
-        context: variables of the template.
-    """
+    """Render a template that extends `page.html.j2`; equal arguments give equal text."""
     page = get_environment(template.parent).get_template(template.name).render(context)
     return _INVALID.sub("\N{REPLACEMENT CHARACTER}", page)
 

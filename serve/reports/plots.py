@@ -14,19 +14,12 @@ _CHARACTER, _MARGIN, _LINE = 7, 8, 16
 
 
 class Bar(NamedTuple):
-    """One bar.
+    """One bar."""
 
-    Attributes:
-        value: length of the bar, at least 0.
-        text: number to the right of the bar.
-        interval: confidence interval of the value; None if unknown.
-        tooltip: text that is shown on hover; may be empty.
-    """
-
-    value: float
-    text: str
-    interval: tuple[float, float] | None = None
-    tooltip: str = ""
+    value: float  # length of the bar, at least 0
+    text: str  # number to the right of the bar
+    interval: tuple[float, float] | None = None  # confidence interval of the value; None if unknown
+    tooltip: str = ""  # text that is shown on hover; may be empty
 
 
 class BarRow(NamedTuple):
@@ -37,36 +30,22 @@ class BarRow(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a line.
-
-    Attributes:
-        x: horizontal coordinate.
-        y: vertical coordinate.
-        interval: confidence interval of `y`; None if unknown.
-        tooltip: text that is shown on hover; may be empty.
-    """
+    """A point of a line."""
 
     x: float
     y: float
-    interval: tuple[float, float] | None = None
-    tooltip: str = ""
+    interval: tuple[float, float] | None = None  # confidence interval of `y`; None if unknown
+    tooltip: str = ""  # text that is shown on hover; may be empty
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis.
+    """An axis."""
 
-    Attributes:
-        title: title of the axis; may be empty.
-        start: lower end of the axis.
-        end: upper end of the axis.
-        ticks: positions and labels; those outside the axis are not drawn.
-    """
-
-    title: str
-    start: float
-    end: float
-    ticks: Sequence[tuple[float, str]]
+    title: str  # title of the axis; may be empty
+    start: float  # lower end of the axis
+    end: float  # upper end of the axis
+    ticks: Sequence[tuple[float, str]]  # positions and labels; those outside the axis are not drawn
 
     @property
     def visible_ticks(self) -> list[tuple[float, str]]:
@@ -80,13 +59,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The area between two axes, in pixels of the plot.
-
-    Attributes:
-        x_axis: the horizontal axis.
-        y_axis: the vertical axis.
-        height: height of the plot.
-    """
+    """The area between two axes, in pixels of the plot."""
 
     x_axis: Axis
     y_axis: Axis
@@ -124,12 +97,7 @@ class Frame:
 
 
 def build_percent_axis(title: str, lowest: float) -> Axis:
-    """Return an axis of fractions, from a round number at or below the lowest value to 100%.
-
-    Args:
-        title: see `Axis`.
-        lowest: lowest value, from 0 to 1.
-    """
+    """Return an axis of fractions, from a round number at or below the lowest value to 100%."""
     start = min(0.8, max(0.0, int(lowest * 5) / 5))
     step = 0.1 if start >= 0.4 else 0.2
     ticks = [start + step * index for index in range(round((1 - start) / step) + 1)]
@@ -137,14 +105,7 @@ def build_percent_axis(title: str, lowest: float) -> Axis:
 
 
 def choose_ticks(start: float, end: float, max_steps: int, *, whole: bool = False) -> list[float]:
-    """Return round numbers in a range: multiples of 1, 2 or 5 times a power of 10.
-
-    Args:
-        start: lower end.
-        end: upper end, above the lower end.
-        max_steps: maximum number of steps between the numbers.
-        whole: whether only whole numbers are returned.
-    """
+    """Return round numbers in a range: multiples of 1, 2 or 5 times a power of 10."""
     exact = (end - start) / max_steps
     power = 10.0 ** math.floor(math.log10(exact))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= exact)

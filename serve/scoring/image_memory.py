@@ -29,20 +29,14 @@ class ImageMemory:
     def open_hold(self, client: str, limit: int) -> Iterator[ImageHold]:
         """Open the account of a request, and give back what is left at the end of the `with`.
 
-        Args:
-            client: client of the request.
-            limit: maximum of all requests together. Clients that hold images share it equally, and
-                one that holds none may always reserve once.
+        `limit` is for all requests together. Clients that hold images share it equally, and one
+        that holds none may always reserve once.
         """
         hold = ImageHold(self, client, limit)
         try:
             yield hold
         finally:
             hold.add(-hold.num_bytes)
-
-    async def _wait_for_room(self, client: str, limit: int) -> None:
-        while not self._has_room(client, limit):
-            await self._has_changed.wait()
 
     def _has_room(self, client: str, limit: int) -> bool:
         num_held = self._by_client[client]
@@ -59,11 +53,7 @@ class ImageMemory:
 
 
 class ImageHold:
-    """Decoded images that one request holds.
-
-    Attributes:
-        num_bytes: bytes that the request holds or has reserved.
-    """
+    """Decoded images that one request holds."""
 
     def __init__(self, memory: ImageMemory, client: str, limit: int) -> None:
         self.num_bytes = 0
@@ -74,7 +64,8 @@ class ImageHold:
     async def reserve(self, num_bytes: int) -> None:
         """Wait for room, and take so many bytes."""
         if num_bytes:
-            await self._memory._wait_for_room(self._client, self._limit)
+            while not self._memory._has_room(self._client, self._limit):
+                await self._memory._has_changed.wait()
             self.add(num_bytes)
 
     def add(self, num_bytes: int) -> None:

@@ -90,34 +90,24 @@ _ASLEEP_RETRY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """Rewards in the order of the conversations, and their cost.
+    """Rewards in the order of the conversations, and their cost."""
 
-    Attributes:
-        model: alias of the model.
-        kind: kind of the model; of rewards read at every token, `classifier`.
-        results: a reward or an error for each conversation.
-        fingerprint: fingerprint of the model that computed all rewards.
-        num_computed_tokens: tokens that went through the model for this request; tokens that are
-            computed for several requests at once are counted in one of them.
-        num_cached_tokens: tokens of the conversations whose rewards came from the cache.
-        tokenize_s: seconds of rendering and tokenizing, with the wait for the tokenizer.
-        queue_duration_s: seconds until the first conversation went to the model.
-        inference_s: seconds of the forward passes of the batches with the request's conversations.
-        encoded: the encoded conversations, if they were asked for, without pixels.
-        calibration: calibration of these rewards; None if there is none for the model that computed
-            them, or for their aggregation.
-    """
-
-    model: str
-    kind: Kind
-    results: list[Reward | ScoreError]
-    fingerprint: Fingerprint
+    model: str  # alias of the model
+    kind: Kind  # kind of the model; of rewards read at every token, `classifier`
+    results: list[Reward | ScoreError]  # a reward or an error for each conversation
+    fingerprint: Fingerprint  # fingerprint of the model that computed all rewards
+    # Tokens that went through the model for this request; tokens that are computed for several
+    # requests at once are counted in one of them.
     num_computed_tokens: int
-    num_cached_tokens: int
-    tokenize_s: float
-    queue_duration_s: float
+    num_cached_tokens: int  # tokens of the conversations whose rewards came from the cache
+    tokenize_s: float  # seconds of rendering and tokenizing, with the wait for the tokenizer
+    queue_duration_s: float  # seconds until the first conversation went to the model
+    # Seconds of the forward passes of the batches with the request's conversations.
     inference_s: float
+    # The encoded conversations, if they were asked for, without pixels.
     encoded: Sequence[Encoded | ScoreError] = ()
+    # Calibration of these rewards; None if there is none for the model that computed them, or for
+    # their aggregation.
     calibration: Calibration | None = None
 
     @property
@@ -127,29 +117,19 @@ class ScoreResult:
 
 
 class _ScoredSlice(NamedTuple):
-    """Results of a slice of a request.
+    """Results of a slice of a request."""
 
-    Attributes:
-        results: result of each conversation.
-        num_cached_tokens: tokens of the sequences whose outputs came from the cache.
-        has_cached: whether any output came from the cache.
-        encoded: the encoded conversations, if they were asked for, without pixels.
-    """
-
-    results: list[Reward | ScoreError]
-    num_cached_tokens: int
-    has_cached: bool
+    results: list[Reward | ScoreError]  # result of each conversation
+    num_cached_tokens: int  # tokens of the sequences whose outputs came from the cache
+    has_cached: bool  # whether any output came from the cache
+    # The encoded conversations, if they were asked for, without pixels.
     encoded: Sequence[Encoded | ScoreError]
 
 
 class ServedModel:
     """A model that requests can name.
 
-    Args:
-        settings: requested settings of the model.
-        backend: replicas of the model.
-        metrics: metrics that count its batches.
-        shares_rewards: whether a client may get rewards that were computed for another client.
+    If `shares_rewards`, a client may get rewards that were computed for another client.
 
     Attributes:
         settings: requested settings of the model.
@@ -282,11 +262,7 @@ class ServedModel:
         return self.require_info()
 
     def require_info(self) -> ModelInfo:
-        """Return the effective settings, also of a model that sleeps.
-
-        Raises:
-            NotReadyError: the model is not loaded.
-        """
+        """Return the effective settings of a model that is loaded, also while it sleeps."""
         if self.model_info is None:
             reason = f" ({self.failure})" if self.failure else ""
             raise NotReadyError(
@@ -303,10 +279,7 @@ class ServedModel:
         )
 
     async def sleep(self, level: int) -> None:
-        """Put every replica to sleep; return once the memory is free.
-
-        Args:
-            level: 1 keeps the weights in the host's memory, 2 drops them.
+        """Put every replica to sleep, as `ModelCommand` says; return once the memory is free.
 
         Raises:
             NotReadyError: the model is not loaded.
@@ -395,11 +368,7 @@ class ServedModel:
         self.dispatcher.pause(self._build_asleep_error() if refuses else None)
 
     def require_kind(self, *kinds: Kind) -> None:
-        """Return if the model is of one of the kinds that a route serves.
-
-        Raises:
-            WrongKindError: it is not.
-        """
+        """Raise `WrongKindError` if the model is of none of the kinds that a route serves."""
         kind = self.encoder.kind
         if kind not in kinds:
             allowed = " or ".join(KIND_NAMES[allowed] for allowed in kinds)
@@ -409,13 +378,10 @@ class ServedModel:
             )
 
     def check_capacity(self, client: str, max_queued_tokens: int) -> None:
-        """Return if a client has fewer tokens queued than its share.
+        """Raise `OverloadedError` if a client has its share of tokens queued.
 
         Clients with queued tokens, and this one, have equal shares. So a client with nothing queued
         is always accepted, however much the other clients sent.
-
-        Raises:
-            OverloadedError: the client has reached its share.
         """
         queued = self.dispatcher.tokens_by_client.get(client, 0)
         share = self.get_token_share(client, max_queued_tokens)
@@ -617,10 +583,7 @@ class ServedModel:
         return _ScoredSlice(results, num_cached_tokens, has_cached, kept)
 
     async def _apply_backpressure(
-        self,
-        tasks: Sequence[asyncio.Task[object]],
-        flow: RequestFlow,
-        max_queued_tokens: int,
+        self, tasks: Sequence[asyncio.Task[object]], flow: RequestFlow, max_queued_tokens: int
     ) -> None:
         """Wait while enough of the request is queued: all of its tokens would fill the memory."""
         await asyncio.sleep(0)  # the new slice joins the queue
@@ -674,11 +637,7 @@ class ServedModel:
         return max(1, max_queued_tokens // self._count_clients(client))
 
     def _check_calibration(self, info: ModelInfo) -> None:
-        """Return if the calibration, if there is one, belongs to the model of the settings.
-
-        Raises:
-            ModelLoadError: it is that of another model.
-        """
+        """Refuse a calibration of another model than that of the settings."""
         if self._calibration is None or info.version != self.settings.version:
             return  # after a reload, `_find_calibration` leaves out what does not fit
         if difference := self._calibration.find_difference(info.fingerprint):
@@ -694,11 +653,7 @@ class ServedModel:
             )
 
     async def _fetch_info(self) -> ModelInfo:
-        """Fetch the effective settings of a replica, and check that its tokenizer is this one.
-
-        Raises:
-            NotReadyError: the replica has another tokenizer, or cannot be reached.
-        """
+        """Fetch the effective settings of a replica, and check that its tokenizer is this one."""
         try:
             info = await self._backend.describe()
         except (ReplicaBusyError, ReplicaLostError) as error:
@@ -712,17 +667,11 @@ class ServedModel:
 
 
 class MissingOutputs(NamedTuple):
-    """A sequence with outputs that no cache has.
+    """A sequence with outputs that no cache has."""
 
-    Attributes:
-        sequence: token ids, up to the last readout that is missing.
-        readouts: readouts that are missing; see `rm_core.packing.pack`.
-        outputs: indices of the outputs that are missing among those of the slice.
-    """
-
-    sequence: TokenIds
-    readouts: Readouts
-    outputs: list[int]
+    sequence: TokenIds  # token ids, up to the last readout that is missing
+    readouts: Readouts  # readouts that are missing; see `rm_core.packing.pack`
+    outputs: list[int]  # indices of the outputs that are missing among those of the slice
 
 
 def find_missing(
@@ -733,11 +682,7 @@ def find_missing(
 ) -> list[MissingOutputs]:
     """Return the sequences of which an output is None, with the readouts that are missing.
 
-    Args:
-        sequences: token ids of each sequence.
-        readouts: readouts of each sequence.
-        outputs: `num_outputs` values for each readout of each sequence, in order.
-        num_outputs: number of the head's outputs at each readout.
+    There are `num_outputs` values for each readout of each sequence, in order.
     """
     missing = []
     start = 0

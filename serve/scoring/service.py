@@ -25,14 +25,7 @@ from serve.worker.backends import Backend
 class ScoringService:
     """Scores conversations with the models that requests name.
 
-    Args:
-        models: settings and backend of each model.
-        settings: settings of the service.
-        metrics: metrics of the service; created if None.
-
-    Attributes:
-        settings: settings of the service; may be replaced at any time.
-        metrics: metrics of the service.
+    Its settings may be replaced at any time.
 
     Raises:
         ModelLoadError: a tokenizer or template cannot be used.
@@ -48,10 +41,7 @@ class ScoringService:
         self.metrics = metrics or Metrics()
         self._models = {
             model.alias: ServedModel(
-                model,
-                backend,
-                self.metrics,
-                shares_rewards=settings.cache_scope == "service",
+                model, backend, self.metrics, shares_rewards=settings.cache_scope == "service"
             )
             for model, backend in models
         }
@@ -120,20 +110,12 @@ class ScoringService:
         return models
 
     def check_health(self) -> None:
-        """Return if no model's encoder is stuck; a stuck one needs a new process.
-
-        Raises:
-            NotReadyError: an encoder is stuck.
-        """
+        """Raise `NotReadyError` if a model's encoder is stuck, which needs a new process."""
         for model in self._models.values():
             model.encoder_thread.check_health()
 
     def check_any_capacity(self, client: str) -> None:
-        """Return if any model can queue tokens for a client.
-
-        Raises:
-            OverloadedError: no model can.
-        """
+        """Raise `OverloadedError` if no model can queue tokens for a client."""
         for model in self._models.values():
             try:
                 model.check_capacity(client, self.settings.max_queued_tokens)
@@ -152,14 +134,7 @@ class ScoringService:
         *,
         kinds: Sequence[Kind] = ("classifier", "step"),
     ) -> tuple[ServedModel, list[Encoded | ScoreError]]:
-        """Render and tokenize conversations without scoring them.
-
-        Args:
-            name: name of the model; see `resolve_model`.
-            conversations: see `score`.
-            truncation: what to do with conversations that are too long.
-            context: record of the request, whose client is served; the model is added to it.
-            kinds: kinds of models that read the conversations.
+        """Render and tokenize conversations without scoring them; the arguments are as of `score`.
 
         Raises:
             UnknownModelError: see `resolve_model`.

@@ -61,54 +61,31 @@ _CHARACTERS_PER_RECURRENCE = 2_000
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a request asks for, and its limits.
+    """What a request asks for, and its limits."""
 
-    Attributes:
-        client: client whose fair share the request counts toward.
-        priority: of the client's requests, those with a lower value go first.
-        truncation: what to do with conversations that are too long.
-        max_length: maximum number of tokens in a conversation, if less than the model's limit.
-        aggregation: how a step model's rewards of steps become the reward.
-        every_token: whether the model is read at each token, and its outputs are returned raw.
-        keep_encoded: whether the result has the encoded conversations.
-        max_messages: see the setting.
-        max_queued_tokens: see the setting.
-        max_request_characters: maximum of all conversations together; a prompt counts for each of
-            its answers.
-        max_request_tokens: maximum of all conversations together.
-        max_request_readouts: maximum of all conversations together: a step model is read at every
-            step, and each value takes time of the gateway.
-        max_request_images: see the setting.
-        max_queued_image_bytes: see the setting.
-    """
-
-    client: str = ANONYMOUS
-    priority: int = 0
-    truncation: Truncation = "error"
+    client: str = ANONYMOUS  # client whose fair share the request counts toward
+    priority: int = 0  # of the client's requests, those with a lower value go first
+    truncation: Truncation = "error"  # what to do with conversations that are too long
+    # Maximum number of tokens in a conversation, if less than the model's limit.
     max_length: int | None = None
-    aggregation: Aggregation = "last"
+    aggregation: Aggregation = "last"  # how a step model's rewards of steps become the reward
+    # Whether the model is read at each token, and its outputs are returned raw.
     every_token: bool = False
-    keep_encoded: bool = False
-    max_messages: int = 1_000
-    max_queued_tokens: int = 2_000_000
+    keep_encoded: bool = False  # whether the result has the encoded conversations
+    max_messages: int = 1_000  # see the setting
+    max_queued_tokens: int = 2_000_000  # see the setting
+    # Maximum of all conversations together; a prompt counts for each of its answers.
     max_request_characters: int = 268_435_456
-    max_request_tokens: int = 100_000_000
+    max_request_tokens: int = 100_000_000  # maximum of all conversations together
+    # Maximum of all conversations together: a step model is read at every step, and each value
+    # takes time of the gateway.
     max_request_readouts: int = 262_144
-    max_request_images: int = 256
-    max_queued_image_bytes: int = 2**30
+    max_request_images: int = 256  # see the setting
+    max_queued_image_bytes: int = 2**30  # see the setting
 
 
 def check_num_conversations(number: int, limit: int, noun: str = "conversations") -> None:
-    """Refuse a request with too many conversations.
-
-    Args:
-        number: number of conversations; a pair is two.
-        limit: setting `max_conversations`.
-        noun: name of the items in the error message.
-
-    Raises:
-        BadRequestError: there are more conversations than the limit.
-    """
+    """Refuse a request with more conversations, called `noun`, than the setting; a pair is two."""
     if number > limit:
         raise BadRequestError(
             f"the request has {number:,} {noun} and the limit is {limit:,}; split it into "
@@ -117,12 +94,7 @@ def check_num_conversations(number: int, limit: int, noun: str = "conversations"
 
 
 def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
-    """Return the error of a conversation that has too many messages, or None.
-
-    Args:
-        conversation: conversation as it was sent, of any shape, also with `tools`.
-        limit: setting `max_messages`.
-    """
+    """Return the error of a conversation as it was sent that has too many messages, or None."""
     if isinstance(conversation, StepItem | JudgePair):
         conversation = conversation.prompt
     messages = get_messages(conversation)
@@ -139,16 +111,8 @@ def check_num_messages(conversation: object, limit: int) -> ScoreError | None:
 class RequestTokenizer:
     """An iterator over the tokenized slices of one request, in order.
 
-    A conversation that cannot be tokenized gets an error in its position.
-
-    Args:
-        encoder: encoder of the model.
-        thread: thread of the encoder.
-        flow: flow of the request in the queue of the thread.
-        conversations: conversations of the request.
-        options: options of the request.
-        hold: decoded images of the request; None if the model reads no images.
-        max_image_bytes: memory of the largest decoded image.
+    A conversation that cannot be tokenized gets an error in its position. `hold` has the decoded
+    images of the request; None if the model reads no images.
 
     Attributes:
         seconds: seconds that tokenization has taken so far, with the wait for the thread.
@@ -285,32 +249,17 @@ def drop_pixels(item: Encoded | ScoreError) -> Encoded | ScoreError:
 
 
 class InputSize(NamedTuple):
-    """Estimated size of a conversation, or of a slice.
+    """Estimated size of a conversation, or of a slice."""
 
-    Attributes:
-        num_characters: characters (or token ids), with a fixed number for an image.
-        num_images: images that may be decoded.
-        num_new: images that the conversation before does not have.
-    """
-
-    num_characters: int
-    num_images: int = 0
-    num_new: int = 0
+    num_characters: int  # characters (or token ids), with a fixed number for an image
+    num_images: int = 0  # images that may be decoded
+    num_new: int = 0  # images that the conversation before does not have
 
 
 def estimate_sizes(
     conversations: Sequence[object], limit: int, max_images: int = 256
 ) -> list[InputSize]:
-    """Estimate the size of each conversation; text that several share is counted each time.
-
-    Args:
-        conversations: conversations of a request.
-        limit: maximum number of characters.
-        max_images: maximum number of distinct images.
-
-    Raises:
-        RequestTooLargeError: the conversations have more characters or images together.
-    """
+    """Estimate the size of each conversation; shared text is counted each time."""
     sizes: list[InputSize] = []
     total = 0
     tools_sizes: dict[int, int] = {}
@@ -416,17 +365,10 @@ def _count_characters(value: object) -> int:
 def split_into_slices(
     conversations: Sequence[object], sizes: Sequence[InputSize]
 ) -> Iterator[tuple[Sequence[object], InputSize]]:
-    """Split conversations into slices.
+    """Split conversations into slices; yield each in order, with its size.
 
     A conversation with new images ends its slice, so that a slice has the images of two
     conversations at most.
-
-    Args:
-        conversations: conversations of a request.
-        sizes: size of each conversation, from `estimate_sizes`.
-
-    Yields:
-        Each slice, in order, with its size.
     """
     start = num_characters = num_images = 0
     for stop, size in enumerate(sizes, start=1):
@@ -448,19 +390,14 @@ class AbandonedError(Exception):
 
 @dataclass(eq=False, slots=True)
 class EncoderTask:
-    """Work of one request for the encoder's thread.
+    """Work of one request for the encoder's thread."""
 
-    Attributes:
-        work: called on the thread, with a function that raises `AbandonedError` once no request
-            waits for the work.
-        size: characters that count against the share of the client.
-        future: future of the event loop that gets the result.
-        is_abandoned: set when no request waits.
-    """
-
+    # Called on the thread, with a function that raises `AbandonedError` once no request waits for
+    # the work.
     work: Callable[[Callable[[], None]], Any]
-    size: int
-    future: asyncio.Future[Any]
+    size: int  # characters that count against the share of the client
+    future: asyncio.Future[Any]  # future of the event loop that gets the result
+    # Set when no request waits.
     is_abandoned: threading.Event = field(default_factory=threading.Event)
 
     def check_cancelled(self) -> None:
@@ -475,11 +412,7 @@ class EncoderTask:
 
 
 class EncoderThread:
-    """Runs the tasks of many requests one after another. Belongs to one event loop.
-
-    Args:
-        alias: alias of the model.
-    """
+    """Runs the tasks of many requests one after another. Belongs to one event loop."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
@@ -513,17 +446,10 @@ class EncoderThread:
     async def run(
         self, flow: Flow[EncoderTask], size: int, work: Callable[[Callable[[], None]], T]
     ) -> T:
-        """Run work when its turn comes, and return its result.
+        """Run work when its turn comes, and return its result, unless the thread is stuck.
 
-        If the call is cancelled, the work is dropped, or ends soon if it is running.
-
-        Args:
-            flow: flow of the request.
-            size: characters that count against the share of the client.
-            work: see `EncoderTask`.
-
-        Raises:
-            NotReadyError: the thread is stuck.
+        If the call is cancelled, the work is dropped, or ends soon if it is running. The size is in
+        characters that count against the share of the client.
         """
         self.check_health()
         loop = asyncio.get_running_loop()
@@ -551,11 +477,7 @@ class EncoderThread:
         )
 
     def check_health(self) -> None:
-        """Return if the thread is not stuck.
-
-        Raises:
-            NotReadyError: the thread is stuck.
-        """
+        """Raise `NotReadyError` if the thread is stuck."""
         if reason := self.stall_reason():
             raise NotReadyError(
                 f"model {self._alias!r} is stuck at {reason}; the gateway has to be restarted"

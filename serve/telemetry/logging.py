@@ -36,47 +36,32 @@ _LOGGERS = ("serve", "rm_core", "uvicorn")
 
 @dataclass(slots=True)
 class RequestContext:
-    """The record of one request.
+    """The record of one request."""
 
-    Attributes:
-        id: request id, from `X-Request-Id` or generated.
-        method: HTTP method; `OTHER` for an unusual method.
-        route: template of the route, or `unmatched`.
-        started_ns: time of arrival, in nanoseconds since the epoch.
-        client: client whose fair share the request counts toward: a name derived from its API key
-            (never the key itself), or `anonymous`.
-        model: alias of the requested model.
-        num_conversations: number of conversations to score.
-        num_errors: number of conversations that could not be scored.
-        num_tokens: tokens of the scored conversations.
-        num_computed_tokens: tokens that went through the model for this request.
-        num_cached_tokens: tokens of conversations answered from the cache.
-        tokenize_s: seconds of rendering and tokenizing.
-        queue_duration_s: seconds until the request's first conversation went to the model.
-        inference_s: seconds of the forward passes of the batches with the request's conversations.
-        code: code of the error, where the request failed as a whole.
-        status: status of the response; 499 if the client disconnected before the end of the
-            response, 500 after an unexpected exception.
-        total_s: seconds from the arrival of the request to its end.
-    """
-
-    id: str
-    method: str = ""
-    route: str = ""
+    id: str  # request id, from `X-Request-Id` or generated
+    method: str = ""  # HTTP method; `OTHER` for an unusual method
+    route: str = ""  # template of the route, or `unmatched`
+    # Time of arrival, in nanoseconds since the epoch.
     started_ns: int = field(default_factory=time.time_ns)
+    # Client whose fair share the request counts toward: a name derived from its API key (never the
+    # key itself), or `anonymous`.
     client: str = ANONYMOUS
-    model: str | None = None
-    num_conversations: int = 0
-    num_errors: int = 0
-    num_tokens: int = 0
-    num_computed_tokens: int = 0
-    num_cached_tokens: int = 0
-    tokenize_s: float = 0.0
+    model: str | None = None  # alias of the requested model
+    num_conversations: int = 0  # number of conversations to score
+    num_errors: int = 0  # number of conversations that could not be scored
+    num_tokens: int = 0  # tokens of the scored conversations
+    num_computed_tokens: int = 0  # tokens that went through the model for this request
+    num_cached_tokens: int = 0  # tokens of conversations answered from the cache
+    tokenize_s: float = 0.0  # seconds of rendering and tokenizing
+    # Seconds until the request's first conversation went to the model.
     queue_duration_s: float = 0.0
+    # Seconds of the forward passes of the batches with the request's conversations.
     inference_s: float = 0.0
-    code: str | None = None
+    code: str | None = None  # code of the error, where the request failed as a whole
+    # Status of the response; 499 if the client disconnected before the end of the response, 500
+    # after an unexpected exception.
     status: int = 0
-    total_s: float = 0.0
+    total_s: float = 0.0  # seconds from the arrival of the request to its end
 
 
 CURRENT_REQUEST: ContextVar[RequestContext | None] = ContextVar("request", default=None)

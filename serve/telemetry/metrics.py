@@ -84,9 +84,7 @@ class Metrics:
             ["model", "outcome"],
         )
         self._conversation_errors = counter(
-            "conversation_errors",
-            "Conversations that failed, by error code.",
-            ["model", "code"],
+            "conversation_errors", "Conversations that failed, by error code.", ["model", "code"]
         )
         self._truncated_conversations = counter(
             "truncated_conversations", "Conversations truncated before scoring.", ["model"]
@@ -173,9 +171,7 @@ class Metrics:
     def add_models(self, models: Mapping[str, Kind], read: ReadStates) -> None:
         """Export all series of models at once: a counter that appears late hides its first event.
 
-        Args:
-            models: kind of each model by its alias.
-            read: returns the state of each model, by alias; called once per scrape.
+        `read` is called once per scrape.
         """
         for model, kind in models.items():
             for outcome in ("scored", "error"):
@@ -223,15 +219,7 @@ class Metrics:
         num_computed_tokens: int,
         num_cached_tokens: int,
     ) -> None:
-        """Count the conversations of a scored request.
-
-        Args:
-            model: alias of the model.
-            results: results of the request's conversations.
-            kind: kind of the model.
-            num_computed_tokens: the request's share of the tokens that went through the model.
-            num_cached_tokens: tokens of conversations answered from the cache.
-        """
+        """Count the conversations of a scored request, and its share of the tokens of batches."""
         rewards: list[float] = []
         step_rewards: list[float] = []
         num_tokens = num_truncated = num_errors = 0
@@ -269,13 +257,8 @@ class Metrics:
     ) -> None:
         """Count a scored batch.
 
-        Args:
-            model: alias of the model.
-            result: outputs for the distinct conversations in the batch, and their cost.
-            num_conversations: number of these conversations.
-            max_batch_tokens: the token budget.
-            queue_durations_s: seconds that each conversation of each request was queued.
-            elapsed_s: seconds from the dispatch of the batch to the arrival of its rewards.
+        `queue_durations_s` are those of each conversation of each request, `elapsed_s` the time
+        from the dispatch of the batch to the arrival of its rewards.
         """
         self._batches.labels(model).inc()
         self._tokens.labels(model, "computed").inc(result.num_computed_tokens)
@@ -332,11 +315,6 @@ class RewardHistogram:
     and the count of a histogram with negative values: its sum can decrease, which a counter must
     not. This class exports two sums that only increase, of the positive rewards and of the
     absolute values of the negative rewards; the count is the bucket of `+Inf`.
-
-    Args:
-        noun: name of one value, without prefix.
-        description: help text.
-        bounds: upper bounds of the buckets, ascending.
     """
 
     def __init__(

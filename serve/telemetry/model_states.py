@@ -18,29 +18,19 @@ PREFIX = f"{NAMESPACE}_"
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """State of a model in one gateway at one moment.
+    """State of a model in one gateway at one moment."""
 
-    Attributes:
-        ready: whether the model is loaded and warmed up.
-        sleep_level: level of the model's sleep; 0 while it is awake.
-        fingerprint: fingerprint of the model's rewards, by field; empty until the model is ready.
-        num_replicas: number of replicas that respond.
-        queued_tokens: tokens of the queued conversations.
-        num_waiting: number of conversations that wait for a batch.
-        num_in_flight: number of batches sent to replicas and not answered yet.
-        num_tokenizer_differences: number of texts on which fastokens gave other token ids than
-            `tokenizers`, or failed.
-        cache: statistics of the model's score cache; None if the model has no cache.
-    """
-
-    ready: bool
-    sleep_level: int = 0
+    ready: bool  # whether the model is loaded and warmed up
+    sleep_level: int = 0  # level of the model's sleep; 0 while it is awake
+    # Fingerprint of the model's rewards, by field; empty until the model is ready.
     fingerprint: Mapping[str, str] = field(default_factory=dict)
-    num_replicas: int = 0
-    queued_tokens: int = 0
-    num_waiting: int = 0
-    num_in_flight: int = 0
+    num_replicas: int = 0  # number of replicas that respond
+    queued_tokens: int = 0  # tokens of the queued conversations
+    num_waiting: int = 0  # number of conversations that wait for a batch
+    num_in_flight: int = 0  # number of batches sent to replicas and not answered yet
+    # Number of texts on which fastokens gave other token ids than `tokenizers`, or failed.
     num_tokenizer_differences: int = 0
+    # Statistics of the model's score cache; None if the model has no cache.
     cache: CacheStats | None = None
 
 
@@ -64,10 +54,7 @@ _GAUGES: dict[str, tuple[str, Callable[[ModelState], float]]] = {
         "Tokens of the conversations that wait for a batch.",
         lambda state: state.queued_tokens,
     ),
-    "queue_conversations": (
-        "Conversations waiting for a batch.",
-        lambda state: state.num_waiting,
-    ),
+    "queue_conversations": ("Conversations waiting for a batch.", lambda state: state.num_waiting),
     "batches_in_flight": (
         "Batches sent to replicas and not answered yet.",
         lambda state: state.num_in_flight,
@@ -87,11 +74,7 @@ _CACHE: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
 
 
 class ModelStateCollector:
-    """Gauges of each model's queue, replicas and readiness, and metrics of its score cache.
-
-    Args:
-        read: returns the state of each model, by alias; called once per scrape.
-    """
+    """Gauges of each model's queue, replicas and readiness, and metrics of its score cache."""
 
     def __init__(self, read: ReadStates) -> None:
         self._read = read

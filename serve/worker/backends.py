@@ -102,7 +102,7 @@ class Backend(Protocol):
             The settings of the model that is staged or in use.
 
         Raises:
-            RewardError: a replica cannot; see `serve.worker.lifecycle.ModelLifecycle.apply`.
+            RewardError: a replica cannot; see `serve.worker.lifecycle.ManagedWorker.control`.
         """
         ...
 
@@ -126,11 +126,8 @@ class Backend(Protocol):
 class RayBackend:
     """The replicas of a Serve deployment, called through its handle.
 
-    Args:
-        alias: alias of the model, for messages.
-        handle: handle of the deployment. Calls pass arguments by value: a batch is small, and that
-            costs half as much as the object store.
-        control: handle of `serve.deployments.control.ModelControl`; None if no commands are given.
+    Calls pass arguments by value: a batch is small, and that costs half as much as the object
+    store. Without the handle of `ModelControl`, no commands are given.
     """
 
     def __init__(self, alias: str, handle: Any, control: Any = None) -> None:
@@ -171,11 +168,7 @@ class RayBackend:
         return None if self._status is None else self._status.info
 
     async def control(self, command: ModelCommand) -> ModelInfo:
-        """See `Backend`.
-
-        Raises:
-            NotReadyError: the process that gives commands to replicas was lost meanwhile.
-        """
+        """See `Backend`."""
         assert self._control is not None, "built without `control`"
         try:
             with _translate_ray_errors(self._alias):
@@ -257,11 +250,7 @@ def _count_running(app_name: str, deployment: str) -> int:
 
 
 def pin_revision(settings: ModelSettings) -> ModelSettings:
-    """Return the settings with the revision of a hub checkpoint replaced by its commit.
-
-    Raises:
-        ModelLoadError: the hub checkpoint or its revision cannot be found.
-    """
+    """Return the settings with the revision of a hub checkpoint replaced by its commit."""
     if not settings.is_on_hub:
         return settings
     checkpoint = open_checkpoint(settings.to_model_config(), weights=False)
@@ -271,11 +260,7 @@ def pin_revision(settings: ModelSettings) -> ModelSettings:
 
 
 def pin_settings(settings: ModelSettings) -> ModelSettings:
-    """Return the settings with all values fixed on which gateways and replicas have to agree.
-
-    Raises:
-        ModelLoadError: the hub checkpoint or its revision cannot be found.
-    """
+    """Return the settings with all values fixed on which gateways and replicas have to agree."""
     settings = pin_revision(settings)
     # Replicas may start on different days, but their templates must write the same date.
     today = datetime.date.today().isoformat()
@@ -285,20 +270,13 @@ def pin_settings(settings: ModelSettings) -> ModelSettings:
 def build_stage_command(settings: ModelSettings, source: str, version: str | None) -> ModelCommand:
     """Return the first command of a reload, for a checkpoint that exists.
 
-    Args:
-        settings: settings of the model.
-        source: folder, or ORG/NAME@REVISION on the hub.
-        version: name of the weights; None: the folder's name or the commit.
-
-    Raises:
-        ReloadRefusedError: the checkpoint cannot be found, or the version cannot be printed.
+    The source is a folder, or ORG/NAME@REVISION on the hub; the version defaults to the folder's
+    name or the commit.
     """
     folder = find_local_folder(source)
     name, _, revision = (str(folder), "", "") if folder else source.partition("@")
     try:
-        checked = pin_revision(
-            settings.model_copy(update={"name": name, "revision": revision or None})
-        )
+        checked = pin_revision(settings.with_weights(name, revision or None))
     except ModelLoadError as error:
         raise ReloadRefusedError(error.detail) from error
     version = version or (folder.name if folder else checked.revision)
@@ -311,12 +289,7 @@ def build_stage_command(settings: ModelSettings, source: str, version: str | Non
 
 
 def load_scorer(settings: ModelSettings) -> RewardScorer:
-    """Load a model and warm it up; each stage is logged.
-
-    Raises:
-        ModelLoadError: the model cannot be loaded, or would compute wrong rewards.
-        ScoringError: the model cannot score the warm-up conversation.
-    """
+    """Load a model and warm it up; each stage is logged."""
     started = time.perf_counter()
     logger.info("%s: loading", settings.alias)
     scorer = RewardScorer.load(settings.to_model_config(), settings.to_batch_config())

@@ -16,93 +16,57 @@ Action: TypeAlias = Literal["sleep", "wake", "stage", "switch", "discard"]
 
 @dataclass(frozen=True, slots=True)
 class ModelCommand:
-    """What every replica of a model is to do.
+    """What every replica of a model is to do."""
 
-    Attributes:
-        action: `sleep`, `wake`, or a step of a reload: `stage`, then `switch` or `discard`.
-        level: of `sleep`: 1 keeps the weights in the host's memory, 2 drops them.
-        source: of `stage`: folder or hub id of the new weights.
-        revision: of `stage`: commit of a hub id; None for a folder.
-        version: of `stage`: name of the new weights in fingerprints.
-    """
-
-    action: Action
-    level: int = 1
-    source: str = ""
-    revision: str | None = None
-    version: str | None = None
+    action: Action  # `sleep`, `wake`, or a step of a reload: `stage`, then `switch` or `discard`
+    level: int = 1  # of `sleep`: 1 keeps the weights in the host's memory, 2 drops them
+    source: str = ""  # of `stage`: folder or hub id of the new weights
+    revision: str | None = None  # of `stage`: commit of a hub id; None for a folder
+    version: str | None = None  # of `stage`: name of the new weights in fingerprints
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that a reload named.
+    """Weights that a reload named."""
 
-    Attributes:
-        source: folder or hub id.
-        revision: commit of a hub id; None for a folder.
-        version: name of the weights in fingerprints.
-        serial: number of the target that staged them: the files of one folder may be replaced.
-    """
-
-    source: str
-    revision: str | None = None
-    version: str | None = None
+    source: str  # folder or hub id
+    revision: str | None = None  # commit of a hub id; None for a folder
+    version: str | None = None  # name of the weights in fingerprints
+    # Number of the target that staged them: the files of one folder may be replaced.
     serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """State that every replica of a model is to have.
+    """State that every replica of a model is to have."""
 
-    Attributes:
-        number: increases with every target, so that the latest one can be found again.
-        weights: weights in use; None for those of the settings.
-        identity: revision that the fingerprint of `weights` has to have; None if it is not known.
-        staged: weights that are loaded and checked, and not in use.
-        sleep_level: 0 if the model is awake, else the level of its sleep.
-    """
-
-    number: int = 0
-    weights: Weights | None = None
+    number: int = 0  # increases with every target, so that the latest one can be found again
+    weights: Weights | None = None  # weights in use; None for those of the settings
+    # Revision that the fingerprint of `weights` has to have; None if it is not known.
     identity: str | None = None
-    staged: Weights | None = None
-    sleep_level: int = 0
+    staged: Weights | None = None  # weights that are loaded and checked, and not in use
+    sleep_level: int = 0  # 0 if the model is awake, else the level of its sleep
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What a replica says of itself.
+    """What a replica says of itself."""
 
-    Attributes:
-        replica: name of its actor.
-        base: key of the weights that its settings name.
-        target: target that it reached, or failed to reach; None while it starts.
-        error: why it failed.
-        info: settings of the model in use; None if none is loaded.
-        staged: settings of the model that is staged.
-    """
-
-    replica: str
-    base: str
+    replica: str  # name of its actor
+    base: str  # key of the weights that its settings name
+    # Target that it reached, or failed to reach; None while it starts.
     target: TargetState | None = None
-    error: RewardError | None = None
-    info: ModelInfo | None = None
-    staged: ModelInfo | None = None
+    error: RewardError | None = None  # why it failed
+    info: ModelInfo | None = None  # settings of the model in use; None if none is loaded
+    staged: ModelInfo | None = None  # settings of the model that is staged
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """State of a model on Ray, as gateways see it.
+    """State of a model on Ray, as gateways see it."""
 
-    Attributes:
-        base: key of the weights that its settings name.
-        target: state that its replicas are to have.
-        sleep_level: level of sleep of which gateways act; a model that wakes sleeps until all
-            replicas are awake.
-        info: settings of the model in use; None if no replica has reported.
-    """
-
-    base: str
-    target: TargetState
+    base: str  # key of the weights that its settings name
+    target: TargetState  # state that its replicas are to have
+    # Level of sleep of which gateways act; a model that wakes sleeps until all replicas are awake.
     sleep_level: int = 0
-    info: ModelInfo | None = None
+    info: ModelInfo | None = None  # settings of the model in use; None if no replica has reported

@@ -29,14 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Fields of transformers' configurations that determine the shapes of weights and caches.
 _SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
 # Share of the weights' size that loading takes besides them.
 _ROOM = 1.1
 _WAY_OUT = (
@@ -46,69 +41,22 @@ _WAY_OUT = (
 
 
 class ManagedWorker(Worker):
-    """A worker whose model can sleep and get new weights; the `Backend` of one process.
-
-    Args:
-        settings: settings of the model.
-        load: loads a model and warms it up.
-
-    Raises:
-        ModelLoadError, ModelError: see `load`.
-    """
+    """A worker whose model can sleep and get new weights; the `Backend` of one process."""
 
     def __init__(
-        self,
-        settings: ModelSettings,
-        load: Callable[[ModelSettings], RewardScorer] = load_scorer,
+        self, settings: ModelSettings, load: Callable[[ModelSettings], RewardScorer] = load_scorer
     ) -> None:
         super().__init__(load(settings), settings.stuck_after_s)
-        self._lifecycle = ModelLifecycle(self, settings, load)
-
-    @property
-    def sleep_level(self) -> int:
-        """See `Backend`."""
-        return self._lifecycle.sleep_level
-
-    @property
-    def freed_bytes(self) -> int | None:
-        """See `Backend`."""
-        return self._lifecycle.freed_bytes
-
-    async def control(self, command: ModelCommand) -> ModelInfo:
-        """See `ModelLifecycle.apply`."""
-        return await self._lifecycle.apply(command)
-
-
-class ModelLifecycle:
-    """The life of the model of one worker. One command at a time.
-
-    Args:
-        worker: worker of the model.
-        settings: settings with which its model was loaded.
-        load: loads a model and warms it up.
-
-    Attributes:
-        sleep_level: 0 if the model is awake, else the level of its sleep.
-        freed_bytes: memory that the last sleep gave back; None if it is not known.
-    """
-
-    def __init__(
-        self,
-        worker: Worker,
-        settings: ModelSettings,
-        load: Callable[[ModelSettings], RewardScorer],
-    ) -> None:
         self.sleep_level = 0
         self.freed_bytes: int | None = None
-        self._worker = worker
         self._settings = settings
         self._load = load
         self._staged: tuple[ModelSettings, RewardScorer] | None = None
         # Keeps batches from the device while weights are replaced in place.
         self._held: contextlib.AsyncExitStack | None = None
-        self._lock = asyncio.Lock()
+        self._commands = asyncio.Lock()
 
-    async def apply(self, command: ModelCommand) -> ModelInfo:
+    async def control(self, command: ModelCommand) -> ModelInfo:
         """Do what a command says; return the settings of the model that is staged or in use.
 
         Raises:
@@ -116,7 +64,7 @@ class ModelLifecycle:
             ModelLoadError: weights that were dropped cannot be loaded again; the model sleeps on.
             ModelError: the device has too little memory to wake; the model sleeps on.
         """
-        async with self._lock:
+        async with self._commands:
             match command.action:
                 case "sleep":
                     await self._sleep(command.level)
@@ -128,24 +76,24 @@ class ModelLifecycle:
                     await self._switch()
                 case "discard":
                     await self._discard()
-            return self._worker.info
+            return self.info
 
     async def _sleep(self, level: int) -> None:
         await self._discard()
         if level <= self.sleep_level:
             return
-        async with self._worker.hold():
-            scorer = self._worker.scorer
+        async with self.hold():
+            scorer = self.scorer
             assert scorer is not None, "a model sleeps at level 2 at most"
             devices = scorer.loaded_model.devices
             used_before = measure_used_memory(devices)
             if level == 1:
-                await self._worker.run_on_device(scorer.sleep)
+                await self.run_on_device(scorer.sleep)
             else:
-                self._worker.put_down()
+                self.put_down()
                 del scorer
-                await self._worker.run_on_device(free_unused_memory)
-            self._worker.is_asleep = True
+                await self.run_on_device(free_unused_memory)
+            self.is_asleep = True
             used_after = measure_used_memory(devices)
         if used_before is not None and used_after is not None:
             self.freed_bytes = max(0, used_before - used_after)
@@ -155,10 +103,10 @@ class ModelLifecycle:
     async def _wake(self) -> None:
         if not self.sleep_level:
             return
-        async with self._worker.hold():
-            scorer = self._worker.scorer
+        async with self.hold():
+            scorer = self.scorer
             if scorer is None:
-                expected = self._worker.info.fingerprint
+                expected = self.info.fingerprint
                 try:
                     scorer = await asyncio.to_thread(self._load, self._settings)
                 except ModelLoadError as error:
@@ -168,34 +116,26 @@ class ModelLifecycle:
                         f"the checkpoint of {self._settings.alias} has changed while the model was "
                         f"asleep; {_WAY_OUT}"
                     )
-                await self._worker.replace_scorer(scorer)
+                await self.replace_scorer(scorer)
             else:
-                await self._worker.run_on_device(scorer.wake)
-            self._worker.is_asleep = False
+                await self.run_on_device(scorer.wake)
+            self.is_asleep = False
         self.sleep_level = 0
         logger.info("%s: awake", self._settings.alias)
 
     async def _stage(self, command: ModelCommand) -> ModelInfo:
         await self._discard()
-        current = self._worker.scorer
+        current = self.scorer
         if self.sleep_level or current is None:
             raise ReloadRefusedError("the model is asleep; wake it before its weights are replaced")
-        settings = self._settings.model_copy(
-            update={
-                "name": command.source,
-                "revision": command.revision,
-                "version": command.version,
-            }
-        )
+        settings = self._settings.with_weights(command.source, command.revision, command.version)
         # The memory of the old prefix cache goes to the new scorer at the switch.
-        sizes = {
-            "prefix_cache_bytes": 0,
-            "max_batch_tokens": current.describe().max_batch_tokens,
-        }
+        max_batch_tokens = current.describe().max_batch_tokens
+        sizes = {"prefix_cache_bytes": 0, "max_batch_tokens": max_batch_tokens}
         if not _has_room(current):
             self._held = contextlib.AsyncExitStack()
-            await self._held.enter_async_context(self._worker.hold())
-            await self._worker.run_on_device(current.sleep)
+            await self._held.enter_async_context(self.hold())
+            await self.run_on_device(current.sleep)
         try:
             scorer = await asyncio.to_thread(self._load, settings.model_copy(update=sizes))
             _check_compatible(current, scorer)
@@ -214,23 +154,23 @@ class ModelLifecycle:
         held, self._held = self._held, None
         async with held or contextlib.AsyncExitStack() as stack:
             if held is None:
-                await stack.enter_async_context(self._worker.hold())
-            assert self._worker.scorer is not None
-            await self._worker.run_on_device(partial(scorer.take_over, self._worker.scorer))
-            await self._worker.replace_scorer(scorer)
+                await stack.enter_async_context(self.hold())
+            assert self.scorer is not None
+            await self.run_on_device(partial(scorer.take_over, self.scorer))
+            await self.replace_scorer(scorer)
         self._settings, self._staged = settings, None
-        await self._worker.run_on_device(free_unused_memory)
+        await self.run_on_device(free_unused_memory)
         logger.info("%s: its weights are version %s now", settings.alias, settings.version)
 
     async def _discard(self) -> None:
         if self._staged is not None:
             self._staged = None
-            await self._worker.run_on_device(free_unused_memory)
+            await self.run_on_device(free_unused_memory)
         held, self._held = self._held, None
         if held is not None:
             async with held:
-                assert self._worker.scorer is not None
-                await self._worker.run_on_device(self._worker.scorer.wake)
+                assert self.scorer is not None
+                await self.run_on_device(self.scorer.wake)
 
 
 def _has_room(scorer: RewardScorer) -> bool:
@@ -246,11 +186,7 @@ def _has_room(scorer: RewardScorer) -> bool:
 
 
 def _check_compatible(old: RewardScorer, new: RewardScorer) -> None:
-    """Refuse weights that requests cannot move to from one batch to the next.
-
-    Raises:
-        ModelLoadError: the two read conversations differently.
-    """
+    """Refuse weights with which conversations would be read in another way than before."""
     before, after = old.describe(), new.describe()
     names = ("kind", "step_format", "family", "head", "encoding_sha256", "max_length", "dtype")
     for name in names:

@@ -21,32 +21,21 @@ class Reconciler:
 
     A replica that starts while the model sleeps loads nothing until it is woken: the device may
     have no room.
-
-    Args:
-        settings: settings of the model.
-        create: loads a model and creates its worker.
-
-    Attributes:
-        worker: the worker; None if the model slept when the replica started, and still does.
-        staged_info: settings of the model that is staged.
     """
 
     def __init__(
         self, settings: ModelSettings, create: Callable[[ModelSettings], ManagedWorker]
     ) -> None:
+        # None if the model slept when the replica started, and still does.
         self.worker: ManagedWorker | None = None
-        self.staged_info: ModelInfo | None = None
+        self.staged_info: ModelInfo | None = None  # settings of the model that is staged
         self._settings, self._create = settings, create
         self._initial = Weights(settings.name, settings.revision, settings.version)
         self._reached = TargetState()
         self._has_failed = False
 
     def start(self, target: TargetState) -> TargetState:
-        """Load the model; return the state that was reached, in which nothing is staged.
-
-        Raises:
-            ModelLoadError: the model cannot be loaded, or its files have changed.
-        """
+        """Load the model; return the state that was reached, in which nothing is staged."""
         if self.worker is not None:
             self.worker.close()
             self.worker = None
@@ -117,14 +106,9 @@ class Reconciler:
 
     def _load(self, target: TargetState) -> ManagedWorker:
         weights = self._get_weights(target)
-        settings = self._settings.model_copy(
-            update={
-                "name": weights.source,
-                "revision": weights.revision,
-                "version": weights.version,
-            }
+        worker = self._create(
+            self._settings.with_weights(weights.source, weights.revision, weights.version)
         )
-        worker = self._create(settings)
         try:
             self._check_identity(worker, target)
         except ModelLoadError:
@@ -133,11 +117,7 @@ class Reconciler:
         return worker
 
     def _check_identity(self, worker: ManagedWorker, target: TargetState) -> None:
-        """Refuse files that are no longer those that the other replicas have read.
-
-        Raises:
-            ModelLoadError: they have changed.
-        """
+        """Refuse files that are no longer those that the other replicas have read."""
         found = worker.info.revision
         if target.identity not in (None, found):
             raise ModelLoadError(

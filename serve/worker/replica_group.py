@@ -63,14 +63,9 @@ class ReplicaGroup:
         asyncio.get_running_loop().call_later(grace_s, self._settle)
 
     async def exchange(self, report: ReplicaReport, wait_s: float) -> TargetState | None:
-        """Record the report of a replica; return its target once that differs from its report.
+        """Record the report of a replica; return its target once that differs, or after `wait_s`.
 
-        Args:
-            report: what the replica says of itself.
-            wait_s: seconds after which the target is returned in any case.
-
-        Returns:
-            The target; None if the settings of the replica name other weights.
+        None if the settings of the replica name other weights.
         """
         if report.base != self._base:
             return None
@@ -87,27 +82,16 @@ class ReplicaGroup:
         return self._target
 
     def get_status(self, known: ModelStatus | None) -> ModelStatus:
-        """Return the state of the model.
-
-        Args:
-            known: what the gateway knows, maybe from a predecessor of this group.
-        """
+        """Return the state; `known` is the gateway's, maybe from a predecessor of this group."""
         if known is not None and known.base == self._base:
             self._adopt(known.target, known.info)
         return ModelStatus(self._base, self._target, self._sleep_level, self._info)
 
     async def run(self, command: ModelCommand, gateway: str) -> ModelInfo:
-        """Let every replica do what a command says; return once all of them have.
+        """Let every replica do what a command says; return once all have; see `Backend.control`.
 
         Commands of several gateways wait for each other. A command that runs is finished, also if
         the call is cancelled. A replica that dies is waited for until another has its place.
-
-        Args:
-            command: the command.
-            gateway: name of the gateway.
-
-        Returns:
-            The settings of the model that is staged or in use.
 
         Raises:
             RewardError: a replica cannot; all replicas are as they were before.
@@ -212,11 +196,7 @@ class ReplicaGroup:
             self._turn.release()
 
     async def _bring(self, **changes: Any) -> ModelInfo:
-        """Give replicas another target; return once all of them have reported on it.
-
-        Raises:
-            RewardError: error of the first replica that has one.
-        """
+        """Give replicas another target; return once all of them have reached it."""
         self._set_target(**changes)
         while not (self._reports and all(map(self._has_reported, self._reports.values()))):
             if not await self._wait_for_change(self._poll_s):

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar, overload
 
 from rm_core import (
@@ -52,23 +52,22 @@ _SUSPICIOUS_CODES = frozenset({"non_finite_reward", "scoring_failed"})
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch(Sequence[TokenIds]):
-    """The sequences of a batch, as a gateway sends them to a replica. Is sent between processes.
+    """The sequences of a batch, as a gateway sends them to a replica. Is sent between processes."""
 
-    Attributes:
-        sequences: token ids of each sequence, none empty.
-        salts: salt of each sequence, see `rm_core.packing.pack`; empty if no two differ.
-        preferred_replica: id of the replica whose prefix cache has most of the prompts; empty if
-            any replica will do.
-        readouts: readouts of each sequence, see `rm_core.packing.pack`; empty if each is read at
-            its last token.
-        images: images whose token ids the sequences have, each once.
-    """
-
-    sequences: tuple[TokenIds, ...]
+    sequences: tuple[TokenIds, ...]  # token ids of each sequence, none empty
+    # Salt of each sequence, see `rm_core.packing.pack`; empty if no two differ.
     salts: tuple[str, ...] = ()
+    # Id of the replica whose prefix cache has most of the prompts; empty if any replica will do.
     preferred_replica: str = ""
+    # Readouts of each sequence, see `rm_core.packing.pack`; empty if each is read at its last
+    # token.
     readouts: tuple[Readouts, ...] = ()
-    images: tuple[EncodedImage, ...] = ()
+    images: tuple[EncodedImage, ...] = ()  # images whose token ids the sequences have, each once
+
+    @classmethod
+    def wrap(cls, sequences: Sequence[TokenIds]) -> SequenceBatch:
+        """Return sequences as a batch."""
+        return sequences if isinstance(sequences, cls) else cls(tuple(sequences))
 
     @overload
     def __getitem__(self, index: int) -> TokenIds: ...
@@ -82,11 +81,7 @@ class SequenceBatch(Sequence[TokenIds]):
 
 
 class RateEstimator:
-    """Mean seconds a token of the batches so far, the latest ones weighing most.
-
-    Args:
-        decay: factor by which the weight of earlier batches decays with each new one.
-    """
+    """Mean seconds a token of the batches so far, the latest ones weighing most."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
@@ -110,9 +105,6 @@ class BatchWatchdog:
         is_compiled: whether the model's layers are compiled.
         stuck_after_s: seconds after which a running batch is stuck; None: 20 times the duration
             expected from the batches before it, at least 120 (900 if compiled).
-
-    Attributes:
-        stuck_after_s: see above; may be changed at any time.
     """
 
     def __init__(self, *, is_compiled: bool, stuck_after_s: float | None = None) -> None:
@@ -170,8 +162,6 @@ class Worker:
             `BatchWatchdog`.
 
     Attributes:
-        num_replicas: 1.
-        watchdog: watchdog of the batches.
         scorer: the scorer in use; None after `put_down`.
         is_asleep: whether batches are refused until the model is woken.
 
@@ -206,10 +196,6 @@ class Worker:
     ) -> BatchResult:
         """Score a batch; a call that is cancelled before its turn never reaches the device.
 
-        Args:
-            sequences: token ids, none empty, at most about a batch of them.
-            backlog_tokens: not used here.
-
         Raises:
             ReplicaBusyError: the batch was not tried; another replica can score it.
             ReplicaLostError: no result may be trusted; another replica can score the batch.
@@ -218,9 +204,7 @@ class Worker:
             self._num_running += 1
             self._is_idle.clear()
         try:
-            return await self._run(
-                sequences, get_salts(sequences), get_readouts(sequences), get_images(sequences)
-            )
+            return await self._run(SequenceBatch.wrap(sequences))
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -230,10 +214,6 @@ class Worker:
         self, sequences: Sequence[TokenIds], backlog_tokens: int = 0
     ) -> AsyncIterator[BatchResult | None]:
         """Score sequences one after another, with nothing else on the device.
-
-        Args:
-            sequences: token ids, none empty.
-            backlog_tokens: not used here.
 
         Yields:
             None before the first sequence; then each result as soon as it is there. If this process
@@ -245,12 +225,17 @@ class Worker:
         async with self._entrance:
             await self._is_idle.wait()
             yield None
-            salts = get_salts(sequences) or ("",) * len(sequences)
-            readouts = get_readouts(sequences) or ((),) * len(sequences)
-            images = get_images(sequences)
-            for sequence, salt, positions in zip(sequences, salts, readouts, strict=True):
+            batch = SequenceBatch.wrap(sequences)
+            for index, sequence in enumerate(batch):
+                one = slice(index, index + 1)
+                alone = replace(
+                    batch,
+                    sequences=(sequence,),
+                    salts=batch.salts[one],
+                    readouts=batch.readouts[one],
+                )
                 await asyncio.sleep(_DELIVERY_S)
-                yield await self._run([sequence], [salt], [positions], images)
+                yield await self._run(alone)
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
@@ -276,18 +261,19 @@ class Worker:
         probe = await self.run_on_device(scorer.probe)
         self.scorer, self._info, self._expected_reward = scorer, scorer.describe(), probe.reward
 
-    async def _run(
-        self,
-        sequences: Sequence[TokenIds],
-        salts: Sequence[str],
-        readouts: Sequence[Readouts],
-        images: Sequence[EncodedImage],
-    ) -> BatchResult:
+    async def _run(self, batch: SequenceBatch) -> BatchResult:
         self._refuse_if_unhealthy()
         if self.is_asleep or self.scorer is None:
             raise ReplicaBusyError("the model is asleep; another replica, or this one later")
         packing = await asyncio.wrap_future(
-            _submit(self._packing_thread, self.scorer.pack, sequences, salts, readouts, images)
+            _submit(
+                self._packing_thread,
+                self.scorer.pack,
+                batch.sequences,
+                batch.salts,
+                batch.readouts,
+                batch.images,
+            )
         )
         running = _submit(self._device_thread, self._run_packing, packing)
         future = asyncio.wrap_future(running)
@@ -308,11 +294,7 @@ class Worker:
         return self._info
 
     async def describe(self) -> ModelInfo:
-        """Return `info`.
-
-        Raises:
-            ReplicaLostError: see `check_health`.
-        """
+        """Return `info`."""
         self.check_health()
         return self.info
 
@@ -385,21 +367,6 @@ class Worker:
         thread_failure = None if self._thread.is_alive() else "its thread ended"
         reason = self._failure or thread_failure or self.watchdog.stall_reason()
         return reason and f"the replica cannot score any more: {reason}"
-
-
-def get_salts(sequences: Sequence[TokenIds]) -> tuple[str, ...]:
-    """Return the salt of each sequence of a batch, or nothing if no two differ."""
-    return sequences.salts if isinstance(sequences, SequenceBatch) else ()
-
-
-def get_readouts(sequences: Sequence[TokenIds]) -> tuple[Readouts, ...]:
-    """Return the readouts of each sequence of a batch, or nothing if all have the default."""
-    return sequences.readouts if isinstance(sequences, SequenceBatch) else ()
-
-
-def get_images(sequences: Sequence[TokenIds]) -> tuple[EncodedImage, ...]:
-    """Return the images of a batch."""
-    return sequences.images if isinstance(sequences, SequenceBatch) else ()
 
 
 def _submit(

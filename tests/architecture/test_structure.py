@@ -39,7 +39,7 @@ def test_exports_are_there() -> None:
 def test_settings_are_the_only_reader_of_the_environment() -> None:
     """Others set variables for Ray and oneDNN, and read those of malloc and of a user's folders."""
     allowed = {
-        "rm_core.model.freed_memory",
+        "rm_core.model.offload",
         "rm_core.model.prepacked_linear",
         "serve.config.settings",
         "serve.client.settings",

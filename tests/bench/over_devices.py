@@ -2,7 +2,7 @@
 
 What is measured, in two processes on the CPU, since that is where both can be had: rewards of
 transformers' own tensor parallelism (`tp_plan="auto"`, gloo) and of
-`rm_core.model.pipeline_parallel`, against those of plain transformers in one process, in float32
+`rm_core.model.placement`, against those of plain transformers in one process, in float32
 and bfloat16, for a small random checkpoint of each family. Halves of a matrix product are summed in
 another order than the whole; layers that run elsewhere are not changed at all. Times say nothing of
 GPUs, and are left out. The last line is one JSON object.
@@ -29,7 +29,7 @@ from checkpoints import SPECS, build_checkpoint
 from reference import CONVERSATIONS, Reference
 
 from rm_core import ModelConfig, Reward, RewardScorer
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 
 FAMILIES = ("llama-v0.2", "gemma2", "qwen3")
 DTYPES = ("float32", "bfloat16")

@@ -14,8 +14,7 @@ from unittest import mock
 import torch
 
 from rm_core.attention import AttentionBackend, make_backend
-from rm_core.attention.flash import FlashAttnBackend
-from rm_core.attention.flash_cute import FlashAttn4Backend
+from rm_core.attention.flash import FlashAttn4Backend, FlashAttnBackend
 from rm_core.attention.flex import FlexBackend
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 

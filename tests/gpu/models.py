@@ -159,7 +159,7 @@ def build_loaded_model(
     """Build a model for `forward_batch`, without checkpoint and tokenizer, which are not used."""
     values = {
         "model": model,
-        "head": LinearHead(model.score.weight.float(), None, "score"),
+        "head": LinearHead(model.score.weight.float(), None, description="score"),
         "pad_token_id": PAD,
         "attention": AttentionChoice(name, "requested by the check"),
         "backend": backend,

@@ -26,9 +26,8 @@ from rm_core.attention.select import is_flash_attn_4_installed, is_flash_attn_in
 from rm_core.inputs import image_processor
 from rm_core.inputs.encoder import ChatEncoder
 from rm_core.memory import estimate_tower_bytes
-from rm_core.model.image_patches import build_patches
 from rm_core.model.placement import is_new_gpu
-from rm_core.model.vision import VisionTower
+from rm_core.model.vision import VisionTower, build_patches
 from rm_core.types import Encoded, EncodedImage
 
 DRY = bool(os.environ.get("GPU_TESTS_ON_CPU"))

@@ -26,8 +26,7 @@ from rm_core.attention import (
 )
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
-from rm_core.attention.flash import FlashAttnBackend
-from rm_core.attention.flash_cute import FlashAttn4Backend
+from rm_core.attention.flash import FlashAttn4Backend, FlashAttnBackend
 from rm_core.attention.flex import BLOCK, FlexBackend, _build_block_mask
 from rm_core.attention.torch_varlen import TorchVarlenBackend
 from rm_core.packing import PrefixTree, TokenIds, pack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import logging
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from serve.client import ScoringClient, ServiceError
+from serve.client import AsyncScoringClient, ScoringClient, ServiceError
 from serve.client.endpoints import backoff_seconds
 
 CONVERSATION = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
@@ -299,3 +300,17 @@ def test_lone_surrogate_is_sent_as_json(server: Server) -> None:
     with ScoringClient(server.url) as client:
         client.score([broken])
     assert json.loads(server.bodies[0])["conversations"] == [broken]
+
+
+def test_both_clients_document_the_same_methods() -> None:
+    methods = {name for name in vars(ScoringClient) if not name.startswith("_")}
+    assert methods == {name for name in vars(AsyncScoringClient) if not name.startswith("_")}
+    for name in methods - {"close"}:
+        blocking, asynchronous = getattr(ScoringClient, name), getattr(AsyncScoringClient, name)
+        assert inspect.iscoroutinefunction(asynchronous)
+        assert inspect.signature(blocking) == inspect.signature(asynchronous)
+        assert blocking.__doc__ == asynchronous.__doc__
+        assert blocking.__name__ == asynchronous.__name__ == name
+    signature = inspect.signature(ScoringClient.score)
+    assert signature.return_annotation == "list[float] | list[ModelRewards]"
+    assert list(signature.parameters)[:3] == ["self", "conversations", "truncation"]

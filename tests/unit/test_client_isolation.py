@@ -19,7 +19,7 @@ from serve.errors import RequestTooLargeError
 from serve.scheduler.batching import compute_tree_size
 from serve.scoring.served_model import ScoreResult, ServedModel
 from serve.scoring.tokenization import RequestOptions
-from serve.worker.worker import get_salts
+from serve.worker.worker import SequenceBatch
 
 CONVERSATIONS = [conversation("4"), conversation("five")]
 
@@ -179,5 +179,5 @@ def test_prompts_of_clients_are_salted_if_they_share_nothing(shares_rewards: boo
             await score(model, name)
 
     asyncio.run(run())
-    salts = [get_salts(batch) for batch in backend.batches]
+    salts = [SequenceBatch.wrap(batch).salts for batch in backend.batches]
     assert salts == ([()] if shares_rewards else [("a", "a"), ("b", "b")])

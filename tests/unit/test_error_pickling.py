@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from rm_core import OverloadedError, RewardError, ScoreError
 from serve.client.errors import ModelChangedError, ScoringFailedError, ServiceError
-from serve.errors import ReplicaLostError
+from serve.errors import ReplicaLostError, StorageError
 
 FIELDS: dict[type[RewardError], dict[str, Any]] = {
     ModelChangedError: {"expected": {"revision": "a"}, "found": {"revision": "b"}},
@@ -22,6 +22,7 @@ FIELDS: dict[type[RewardError], dict[str, Any]] = {
     ReplicaLostError: {"replica": "one", "reason": "replica_unhealthy"},
     ScoringFailedError: {"results": [1.5, ScoreError("code", "why")]},
     ServiceError: {"retryable": True, "status": 503},
+    StorageError: {"is_temporary": True},
 }
 
 

@@ -14,7 +14,7 @@ NUM_BYTES = 2**27
 CODE = f"""
 import resource
 import torch
-from rm_core.model.freed_memory import keep_freed_memory
+from rm_core.model.offload import keep_freed_memory
 
 def fill_and_free():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

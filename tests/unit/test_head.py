@@ -14,7 +14,7 @@ def test_logit_is_the_same_alone_and_among_others(size: int, dtype: torch.dtype)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(150, size, generator=generator).to(dtype)
     row = torch.randn(1, size, generator=generator)
-    head = LinearHead(row, None, "")
+    head = LinearHead(row, None)
     logits = head.apply(hidden)
     assert logits.dtype == torch.float32
     exact = (hidden.double() @ row.T.double()).float()

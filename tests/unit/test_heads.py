@@ -286,7 +286,7 @@ def test_outputs_do_not_depend_on_other_rows(kind: str) -> None:
     hidden, weight, row = (
         torch.randn(*shape, generator=generator) for shape in ((70, 96), (9_000, 96), (1, 96))
     )
-    last = LinearHead(row, None, "")
+    last = LinearHead(row, None)
     inner = weight[:96]
     head: Any = MlpHead(inner, row[0], last)
     if kind == "judge":

@@ -22,7 +22,7 @@ from rm_core.errors import ConversationTooLongError, InvalidImageError, ModelLoa
 from rm_core.inputs import image_processor
 from rm_core.inputs.image_processor import ImageProcessor
 from rm_core.inputs.images import ImageLimits
-from rm_core.model.image_patches import build_patches
+from rm_core.model.vision import build_patches
 from rm_core.types import EncodedImage
 
 LIMITS = ImageLimits()

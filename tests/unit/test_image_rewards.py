@@ -20,7 +20,7 @@ from vision import MAX_PIXELS, build_vision_model
 
 from rm_core import BatchConfig, ModelConfig, RewardScorer
 from rm_core.inputs.sample_image import write_png
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 from rm_core.model.vision import build_mrope_positions
 from rm_core.types import Encoded, Reward, ScoreError
 

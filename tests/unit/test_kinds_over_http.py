@@ -30,7 +30,6 @@ from rm_core import (
     load_encoder,
     parse_chat,
 )
-from rm_core.inputs import judge_items
 from rm_core.inputs.conversations import Chat
 from serve.api.schemas import (
     ConversationResult,
@@ -594,7 +593,7 @@ def test_answers_of_a_judge_are_read_once(
         read.append(conversation)
         return parse_chat(conversation)
 
-    monkeypatch.setattr(judge_items, "parse_chat", count)
+    monkeypatch.setattr("rm_core.inputs.conversations.parse_chat", count)
     responses = [f"Paris, {index}." for index in range(8)]
     post(client, "/v1/rank", model="judge", prompt="Capital of France?", responses=responses)
     assert len(read) == len(responses)

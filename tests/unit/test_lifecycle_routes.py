@@ -17,7 +17,7 @@ from waiting import until
 
 from rm_core import DeviceMemoryError
 from serve.api.app import create_app
-from serve.api.middleware.admin import AdminWithoutKey
+from serve.api.middleware.access import AdminWithoutKey
 from serve.config.settings import Settings
 from serve.errors import ReloadRefusedError
 from serve.scoring.service import ScoringService

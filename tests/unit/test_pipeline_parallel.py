@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, RewardScorer
-from rm_core.model.pipeline_parallel import get_stage, install_transfer_hooks, move_to_devices
+from rm_core.model.placement import get_stage, install_transfer_hooks, move_to_devices
 from serve.config.model_settings import ModelSettings
 
 CPU, META = torch.device("cpu"), torch.device("meta")

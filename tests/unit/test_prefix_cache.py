@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rm_core import BatchConfig, ModelConfig, ModelLoadError, RewardScorer
 from rm_core.memory import choose_prefix_cache_size, compute_key_value_bytes
 from rm_core.model.forward import forward_batch
-from rm_core.model.pipeline_parallel import install_transfer_hooks
+from rm_core.model.placement import install_transfer_hooks
 from rm_core.packing import MAX_KEYS_PER_TOKEN, PrefixTree, TokenIds, pack
 from rm_core.prefix_cache import CachedBatch, PrefixCache
 

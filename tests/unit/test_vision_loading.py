@@ -21,7 +21,7 @@ from rm_core import ModelConfig, ModelLoadError, RewardScorer, load_encoder, ope
 from rm_core.heads import LinearHead
 from rm_core.model.decoder import get_decoder, get_decoder_layers, get_vision_tower
 from rm_core.model.loading import load_model
-from rm_core.model.pipeline_parallel import move_to_devices
+from rm_core.model.placement import move_to_devices
 from rm_core.model.prepacked_linear import PrepackedLinear
 from rm_core.model.vision_config import VisionConfig
 

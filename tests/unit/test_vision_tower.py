@@ -13,8 +13,7 @@ from vision import build_vision_model
 
 from rm_core import ModelConfig, RewardScorer
 from rm_core.inputs.sample_image import write_png
-from rm_core.model.image_patches import build_patches
-from rm_core.model.vision import VisionTower, build_mrope_positions
+from rm_core.model.vision import VisionTower, build_mrope_positions, build_patches
 from rm_core.types import Encoded
 
 MESSAGES: list[dict[str, Any]] = [

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from rm_core.config import StepFormat
 from rm_core.inputs.steps.base import StepFormatBase
 from rm_core.inputs.steps.math_shepherd import MathShepherdFormat
-from rm_core.inputs.steps.prmbench import PRMBenchFormat
 from rm_core.inputs.steps.qwen_math import QwenMathFormat
 from rm_core.inputs.steps.rlhflow import RlhflowFormat
-from rm_core.inputs.steps.skywork import SkyworkFormat
+from rm_core.inputs.steps.skywork import PRMBenchFormat, SkyworkFormat
 
 STEP_FORMATS: Mapping[StepFormat, type[StepFormatBase]] = {
     step_format.name: step_format

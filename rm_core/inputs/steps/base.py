@@ -27,19 +27,12 @@ _FIND_PLACEHOLDERS = re.compile("[\ue000-\uf8ff]").findall
 
 @dataclass(slots=True)
 class TokenSequence:
-    """The token ids of one item while they are written.
+    """The token ids of one item while they are written."""
 
-    Attributes:
-        extend: see `Extend`.
-        input_ids: token ids so far.
-        readouts: indices of the tokens that are read so far.
-        texts: texts of the token ids so far, without BOS.
-    """
-
-    extend: Extend
-    input_ids: list[int] = field(default_factory=list)
-    readouts: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    extend: Extend  # see `Extend`
+    input_ids: list[int] = field(default_factory=list)  # token ids so far
+    readouts: list[int] = field(default_factory=list)  # indices of the tokens that are read so far
+    texts: list[str] = field(default_factory=list)  # texts of the token ids so far, without BOS
 
     def add_text(self, text: str) -> None:
         """Append a text, which is tokenized alone."""
@@ -58,48 +51,31 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class FormatTools:
-    """What the formats use of their encoder.
+    """What the formats use of their encoder."""
 
-    Attributes:
-        tokenizer: tokenizer of the checkpoint.
-        tokenize: returns the token ids of a text, without BOS.
-        find_ends: returns the indices of the tokens that end at positions of a text, as if the
-            whole text was tokenized.
-        special_tokens: special tokens that the tokenizer adds to every text.
-        renderer: renders the chat template; None unless the format needs one.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    tokenize: Callable[[str], list[int]]
+    tokenizer: PreTrainedTokenizerBase  # tokenizer of the checkpoint
+    tokenize: Callable[[str], list[int]]  # returns the token ids of a text, without BOS
+    # Returns the indices of the tokens that end at positions of a text, as if the whole text was
+    # tokenized.
     find_ends: Callable[[str, Sequence[int]], list[int]]
-    special_tokens: tuple[str, ...]
-    renderer: ChatRenderer | None
+    special_tokens: tuple[str, ...]  # special tokens that the tokenizer adds to every text
+    renderer: ChatRenderer | None  # renders the chat template; None unless the format needs one
 
 
 class StepFormatBase(ABC):
     """How a model's authors write a problem and its steps.
-
-    Args:
-        tools: see `FormatTools`.
-
-    Attributes:
-        name: value of the setting `step_format`.
-        needs_chat_template: whether the checkpoint's chat template writes the text.
-        separator: text at which a response is divided.
-        marker: text of the token that ends a step.
-        warns_about_marker: whether the marker in the texts themselves is probably an error.
-        label_ids: rows of `lm_head` whose softmax gives the value: good step, bad step. Empty for a
-            model with a head.
 
     Raises:
         ModelLoadError: the checkpoint's tokenizer or template does not fit the format.
     """
 
     name: ClassVar[StepFormat]
-    needs_chat_template: ClassVar[bool] = False
-    separator: ClassVar[str]
-    marker: ClassVar[str]
+    needs_chat_template: ClassVar[bool] = False  # whether the chat template writes the text
+    separator: ClassVar[str]  # text at which a response is divided
+    marker: ClassVar[str]  # text of the token that ends a step
+    # Whether the marker in the texts themselves is probably an error.
     warns_about_marker: ClassVar[bool] = True
+    # Rows of `lm_head` whose softmax gives the value: good step, bad step. Empty with a head.
     label_ids: tuple[int, ...] = ()
     marker_id: int
 
@@ -130,11 +106,7 @@ class StepFormatBase(ABC):
         )
 
     def get_problem(self, prompt: Messages) -> str:
-        """Return the only message of a prompt, for formats without a chat template.
-
-        Raises:
-            InvalidConversationError: the prompt is not one message of the user.
-        """
+        """Return the user's message, which has to be the only one without a chat template."""
         roles = [message["role"] for message in prompt]
         if roles != ["user"]:
             raise InvalidConversationError(
@@ -154,19 +126,10 @@ def split_nonblank(response: str, separator: str) -> list[str]:
 def render_around_markers(
     renderer: ChatRenderer, write_messages: Callable[[str], Messages], num_markers: int
 ) -> list[str]:
-    """Render messages, and return the parts of the text around the markers in them.
+    """Render messages with markers, and return the parts of the text around the markers.
 
     A character that occurs in no message is written in place of the marker, so that a marker that
     a caller typed is never taken for one.
-
-    Args:
-        renderer: renders the chat template.
-        write_messages: returns the messages with a text in place of each marker.
-        num_markers: number of markers in the messages.
-
-    Raises:
-        InvalidConversationError: the messages have all characters that a marker may be written as.
-        TemplateError: the template refuses the messages, or omits or repeats markers.
     """
     contents = [message["content"] for message in write_messages("")]
     taken: set[str] = set().union(*map(_FIND_PLACEHOLDERS, contents))

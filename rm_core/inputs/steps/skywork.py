@@ -61,3 +61,30 @@ class SkyworkFormat(StepFormatBase):
     def count_prompt_tokens(self, input_ids: TokenIds) -> int:
         """Count all tokens: a further step follows the last line feed."""
         return len(input_ids)
+
+
+PRMBENCH_MAX_TOKENS = 512
+
+
+class PRMBenchFormat(SkyworkFormat):
+    """BOS, problem, and steps, each followed by the marker; steps that end later have no value.
+
+    As `SkyworkPRM` in ssmisya/PRMBench at 03a539b, mr_eval/models/skywork_prm.py: PRMBench runs the
+    models with another marker, and with at most 512 tokens. They were not trained with this marker,
+    so that only results of PRMBench are comparable with these values.
+    """
+
+    name = "skywork-prmbench"
+    separator = "ки"
+    marker = "ки"
+    warns_about_marker = True
+
+    def write(self, prompt: Messages, steps: Sequence[str], sequence: TokenSequence) -> None:
+        """Write the problem as one text, and every step as another, up to the maximum length."""
+        sequence.add_text(f"{self._bos}{self.get_problem(prompt)}\n")
+        for step in steps:
+            sequence.add_text(step)
+            if len(sequence.input_ids) >= PRMBENCH_MAX_TOKENS:
+                break
+            sequence.add_token(self.marker_id, self.marker)
+            sequence.add_readout()

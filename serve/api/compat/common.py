@@ -38,11 +38,7 @@ from rm_core import (
     parse_arguments,
     sigmoid,
 )
-from serve.api.error_responses import (
-    build_compat_error_docs,
-    build_exception,
-    truncate_for_message,
-)
+from serve.api.error_responses import build_compat_error_docs, build_exception, truncate_for_message
 from serve.api.routing import JsonRoute
 from serve.api.schemas import ModelName, Tools
 from serve.errors import BadRequestError, EmptyInputError, UnknownModelError
@@ -101,41 +97,27 @@ class CompatBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """Options for scoring the conversations of a body.
+    """Options for scoring the conversations of a body."""
 
-    Attributes:
-        truncation: how to truncate conversations that are too long.
-        max_length: limit in tokens, below the model's limit; None for the model's limit.
-        priority: see `ScoringService.score`.
-        hint: text appended to the error message if a text uses another model's chat template.
-        every_token: see `ScoringService.score`.
-        aggregation: how a step model's rewards of steps become the reward.
-    """
-
-    truncation: Truncation = "error"
+    truncation: Truncation = "error"  # how to truncate conversations that are too long
+    # Limit in tokens, below the model's limit; None for the model's limit.
     max_length: int | None = None
-    priority: int = 0
+    priority: int = 0  # see `ScoringService.score`
+    # Text appended to the error message if a text uses another model's chat template.
     hint: str = ""
-    every_token: bool = False
-    aggregation: Aggregation = "last"
+    every_token: bool = False  # see `ScoringService.score`
+    aggregation: Aggregation = "last"  # how a step model's rewards of steps become the reward
 
 
 @dataclass(frozen=True, slots=True)
 class CompatResult:
-    """The rewards of a body.
+    """The rewards of a body."""
 
-    Attributes:
-        model: alias of the model.
-        results: rewards, in the order of the conversations.
-        headers: response headers that describe the results.
-        version: name of the weights that a reload put in; None for those of the start.
-        token_ids: where every token was read, the token ids of each conversation.
-    """
-
-    model: str
-    results: list[Reward]
-    headers: dict[str, str]
-    version: str | None
+    model: str  # alias of the model
+    results: list[Reward]  # rewards, in the order of the conversations
+    headers: dict[str, str]  # response headers that describe the results
+    version: str | None  # name of the weights that a reload put in; None for those of the start
+    # Where every token was read, the token ids of each conversation.
     token_ids: list[tuple[int, ...]]
 
     @property
@@ -150,18 +132,7 @@ async def compute_rewards(
     items: Sequence[object],
     options: ScoringOptions | None = None,
 ) -> CompatResult:
-    """Score all items of a body, or raise an error.
-
-    Args:
-        service: scores the items.
-        name: name of the model; None if only one is served.
-        items: conversations, `PrerenderedText` or `PrerenderedTokens`.
-        options: scoring options; default: those of a native request without options.
-
-    Raises:
-        RewardError: the request failed, or a conversation cannot be scored; the error is that of
-            the first such conversation.
-    """
+    """Score all items of a body, or raise the error of the first that cannot be scored."""
     options = options or ScoringOptions()
     scores = await service.score(
         name,
@@ -177,8 +148,9 @@ async def compute_rewards(
     results = []
     for index, result in enumerate(scores.results):
         if isinstance(result, ScoreError):
+            hint = options.hint if result.code == "foreign_template" else ""
             raise build_exception(
-                ScoreError(result.code, result.message + _hint(result, options)),
+                ScoreError(result.code, result.message + hint),
                 f"input {index} of {len(items)}" if len(items) > 1 else "",
             )
         results.append(result)
@@ -188,17 +160,10 @@ async def compute_rewards(
 
 
 def resolve_model_name(service: ScoringService, *names: str | None) -> str | None:
-    """Resolve the model name of a body whose own service accepts any name.
+    """Resolve the model name of a body; the only model may have any name, as in the other service.
 
-    Args:
-        service: serves the models.
-        names: names in the request, in order of precedence; the first that is not None counts.
-
-    Returns:
-        The name if a model of that name is served; None, which means the only model, otherwise.
-
-    Raises:
-        UnknownModelError: no model of that name is served, and several models are served.
+    The first name that is not None counts. Without a model of that name, None is returned, which
+    means the only model.
     """
     name = next((name for name in names if name is not None), None)
     try:
@@ -211,11 +176,7 @@ def resolve_model_name(service: ScoringService, *names: str | None) -> str | Non
 
 
 def check_inputs(value: object) -> object:
-    """Check inputs in the form of most services: one or several texts or lists of token ids.
-
-    Raises:
-        ValueError: the value has another form.
-    """
+    """Check inputs in the form of most services: one or several texts or lists of token ids."""
     if isinstance(value, str) or _is_list_of(str, value) or _is_token_ids(value):
         return value
     if isinstance(value, list) and all(map(_is_token_ids, value)):
@@ -241,11 +202,7 @@ def is_single(inputs: Any) -> bool:
 
 
 def parse_inputs(inputs: Any) -> list[PrerenderedText | PrerenderedTokens]:
-    """Convert inputs to prerendered texts and token ids.
-
-    Raises:
-        EmptyInputError: the list of inputs is empty.
-    """
+    """Convert inputs to prerendered texts and token ids."""
     items = [inputs] if is_single(inputs) else inputs
     if not items:
         raise EmptyInputError("You must pass at least one prompt")
@@ -277,11 +234,7 @@ class ChatBody(CompatBody):
         return self
 
     def get_conversations(self) -> list[Any]:
-        """Return the conversation to score, with `arguments` of tool calls parsed, as in vLLM.
-
-        Raises:
-            InvalidConversationError: the text of `arguments` is not a JSON object.
-        """
+        """Return the conversation to score, with `arguments` of tool calls parsed, as in vLLM."""
         return [add_tools(parse_arguments(self.messages), self.tools)]
 
 
@@ -307,11 +260,7 @@ class VllmBody(CompatBody):
     request_id: str | None = None
 
     def get_options(self) -> ScoringOptions:
-        """Return the scoring options that correspond to the fields.
-
-        Raises:
-            BadRequestError: `truncate_prompt_tokens` is 0.
-        """
+        """Return the scoring options that correspond to the fields."""
         priority = max(-_PRIORITIES, min(_PRIORITIES, self.priority))
         if self.truncate_prompt_tokens is None:
             return ScoringOptions(priority=priority)
@@ -356,12 +305,7 @@ def build_usage(scored: CompatResult) -> dict[str, Any]:
 
 def build_envelope(identifier: str, scored: CompatResult) -> dict[str, Any]:
     """Return the first fields of most responses."""
-    return {
-        "id": identifier,
-        "object": "list",
-        "created": int(time.time()),
-        "model": scored.model,
-    }
+    return {"id": identifier, "object": "list", "created": int(time.time()), "model": scored.model}
 
 
 def encode_base64(values: Sequence[float], order: Literal["<", ">"] = "<") -> str:
@@ -390,10 +334,6 @@ def _headers(scores: ScoreResult, results: Sequence[Reward]) -> dict[str, str]:
         "x-skyreward-truncated": str(num_truncated) if num_truncated else "",
     }
     return {name: to_header_value(value) for name, value in headers.items() if value}
-
-
-def _hint(error: ScoreError, options: ScoringOptions) -> str:
-    return options.hint if error.code == "foreign_template" else ""
 
 
 def _is_list_of(kind: type, value: object) -> bool:

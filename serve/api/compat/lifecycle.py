@@ -83,9 +83,7 @@ async def sleep(
 
 @router.post("/wake_up", tags=["vLLM"], summary="Wake models as vLLM does")
 async def wake_up(
-    service: ServiceDep,
-    tags: Annotated[Tags | None, Query()] = None,
-    model: ModelInQuery = None,
+    service: ServiceDep, tags: Annotated[Tags | None, Query()] = None, model: ModelInQuery = None
 ) -> Response:
     """Put the models on their devices again."""
     await asyncio.gather(*(m.wake() for m in _select(service, model)))

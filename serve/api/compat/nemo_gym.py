@@ -19,14 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from pydantic.config import JsonDict
 
-from rm_core import (
-    Aggregation,
-    RewardError,
-    ScoreError,
-    Truncation,
-    join,
-    parse_arguments,
-)
+from rm_core import Aggregation, RewardError, ScoreError, Truncation, join, parse_arguments
 from rm_core.inputs.responses_items import read_output, read_rollout
 from serve.api.compat.common import (
     MODEL_HEADER,

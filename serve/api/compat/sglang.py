@@ -158,12 +158,7 @@ class SglangScoreBody(CompatBody):
     )
 
     def get_conversations(self) -> list[Any]:
-        """Return each item after the query.
-
-        Raises:
-            BadRequestError: one of the two is text and the other token ids, or the query has
-                several texts.
-        """
+        """Return each item after the query."""
         items = [self.items] if is_single(self.items) else self.items
         has_texts = all(isinstance(item, str) for item in items)
         query = self.query or ("" if has_texts else [])

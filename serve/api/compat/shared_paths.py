@@ -117,7 +117,7 @@ async def score(body: Score, service: ServiceDep) -> JSONResponse:
         return await sglang.score_at_token(body, service)
     if isinstance(body, ScoreRequest):
         return await scoring.score(body, service)
-    return await vllm.score_pairs(body, service)
+    return await vllm.score(body, service)
 
 
 @router.post(
@@ -143,4 +143,4 @@ async def rank(body: Rerank, service: ServiceDep, model: ModelInQuery = None) ->
     """Return the best answer first: `results` for vLLM, a list for TEI (body with `texts`)."""
     if isinstance(body, tei.RerankTexts):
         return await tei.rerank(body, service, model)
-    return await vllm.rank_documents(body, service)
+    return await vllm.rerank(body, service)

@@ -364,8 +364,9 @@ class PairsErrorResponse(BaseModel):
     error: _PairsErrorBody
 
 
-async def score_pairs(body: PairsBody, service: ScoringService) -> JSONResponse:
-    """Return the reward of each pair."""
+@router.post("/score", summary="Score pairs of texts as vLLM does")
+async def score(body: PairsBody, service: ServiceDep) -> JSONResponse:
+    """Return the reward of each document as the answer to its query."""
     scored = await _compute_pair_rewards(service, body, *body.get_sides())
     data = [
         {"index": i, "object": "score", "score": value}
@@ -379,21 +380,10 @@ async def score_pairs(body: PairsBody, service: ScoringService) -> JSONResponse:
     return build_response(content, scored)
 
 
-@router.post("/score", summary="Score pairs of texts as vLLM does")
-async def score(body: PairsBody, service: ServiceDep) -> JSONResponse:
-    """Return the reward of each document as the answer to its query."""
-    return await score_pairs(body, service)
-
-
 @router.post("/v1/rerank", summary="Rank documents as vLLM does")
 @router.post("/v2/rerank", summary="Rank documents as vLLM does")
 async def rerank(body: RerankBody, service: ServiceDep) -> JSONResponse:
     """Return the documents, the best answer to the query first."""
-    return await rank_documents(body, service)
-
-
-async def rank_documents(body: RerankBody, service: ScoringService) -> JSONResponse:
-    """Handle `POST /rerank`, which `serve.api.compat.shared_paths` routes here."""
     documents = _to_list(body.documents)
     if not documents:
         raise EmptyInputError("At least one document must be given")

@@ -1,4 +1,4 @@
-"""Who may use the service: requests for a trusted host, with an API key.
+"""Who may use the service, and who may control models: trusted hosts and API keys.
 
 A web page can make its own host name resolve to 127.0.0.1 (DNS rebinding); its scripts can then
 read the responses of a service on the visitor's machine. Such a page cannot choose the header Host,
@@ -8,6 +8,13 @@ Of API keys, only digests are kept in memory, so that no key can leak from here.
 random strings, so a plain SHA-256 is enough: they cannot be guessed. For the same reason wrong keys
 are not rate-limited. A limit would count attempts per source address, and behind a load balancer
 all clients share one address: a single client could lock out all others.
+
+Only some clients may put models to sleep, wake them and reload them: those with a key of
+`admin_api_keys`. Without such keys, only clients on this machine may do it: the connection comes
+from a loopback address, and not through another proxy. A web page that is open in a browser on this
+machine is not such a client. Its requests carry the header Origin, and where its host name was made
+to resolve to 127.0.0.1, a Host that is not a local name. These requests do not count as scoring
+requests: they have no deadline, since reading the weights of a large model takes minutes.
 """
 
 from __future__ import annotations
@@ -17,8 +24,9 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -31,7 +39,7 @@ from serve.api.middleware.reject import send_rejection
 from serve.api.playground.page import build_login_page, build_page_headers
 from serve.config.settings import Settings
 from serve.errors import AuthenticationError, MisdirectedRequestError, PermissionDeniedError
-from serve.telemetry.logging import current_request
+from serve.telemetry.logging import ANONYMOUS, current_request
 
 MIN_KEY_LENGTH = 8
 SAFE_KEY_LENGTH = 16
@@ -63,6 +71,12 @@ _LIFECYCLE_PATH = re.compile(rf"/v1/models/.+/({'|'.join(LIFECYCLE_PATHS)})")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 """Names of this machine in the header Host."""
 
+AdminWithoutKey: TypeAlias = Literal["loopback", "all", "none"]
+"""Who may use the lifecycle routes without a key: clients whose connection comes from a loopback
+address; everyone who reaches the service, since it listens on a loopback address; or no one."""
+
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
 
 class TrustedHostMiddleware:
     """Rejects requests for other hosts, and websockets, which no route supports."""
@@ -90,13 +104,7 @@ def check_host(
 ) -> None:
     """Reject a request whose Host header names another host.
 
-    Args:
-        headers: headers of the request. Without Host, the request is allowed: no browser sends it.
-        settings: settings `host` and `allowed_hosts`.
-        with_keys: whether the service requires an API key, which a foreign web page does not have.
-
-    Raises:
-        MisdirectedRequestError: the host is not allowed.
+    Without Host, the request is allowed: no browser sends it. A foreign web page has no API key.
     """
     allowed = _get_allowed_hosts(settings.host, settings.allowed_hosts, with_keys)
     if allowed is None:
@@ -139,20 +147,10 @@ def _normalize_name(name: str) -> str:
 
 
 class ApiKeyMiddleware:
-    """Requires an API key when keys are configured; browsers get a login page.
+    """Requires an API key when keys are configured; browsers get a login page."""
 
-    Args:
-        app: the application.
-        authorize: returns the name of the client of a lifecycle route, or raises an error.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        authorize: Callable[[Scope], str] = lambda _: "",
-    ) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._authorize = authorize
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection, unless its API key is missing or wrong."""
@@ -160,7 +158,7 @@ class ApiKeyMiddleware:
             state = scope["app"].state
             try:
                 if find_lifecycle_route(scope) is not None:
-                    current_request().client = self._authorize(scope)
+                    current_request().client = authorize(scope)
                 elif state.keys and not _is_open(scope):
                     current_request().client = authenticate(scope, state.keys, state.admin_keys)
             except (AuthenticationError, PermissionDeniedError) as error:
@@ -202,15 +200,7 @@ def _build_login_response(error: RewardError, scope: Scope) -> Response:
 
 
 def authenticate(scope: Scope, *rings: KeyRing) -> str:
-    """Return the name of the key of a request.
-
-    Args:
-        scope: scope of the request.
-        rings: key rings, one of which has to know the key.
-
-    Raises:
-        AuthenticationError: the key is missing or unknown.
-    """
+    """Return the name of the key of a request, which one of the key rings has to know."""
     key = get_sent_key(scope)
     names = [ring.find_name(key) for ring in rings]  # all of them: takes the same time for each key
     name = next(filter(None, names), None)
@@ -219,12 +209,51 @@ def authenticate(scope: Scope, *rings: KeyRing) -> str:
     return name
 
 
-def get_sent_key(scope: Scope) -> bytes:
-    """Return the API key of a request.
+def authorize(scope: Scope) -> str:
+    """Return the client's name if it may use the lifecycle routes."""
+    state = scope["app"].state
+    if "authorization" in Headers(scope=scope) and (
+        name := state.admin_keys.find_name(get_sent_key(scope))
+    ):
+        return str(name)
+    client = authenticate(scope, state.keys) if state.keys else ANONYMOUS
+    if state.admin_without_key == "none":
+        if client == ANONYMOUS:
+            raise AuthenticationError(
+                "this route needs a key of the service's setting `admin_api_keys`; send "
+                "Authorization: Bearer KEY"
+            )
+        raise PermissionDeniedError(
+            "this key may score, but not control models; send a key of the service's setting "
+            "`admin_api_keys`"
+        )
+    if reason := _find_foreign_sign(scope, state.admin_without_key):
+        raise PermissionDeniedError(
+            f"{reason}, and without `admin_api_keys` only clients on the service's machine may "
+            "control models; set `admin_api_keys`, and send one of these keys"
+        )
+    return client
 
-    Raises:
-        AuthenticationError: there is none, or the header is malformed.
-    """
+
+def _find_foreign_sign(scope: Scope, allowed: AdminWithoutKey) -> str | None:
+    """Return a reason why the client may not be on this machine; None if it is."""
+    headers = Headers(scope=scope)
+    peer = scope["client"][0] if scope.get("client") else ""
+    if allowed == "loopback" and not is_loopback(peer):
+        return "the request comes from another machine"
+    if header := next((name for name in _FORWARDED if name in headers), None):
+        return f"the request came through a proxy (header {header})"
+    host = headers.get("host", "")
+    if strip_port(host) not in LOCAL_NAMES:
+        return "the header Host is not localhost, 127.0.0.1 or [::1]"
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        return "the request comes from a web page of another site"
+    return None
+
+
+def get_sent_key(scope: Scope) -> bytes:
+    """Return the API key of a request."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if not values:
         raise AuthenticationError("the API key is missing; send Authorization: Bearer KEY")
@@ -260,46 +289,23 @@ class KeyRing:
         self._names = {digest.encode(): _name(digest) for digest in self.digests}
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> KeyRing:
-        """Create a key ring from the keys in the settings and in the key file that they name.
+    def from_settings(
+        cls, settings: Settings, *, admin: bool = False, with_file: bool = True
+    ) -> KeyRing:
+        """Create a key ring from the keys in the settings, and in the key file that they name.
 
-        Raises:
-            ModelLoadError: the file cannot be read or has no key, or a key cannot be used.
+        With `admin`, these are the keys that may control models.
         """
-        keys = _get_inline_keys("api_keys", settings.api_keys)
-        if settings.api_keys_file is not None:
-            keys += _read_keys_file("api_keys_file", Path(settings.api_keys_file))
+        setting = "admin_api_keys" if admin else "api_keys"
+        listed: Sequence[SecretStr] = getattr(settings, setting)
+        keys = [
+            (key.get_secret_value(), f"key {number} of `{setting}`")
+            for number, key in enumerate(listed, 1)
+        ]
+        file: str | None = getattr(settings, f"{setting}_file")
+        if with_file and file is not None:
+            keys += _read_keys_file(f"{setting}_file", Path(file))
         return cls(keys)
-
-    @classmethod
-    def from_admin_settings(cls, settings: Settings) -> KeyRing:
-        """Create a key ring of the keys that may control models.
-
-        Raises:
-            ModelLoadError: see `from_settings`.
-        """
-        keys = _get_inline_keys("admin_api_keys", settings.admin_api_keys)
-        if settings.admin_api_keys_file is not None:
-            keys += _read_keys_file("admin_api_keys_file", Path(settings.admin_api_keys_file))
-        return cls(keys)
-
-    @classmethod
-    def from_inline_keys(cls, settings: Settings) -> KeyRing:
-        """Create a key ring from the keys in the settings, without the key file.
-
-        Raises:
-            ModelLoadError: a key cannot be used.
-        """
-        return cls(_get_inline_keys("api_keys", settings.api_keys))
-
-    @classmethod
-    def from_inline_admin_keys(cls, settings: Settings) -> KeyRing:
-        """Create a key ring of the admin keys in the settings, without the key file.
-
-        Raises:
-            ModelLoadError: a key cannot be used.
-        """
-        return cls(_get_inline_keys("admin_api_keys", settings.admin_api_keys))
 
     @classmethod
     def from_digests(cls, digests: Iterable[str]) -> KeyRing:
@@ -362,13 +368,6 @@ def _check_key(key: str, location: str) -> str:
             "cannot carry; generate a key with: openssl rand -hex 32"
         )
     return key
-
-
-def _get_inline_keys(setting: str, keys: Sequence[SecretStr]) -> list[tuple[str, str]]:
-    return [
-        (key.get_secret_value(), f"key {number} of `{setting}`")
-        for number, key in enumerate(keys, 1)
-    ]
 
 
 def _read_keys_file(setting: str, file: Path) -> list[tuple[str, str]]:

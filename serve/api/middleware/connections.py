@@ -78,11 +78,7 @@ class RawErrorResponse(NamedTuple):
 
 
 BAD_REQUEST = RawErrorResponse(
-    400,
-    "Bad Request",
-    "invalid_request_error",
-    "bad_request",
-    "the request is not valid HTTP",
+    400, "Bad Request", "invalid_request_error", "bad_request", "the request is not valid HTTP"
 )
 HEAD_TIMEOUT = RawErrorResponse(
     408,
@@ -146,12 +142,7 @@ _PROCESS_LIMITS = ConnectionLimits()
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """An HTTP connection that sends an error response and closes when it exceeds a limit.
-
-    Args:
-        limits: limits, shared by all connections of the server.
-        protocol_options: arguments that uvicorn passes to every connection.
-    """
+    """An HTTP connection that sends an error response and closes when it exceeds a limit."""
 
     def __init__(
         self, *, limits: ConnectionLimits = _PROCESS_LIMITS, **protocol_options: Any
@@ -376,12 +367,7 @@ def _reset(transport: Any) -> None:
 class SlowReaderTimer:
     """Resets a connection whose client reads fewer than `MIN_PROGRESS_BYTES` in a period.
 
-    Args:
-        transport: transport of the connection; no more data may be written to it meanwhile.
-        timeout_s: the period, in seconds.
-
-    Attributes:
-        has_expired: whether the connection was reset.
+    No more data may be written to the transport meanwhile.
     """
 
     def __init__(self, transport: Any, timeout_s: float) -> None:

@@ -27,17 +27,10 @@ async def send_rejection(
     close: bool | None = None,
     page: Response | None = None,
 ) -> None:
-    """Send an error response.
+    """Send an error response, or `page` instead of the JSON body of the error.
 
-    Args:
-        error: the error to send.
-        scope: scope of the request.
-        receive: `receive` of the server, for the rest of the body.
-        send: `send` of the server.
-        close: whether to close the connection after the response; default: if the rest of the
-            body may be too long to read. If False, the server reads the rest, so that the
-            connection can serve the next request.
-        page: response to send instead of the JSON body of the error.
+    By default, the connection is closed if the rest of the body may be too long to read. If `close`
+    is false, the server reads the rest, so that the connection can serve the next request.
     """
     current_request().code = error.code
     response = page or build_error_response(error, scope)

@@ -14,7 +14,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from email.message import Message as EmailMessage
 
 from starlette.datastructures import Headers, State
@@ -58,11 +58,7 @@ class ClientDisconnectedError(Exception):
 class RequestLimitsMiddleware:
     """Applies admission control, body limits and the deadline to requests with method POST.
 
-    Args:
-        app: the application.
-        admission: limits that all requests share.
-        check_capacity: raises `OverloadedError` while no scoring request of a client can be
-            accepted.
+    `check_capacity` raises `OverloadedError` while no scoring request of a client can be accepted.
     """
 
     def __init__(
@@ -183,27 +179,17 @@ class RequestLimitsMiddleware:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The time at which a request is cancelled.
+    """The time at which a request is cancelled."""
 
-    Attributes:
-        seconds: timeout of the request, in seconds.
-        at: time of the deadline, on the clock of the running event loop.
-    """
-
-    seconds: float
-    at: float
+    seconds: float  # timeout of the request, in seconds
+    at: float  # time of the deadline, on the clock of the running event loop
 
     @classmethod
     def from_headers(cls, headers: Headers, settings: Settings) -> Deadline:
         """Return the deadline of a request that has just arrived.
 
-        Args:
-            headers: headers of the request. Without `X-Request-Timeout-Seconds`, the setting
-                `request_timeout_s` counts; larger values are lowered to `max_request_timeout_s`.
-            settings: settings of the service.
-
-        Raises:
-            BadRequestError: the header is not a positive number.
+        Without `X-Request-Timeout-Seconds`, the setting `request_timeout_s` counts; larger values
+        are lowered to `max_request_timeout_s`.
         """
         value = headers.get(TIMEOUT_HEADER, headers.get(HIDDEN_TIMEOUT_HEADER))
         requested = settings.request_timeout_s if value is None else _parse_seconds(value)
@@ -233,11 +219,7 @@ def _parse_seconds(value: str) -> float:
 
 
 def _check_headers(headers: Headers, max_bytes: int) -> None:
-    """Reject a body by its headers, before reading it: by type, encoding or length.
-
-    Raises:
-        InputError: the body is not plain JSON in UTF-8, or has more than `max_bytes`.
-    """
+    """Reject a body by its headers, before reading it: by type, encoding or length."""
     length = headers.get("content-length", "0")
     if length == "0" and "transfer-encoding" not in headers:  # no body
         return
@@ -258,11 +240,7 @@ def _check_headers(headers: Headers, max_bytes: int) -> None:
 
 
 async def _read_small_body(receive: Receive, timeout_s: float) -> bytes:
-    """Read a body of at most `_MAX_ADMIN_BODY_BYTES`.
-
-    Raises:
-        BodyTooLargeError, BodyTimeoutError, ClientDisconnectedError: see `_read_body`.
-    """
+    """Read a body of at most `_MAX_ADMIN_BODY_BYTES`."""
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
@@ -284,13 +262,7 @@ async def _read_small_body(receive: Receive, timeout_s: float) -> bytes:
 async def _read_body(
     receive: Receive, slot: AdmissionSlot, settings: Settings, deadline: Deadline
 ) -> bytes:
-    """Read a whole body; the slot has to accept each chunk before the chunk is kept.
-
-    Raises:
-        BodyTooLargeError: the body is longer than `max_body_bytes`.
-        BodyTimeoutError, DeadlineExceededError: the body did not arrive in time, or too slowly.
-        ClientDisconnectedError: the client disconnected.
-    """
+    """Read a whole body; the slot has to accept each chunk before the chunk is kept."""
     started_at = asyncio.get_running_loop().time()
     timeout_at = started_at + settings.body_timeout_s
     too_slow_at = math.inf
@@ -353,43 +325,24 @@ def _build_too_large_error(max_bytes: int) -> BodyTooLargeError:
 
 @dataclass(slots=True)
 class _Usage:
-    """Resources that requests use.
+    """Resources that requests use."""
 
-    Attributes:
-        num_receiving: number of requests whose bodies are being read.
-        num_running: number of requests that are being processed.
-        body_bytes: bytes of buffered bodies.
-        response_bytes: bytes of responses that the clients have not read yet.
-    """
-
-    num_receiving: int = 0
-    num_running: int = 0
-    body_bytes: int = 0
-    response_bytes: int = 0
+    num_receiving: int = 0  # number of requests whose bodies are being read
+    num_running: int = 0  # number of requests that are being processed
+    body_bytes: int = 0  # bytes of buffered bodies
+    response_bytes: int = 0  # bytes of responses that the clients have not read yet
 
     @property
     def num_bytes(self) -> int:
         return self.body_bytes + self.response_bytes
 
-    def add(
-        self,
-        num_receiving: int = 0,
-        num_running: int = 0,
-        body_bytes: int = 0,
-        response_bytes: int = 0,
-    ) -> None:
-        self.num_receiving += num_receiving
-        self.num_running += num_running
-        self.body_bytes += body_bytes
-        self.response_bytes += response_bytes
+    def add(self, changes: Mapping[str, int]) -> None:
+        for name, number in changes.items():
+            setattr(self, name, getattr(self, name) + number)
 
 
 class Admission:
-    """The resources that all requests of a process use. Not thread-safe: for one event loop.
-
-    Args:
-        state: state of the application, whose current settings have the limits.
-    """
+    """The resources that all requests of a process use. Not thread-safe: for one event loop."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -440,9 +393,9 @@ class Admission:
             )
 
     def _add(self, client: str, changes: Mapping[str, int]) -> None:
-        self._all.add(**changes)
+        self._all.add(changes)
         usage = self._by_client[client]
-        usage.add(**changes)
+        usage.add(changes)
         if not (usage.num_receiving or usage.num_running or usage.num_bytes):
             del self._by_client[client]  # the number of clients over time is unbounded
 
@@ -488,16 +441,10 @@ class AdmissionSlot:
 
     def release(self) -> None:
         """Release all resources of the request. May be called again."""
-        usage = self._usage
-        self._add(
-            num_receiving=-usage.num_receiving,
-            num_running=-usage.num_running,
-            body_bytes=-usage.body_bytes,
-            response_bytes=-usage.response_bytes,
-        )
+        self._add(**{name: -number for name, number in asdict(self._usage).items()})
 
     def _add(self, **changes: int) -> None:
-        self._usage.add(**changes)
+        self._usage.add(changes)
         self._admission._add(self._client, changes)
 
     def __enter__(self) -> AdmissionSlot:

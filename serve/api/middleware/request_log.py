@@ -53,9 +53,6 @@ class InFlightRequests:
 
     A context manager for each of them, from its arrival to the end of its response. Not
     thread-safe: for one event loop.
-
-    Attributes:
-        number: number of requests in flight.
     """
 
     def __init__(self) -> None:
@@ -100,11 +97,7 @@ class _AuthFailureThrottle:
 class _Exchange:
     """`receive` and `send` of one request, which record what becomes of the response.
 
-    Args:
-        context: record of the request.
-        receive: `receive` of the server.
-        send: `send` of the server.
-        echo: whether to add `X-Request-Id` to the response.
+    If `echo`, the response gets `X-Request-Id`.
     """
 
     def __init__(self, context: RequestContext, receive: Receive, send: Send, echo: bool) -> None:

@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from serve.api.middleware import admin
 from serve.api.middleware.access import ApiKeyMiddleware, TrustedHostMiddleware
 from serve.api.middleware.connections import ResponseTimeoutMiddleware
 from serve.api.middleware.request_limits import Admission, RequestLimitsMiddleware
@@ -35,16 +34,8 @@ def install(
 ) -> None:
     """Add the middleware to an application, and what it counts to the state of the application.
 
-    Sets `app.state.in_flight` and `app.state.admission`.
-
-    Args:
-        app: the application, without other middleware; its state has settings and keys.
-        metrics: metrics that count requests.
-        check_capacity: raises `OverloadedError` while no scoring request of a client can be
-            accepted.
-        echo_request_id: see `RequestLogMiddleware`.
-        route_templates: see `RequestLogMiddleware`.
-        tracer: see `RequestLogMiddleware`.
+    Sets `app.state.in_flight` and `app.state.admission`. See `RequestLogMiddleware` and
+    `RequestLimitsMiddleware`.
     """
     state, cors_origins = app.state, app.state.settings.cors_origins
     state.in_flight = InFlightRequests()
@@ -71,14 +62,9 @@ def install(
             Middleware(ResponseTimeoutMiddleware),
             Middleware(TrustedHostMiddleware),
             *([cors] if cors_origins else []),
+            Middleware(ApiKeyMiddleware),
             Middleware(
-                ApiKeyMiddleware,
-                authorize=admin.authorize,
-            ),
-            Middleware(
-                RequestLimitsMiddleware,
-                admission=state.admission,
-                check_capacity=check_capacity,
+                RequestLimitsMiddleware, admission=state.admission, check_capacity=check_capacity
             ),
         ]
     )

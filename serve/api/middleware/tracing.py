@@ -30,9 +30,7 @@ _NS = 1_000_000_000
 class OtlpTracer:
     """Sends finished requests to a collector over OTLP/HTTP.
 
-    Args:
-        endpoint: URL of the collector, such as `http://127.0.0.1:4318`; `/v1/traces` is appended
-            to a URL without a path.
+    `/v1/traces` is appended to a URL without a path, such as `http://127.0.0.1:4318`.
     """
 
     def __init__(self, endpoint: str) -> None:

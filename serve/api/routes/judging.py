@@ -23,17 +23,18 @@ from rm_core import (
 )
 from rm_core.inputs.conversations import ChatJson
 from serve.api.routes.results import (
-    build_envelope,
+    build_comparisons,
     build_error,
-    compute_ranks,
+    build_ranking,
+    fill_in,
     parse_each,
+    score_items,
     try_parse,
 )
 from serve.api.schemas import CompareRequest, RankRequest
 from serve.errors import BadRequestError
 from serve.scoring.service import ScoringService
 from serve.scoring.tokenization import check_num_conversations
-from serve.telemetry.logging import current_request
 
 
 async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResponse:
@@ -43,21 +44,10 @@ async def judge_pairs(body: CompareRequest, service: ScoringService) -> JSONResp
         (1 + both_orders) * len(body.pairs), limits.max_conversations, "orders of pairs"
     )
     pairs = await parse_each(parse_judge_pair, body.pairs, limits.max_messages)
-    scores = await service.score(
-        body.model,
-        expand_orders(pairs, both_orders=both_orders),
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        kinds=("judge",),
-    )
+    orders = expand_orders(pairs, both_orders=both_orders)
+    scores = await score_items(body, service, orders, ("judge",))
     verdicts = merge_orders(pairs, scores.results, both_orders=both_orders)
-    results = [{"index": i, **_build_comparison(v)} for i, v in enumerate(verdicts)]
-    margins = [v.margin for v in verdicts if isinstance(v, Verdict)]
-    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
-    return JSONResponse(
-        {**build_envelope("compare", scores), "results": results, "accuracy": accuracy}
-    )
+    return build_comparisons(scores, [_build_comparison(verdict) for verdict in verdicts])
 
 
 async def judge_answers(
@@ -65,10 +55,7 @@ async def judge_answers(
 ) -> JSONResponse:
     """Compare every pair of answers in both orders, and rank them by their mean margin.
 
-    Args:
-        body: the request.
-        service: scores the pairs.
-        joined: the prompt with each answer, or the answer's error.
+    `joined` has the prompt with each answer, or the answer's error.
     """
     if len(joined) < 2:
         raise BadRequestError(
@@ -81,28 +68,14 @@ async def judge_answers(
         "orders of pairs (every pair of answers in both orders)",
     )
     readable = [item for item in joined if not isinstance(item, ScoreError)]
-    parsed = iter(await parse_each(parse_judge_answer, readable, limits.max_messages))
-    read = [item if isinstance(item, ScoreError) else next(parsed) for item in joined]
+    read = fill_in(joined, await parse_each(parse_judge_answer, readable, limits.max_messages))
     answers = _share_prompts([item for item in read if isinstance(item, JudgeAnswer)])
     pairs = [try_parse(pair_answers, *pair) for pair in combinations(answers, 2)]
-    scores = await service.score(
-        body.model,
-        expand_orders(pairs),
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        kinds=("judge",),
-    )
+    scores = await score_items(body, service, expand_orders(pairs), ("judge",))
     verdicts = merge_orders(pairs, scores.results)
-    ranked = iter(rank_answers(len(answers), verdicts) if len(answers) > 1 else [_ALONE])
-    items = [item if isinstance(item, ScoreError) else next(ranked) for item in read]
-    ranks = compute_ranks([item.reward for item in items if isinstance(item, RankedAnswer)])
-    results = [
-        {"index": index, **_build_answer(item, ranks, len(answers))}
-        for index, item in enumerate(items)
-    ]
-    best = next((result["index"] for result in results if result.get("rank") == 1), None)
-    return JSONResponse({**build_envelope("rank", scores), "results": results, "best_index": best})
+    ranked = rank_answers(len(answers), verdicts) if len(answers) > 1 else [_ALONE]
+    items = fill_in(read, ranked)
+    return build_ranking(scores, [_build_answer(item, len(answers)) for item in items])
 
 
 _ALONE = ScoreError(
@@ -139,16 +112,10 @@ def _build_comparison(verdict: Verdict | ScoreError) -> dict[str, Any]:
     return comparison
 
 
-def _build_answer(
-    item: RankedAnswer | ScoreError, ranks: dict[float, int], num_answers: int
-) -> dict[str, Any]:
+def _build_answer(item: RankedAnswer | ScoreError, num_answers: int) -> dict[str, Any]:
     if isinstance(item, ScoreError):
         return build_error(item)
-    answer: dict[str, Any] = {
-        "reward": item.reward,
-        "rank": ranks[item.reward],
-        "num_comparisons": item.num_comparisons,
-    }
+    answer: dict[str, Any] = {"reward": item.reward, "num_comparisons": item.num_comparisons}
     warnings = list(item.warnings)
     if item.failure is not None:
         failed = (

@@ -1,6 +1,6 @@
 """The life of a model that shares its device with a trainer: sleep, wake, reload.
 
-`serve.api.middleware.admin` decides who may call these routes; they have no deadline.
+`serve.api.middleware.access` decides who may call these routes; they have no deadline.
 """
 
 from __future__ import annotations

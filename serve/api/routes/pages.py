@@ -61,15 +61,11 @@ async def redoc(request: Request) -> HTMLResponse:
 def _add_csp(page: HTMLResponse) -> HTMLResponse:
     inline_scripts = _INLINE_SCRIPT.findall(bytes(page.body).decode())
     policy = {
-        "default-src": "'none'",
         "script-src": " ".join(["'self'", *map(hash_inline_source, inline_scripts)]),
         "style-src": "'self' 'unsafe-inline'",  # the scripts of both pages set styles
         "img-src": "'self' data:",
         "connect-src": "'self'",
         "worker-src": "blob:",  # ReDoc's search
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
     }
     page.headers["Content-Security-Policy"] = format_csp(policy)
     return page

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from rm_core import Aggregation, InvalidConversationError, Reward, ScoreError
 from rm_core.calibration import Calibration
 from rm_core.config import Kind
+from serve.api.schemas import CompareRequest, RankRequest, StepsRequest
 from serve.errors import BadRequestError
 from serve.scoring.served_model import KIND_NAMES, ScoreResult, ServedModel
+from serve.scoring.service import ScoringService
 from serve.scoring.tokenization import check_num_messages
-from serve.telemetry.logging import generate_id
+from serve.telemetry.logging import current_request, generate_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,11 +34,7 @@ _UNREAD: Mapping[Kind, Sequence[str]] = {
 
 
 def check_options(body: BaseModel, *models: ServedModel) -> None:
-    """Return if every option that no model reads has its default.
-
-    Raises:
-        BadRequestError: an option has another value, which would be ignored.
-    """
+    """Refuse a value other than the default of an option that no model reads."""
     kind = models[0].encoder.kind
     fields = type(body).model_fields
     for name in _UNREAD[kind]:
@@ -48,15 +47,56 @@ def check_options(body: BaseModel, *models: ServedModel) -> None:
             )
 
 
-def build_envelope(kind: str, scores: ScoreResult) -> dict[str, Any]:
-    """Return the fields of a response that describe the whole request."""
-    return {
-        "id": generate_id(kind),
-        "object": "list",
-        "model": scores.model,
-        "usage": build_usage(scores),
-        "fingerprint": scores.fingerprint.as_dict(),
-    }
+async def score_items(
+    body: CompareRequest | RankRequest | StepsRequest,
+    service: ScoringService,
+    items: Sequence[object],
+    kinds: Sequence[Kind] = ("classifier", "step"),
+) -> ScoreResult:
+    """Return the scores of what the items of a body are, with the options of the body."""
+    return await service.score(
+        body.model,
+        items,
+        body.truncation,
+        body.priority,
+        context=current_request(),
+        kinds=kinds,
+        aggregation=body.aggregation,
+    )
+
+
+def build_response(
+    kind: str, scores: ScoreResult, items: Iterable[Mapping[str, Any]], **fields: object
+) -> JSONResponse:
+    """Return the response of a request: its items with their indices, and further fields."""
+    return JSONResponse(
+        {
+            "id": generate_id(kind),
+            "object": "list",
+            "model": scores.model,
+            "usage": build_usage(scores),
+            "fingerprint": scores.fingerprint.as_dict(),
+            "results": [{"index": index, **item} for index, item in enumerate(items)],
+            **fields,
+        }
+    )
+
+
+def build_comparisons(scores: ScoreResult, items: Sequence[Mapping[str, Any]]) -> JSONResponse:
+    """Return the response of `/v1/compare`, with the share of pairs with margin > 0."""
+    margins = [item["margin"] for item in items if "margin" in item]
+    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
+    return build_response("compare", scores, items, accuracy=accuracy)
+
+
+def build_ranking(scores: ScoreResult, items: Sequence[dict[str, Any]]) -> JSONResponse:
+    """Return the response of `/v1/rank`: items with the ranks of their rewards."""
+    ranks = compute_ranks([item["reward"] for item in items if "reward" in item])
+    for item in items:
+        if "reward" in item:
+            item["rank"] = ranks[item["reward"]]
+    best = next((index for index, item in enumerate(items) if item.get("rank") == 1), None)
+    return build_response("rank", scores, items, best_index=best)
 
 
 def build_usage(scores: ScoreResult) -> dict[str, int]:
@@ -114,10 +154,8 @@ async def parse_each(
 ) -> list[T | ScoreError]:
     """Return what `parse` makes of each item, or the item's error; yields to other requests.
 
-    Args:
-        parse: raises `InvalidConversationError` for an item that it refuses.
-        items: conversations, or objects with conversations, as they came.
-        max_messages: see the setting; an item with a longer list of messages is not parsed.
+    An item that `parse` refuses raises `InvalidConversationError` there; one with a longer list of
+    messages than the setting `max_messages` is not parsed.
     """
     clock = asyncio.get_running_loop().time
     parsed: list[T | ScoreError] = []
@@ -129,6 +167,12 @@ async def parse_each(
             await asyncio.sleep(0)
             stop = clock() + _YIELD_AFTER_S
     return parsed
+
+
+def fill_in(parsed: Iterable[object | ScoreError], results: Iterable[T]) -> list[T | ScoreError]:
+    """Return the results of the items that could be parsed, and the errors of the others."""
+    remaining = iter(results)
+    return [item if isinstance(item, ScoreError) else next(remaining) for item in parsed]
 
 
 def _find_long_list(item: object, max_messages: int) -> ScoreError | None:

@@ -1,4 +1,4 @@
-"""The native scoring routes: score, compare, rank, render."""
+"""The native scoring routes: score, compare, rank, render, steps."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ from rm_core.inputs.conversations import ChatJson
 from serve.api import error_responses
 from serve.api.routes.judging import judge_answers, judge_pairs
 from serve.api.routes.results import (
-    build_envelope,
+    build_comparisons,
     build_error,
     build_item,
+    build_ranking,
+    build_response,
     check_options,
-    compute_ranks,
+    fill_in,
     parse_each,
+    score_items,
     try_parse,
 )
 from serve.api.routes.several_models import score_with_models
@@ -45,6 +48,8 @@ from serve.api.schemas import (
     RenderRequest,
     RenderResponse,
     ScoreRequest,
+    StepsRequest,
+    StepsResponse,
 )
 from serve.config.settings import Settings
 from serve.scoring.served_model import ScoreResult
@@ -65,24 +70,16 @@ async def score(body: ScoreRequest, service: ServiceDep) -> JSONResponse:
     model.require_kind("classifier", "step")
     check_options(body, model)
     scores, items = await score_with_model(body, service, body.model, current_request())
-    results = [{"index": index, **item} for index, item in enumerate(items)]
-    if body.is_single and "reward" in results[0]:
+    if body.is_single and "reward" in items[0]:
         # A published client reads the reward from this field.
-        results[0]["score"] = results[0]["reward"]
-    return JSONResponse({**build_envelope("score", scores), "results": results})
+        items[0]["score"] = items[0]["reward"]
+    return build_response("score", scores, items)
 
 
 async def score_with_model(
     body: ScoreRequest, service: ScoringService, name: str | None, context: RequestContext
 ) -> tuple[ScoreResult, list[dict[str, Any]]]:
-    """Return the scores, and the fields of each conversation's result.
-
-    Args:
-        body: the conversations and options.
-        service: scores them.
-        name: name of the model; see `ScoringService.resolve_model`.
-        context: see `ScoringService.score`.
-    """
+    """Return the scores, and the fields of each conversation's result."""
     if body.turns == "all":
         return await score_turns(body, service, name, context)
     scores = await service.score(
@@ -113,28 +110,15 @@ async def compare(body: CompareRequest, service: ServiceDep, settings: SettingsD
         if not isinstance(pair, ScoreError)
         for side in pair
     ]
-    scores = await service.score(
-        body.model,
-        sides,
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        aggregation=body.aggregation,
-    )
+    scores = await score_items(body, service, sides)
     rewards = iter(scores.results)
-    results: list[dict[str, Any]] = []
-    for index, pair in enumerate(parsed):
-        comparison = (
-            build_error(pair)
-            if isinstance(pair, ScoreError)
-            else _build_comparison(next(rewards), next(rewards))
-        )
-        results.append({"index": index, **comparison})
-    margins = [result["margin"] for result in results if "margin" in result]
-    accuracy = sum(margin > 0 for margin in margins) / len(margins) if margins else None
-    return JSONResponse(
-        {**build_envelope("compare", scores), "results": results, "accuracy": accuracy}
-    )
+    items = [
+        build_error(pair)
+        if isinstance(pair, ScoreError)
+        else _build_comparison(next(rewards), next(rewards))
+        for pair in parsed
+    ]
+    return build_comparisons(scores, items)
 
 
 @router.post("/v1/rank", response_model=RankResponse, summary="Rank answers to one prompt")
@@ -155,24 +139,12 @@ async def rank(body: RankRequest, service: ServiceDep, settings: SettingsDep) ->
     if model.encoder.kind == "judge":
         return await judge_answers(body, service, joined)
     conversations = [add_tools(c, body.tools) for c in joined if not isinstance(c, ScoreError)]
-    scores = await service.score(
-        body.model,
-        conversations,
-        body.truncation,
-        body.priority,
-        context=current_request(),
-        aggregation=body.aggregation,
-    )
-    rewards = iter(scores.results)
-    items = [item if isinstance(item, ScoreError) else next(rewards) for item in joined]
-    ranks = compute_ranks([item.reward for item in items if isinstance(item, Reward)])
-    results = [
-        {"index": index, **build_item(item, body.aggregation, scores.calibration)}
-        | ({"rank": ranks[item.reward]} if isinstance(item, Reward) else {})
-        for index, item in enumerate(items)
+    scores = await score_items(body, service, conversations)
+    items = [
+        build_item(result, body.aggregation, scores.calibration)
+        for result in fill_in(joined, scores.results)
     ]
-    best = next((result["index"] for result in results if result.get("rank") == 1), None)
-    return JSONResponse({**build_envelope("rank", scores), "results": results, "best_index": best})
+    return build_ranking(scores, items)
 
 
 @router.post("/v1/render", response_model=RenderResponse, summary="Show what would be scored")
@@ -190,10 +162,8 @@ async def render(body: RenderRequest, service: ServiceDep, settings: SettingsDep
     readable = [item for item in inputs if not isinstance(item, ScoreError)]
     context = current_request()
     _, encoded = await service.encode(body.model, readable, body.truncation, context, kinds=kinds)
-    remaining = iter(encoded)
     results: list[dict[str, Any]] = []
-    for item in inputs:
-        rendering = item if isinstance(item, ScoreError) else next(remaining)
+    for rendering in fill_in(inputs, encoded):
         if isinstance(rendering, ScoreError):
             results.append(build_error(rendering))
             continue
@@ -215,6 +185,30 @@ async def render(body: RenderRequest, service: ServiceDep, settings: SettingsDep
             "template_sha256": model.encoder.template_sha256,
         }
     )
+
+
+@router.post("/v1/steps", response_model=StepsResponse, summary="Score the steps of solutions")
+async def score_steps(
+    body: StepsRequest, service: ServiceDep, settings: SettingsDep
+) -> JSONResponse:
+    """Return the reward of each step of each solution, and their aggregate."""
+    # Before the items are read: of a model of another kind, that is the error.
+    model = service.resolve_model(body.model)
+    model.require_kind("step")
+    check_options(body, model)
+    check_num_conversations(len(body.items), settings.max_conversations, "items")
+    parsed = await parse_each(parse_step_item, body.items, settings.max_messages)
+    readable = [item for item in parsed if not isinstance(item, ScoreError)]
+    scores = await score_items(body, service, readable, ("step",))
+    items = [
+        build_item(result, body.aggregation, scores.calibration)
+        for result in fill_in(parsed, scores.results)
+    ]
+    for item in items:
+        if "error" not in item:
+            del item["truncated"]  # nothing is cut off
+            item["num_steps"] = len(item["step_rewards"])
+    return build_response("steps", scores, items)
 
 
 async def _read_inputs(body: RenderRequest, settings: Settings) -> list[Any]:

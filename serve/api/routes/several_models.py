@@ -22,17 +22,11 @@ from serve.telemetry.logging import RequestContext, current_request, generate_id
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What one model made of the conversations.
+    """What one model made of the conversations."""
 
-    Attributes:
-        results: fields of each conversation's result.
-        scores: the scores; None if the model failed as a whole.
-        failure: why it failed.
-    """
-
-    results: Sequence[Mapping[str, Any]]
-    scores: ScoreResult | None = None
-    failure: RewardError | None = None
+    results: Sequence[Mapping[str, Any]]  # fields of each conversation's result
+    scores: ScoreResult | None = None  # the scores; None if the model failed as a whole
+    failure: RewardError | None = None  # why it failed
 
 
 ScoreOne: TypeAlias = Callable[
@@ -171,11 +165,7 @@ def _merge_results(body: ScoreRequest, results: Mapping[str, Mapping[str, Any]])
 
 
 def sum_rewards(terms: Iterable[float]) -> float:
-    """Return the exact sum of weighted rewards, rounded once.
-
-    Raises:
-        BadRequestError: a term or the sum is too large for a double.
-    """
+    """Return the exact sum of weighted rewards, rounded once, if it is a finite number."""
     try:
         total = math.fsum(terms)
     except (OverflowError, ValueError):  # ValueError: terms are infinite with both signs

@@ -99,11 +99,7 @@ class ConversationReader:
             )
 
     def require_on_error(self, trainer: str, *allowed: str) -> None:
-        """Check that a trainer can use what `on_error` gives instead of a reward.
-
-        Raises:
-            ServiceError: it cannot.
-        """
+        """Check that a trainer can use what `on_error` gives instead of a reward."""
         if isinstance(self.on_error, str) and self.on_error not in ("raise", *allowed):
             choices = ", ".join(("raise", *allowed))
             raise ServiceError(
@@ -166,12 +162,7 @@ class ConversationReader:
     def score(
         self, client: ScoringClient, items: Sequence[Item], prompts: Sequence[Any] = ()
     ) -> Scores:
-        """Score items in one call.
-
-        Args:
-            client: client of the service.
-            items: conversations, or errors.
-            prompts: prompt of each item, for `on_error` `group`.
+        """Score conversations, or errors, in one call; `prompts` are for `on_error` `group`.
 
         Raises:
             ScoringFailedError: some results are errors, and `on_error` is `raise`.
@@ -216,11 +207,7 @@ class ConversationReader:
     def extract_models(
         self, results: Sequence[ModelRewards], prompts: Sequence[Any] = ()
     ) -> Scores:
-        """Return the rewards of each of `models`; see `score`.
-
-        Raises:
-            ServiceError: calibrated rewards were requested, and a model has no calibration.
-        """
+        """Return the rewards of each of `models`; see `score`."""
         columns: dict[str, list[Result]] = {}
         for name in self.models:
             columns[name] = [result.results[name] for result in results]
@@ -245,9 +232,7 @@ class ConversationReader:
     ) -> Scores:
         """Return the rewards of results, with what `on_error` gives for errors; see `score`.
 
-        Args:
-            columns: result of each item by model; by the empty name for the client's own model.
-            prompts: see `score`.
+        They are by model, or by the empty name for the client's own model.
         """
         for results in columns.values():
             for result in results:
@@ -331,22 +316,17 @@ def _find_error(columns: Iterable[str], row: Sequence[Result]) -> ScoreError | N
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a trainer gets for a batch.
+    """What a trainer gets for a batch."""
 
-    Attributes:
-        rewards: reward of each item: that of the model, or the weighted sum of several. None or
-            NaN for an item that the trainer leaves out.
-        components: reward of each item by model, for several models; an item that is left out has
-            none of any model.
-        is_scored: whether each item has all rewards from the service.
-        results: result of each item by model, raw or calibrated.
-        turns: by model: the rewards of the turns of each item, if they were requested.
-    """
-
+    # Reward of each item: that of the model, or the weighted sum of several. None or NaN for an
+    # item that the trainer leaves out.
     rewards: list[float | None]
+    # Reward of each item by model, for several models; an item that is left out has none of any
+    # model.
     components: dict[str, list[float | None]]
-    is_scored: list[bool]
-    results: Mapping[str, Sequence[Result]]
+    is_scored: list[bool]  # whether each item has all rewards from the service
+    results: Mapping[str, Sequence[Result]]  # result of each item by model, raw or calibrated
+    # By model: the rewards of the turns of each item, if they were requested.
     turns: Mapping[str, Sequence[Sequence[TurnReward]]] = field(default_factory=dict)
 
     def get_numbers(self) -> list[float]:
@@ -355,11 +335,7 @@ class Scores:
 
 
 class SharedScores:
-    """Scores a batch once for several functions, each of which gives the rewards of one model.
-
-    Args:
-        models: models of the functions.
-    """
+    """Scores a batch once for several functions, each of which gives the rewards of one model."""
 
     def __init__(self, models: Sequence[str]) -> None:
         self._models = tuple(models)
@@ -372,12 +348,9 @@ class SharedScores:
         return SharedScores, (self._models,)
 
     def get(self, model: str, batch: tuple[object, ...], score: Callable[[], Scores]) -> Scores:
-        """Return the scores of a batch, computed for the first function that asks.
+        """Return the scores of a batch, which are computed for the first function that asks.
 
-        Args:
-            model: model of the function that asks.
-            batch: the objects that all functions get for a batch, by whose identity it is known.
-            score: scores the batch.
+        The batch is known by the identity of the objects that all functions get for it.
         """
         with self._lock:
             is_same = len(batch) == len(self._batch) and all(
@@ -396,14 +369,7 @@ class SharedScores:
 
 @dataclass(frozen=True, slots=True)
 class RewardClient:
-    """The clients and the reader that settings describe.
-
-    Attributes:
-        settings: settings of the clients and the reader.
-        client: client for batches.
-        async_client: client for many concurrent single conversations.
-        reader: reader of prompts and answers.
-    """
+    """The clients and the reader that settings describe."""
 
     settings: ClientSettings
     client: ScoringClient
@@ -495,11 +461,7 @@ def build_chat(messages: Sequence[Any], tools: Any = None) -> Item:
 
 
 def get_column(columns: Mapping[str, Any], name: str, num_rows: int) -> Sequence[Any]:
-    """Return the values of a column that a trainer passes by keyword; None for each row without it.
-
-    Raises:
-        ServiceError: the number of values is not the number of rows.
-    """
+    """Return a column that a trainer passes by keyword; without it, None for each row."""
     values = _to_list(columns.get(name))
     if values is None:
         return [None] * num_rows

@@ -25,9 +25,7 @@ from serve.client.integrations.base import (
 class SkyRewardORM:
     """An `AsyncORM` of ms-swift, without the import: ms-swift checks only for an async call.
 
-    Args:
-        args: arguments of the trainer, unused.
-        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
+    `settings` take precedence over `SKYREWARD_CLIENT_*`.
     """
 
     def __init__(self, args: Any = None, **settings: Any) -> None:
@@ -55,12 +53,7 @@ class SkyRewardORM:
 
 
 def build_orms(models: Sequence[str], **settings: Any) -> dict[str, type[SkyRewardORM]]:
-    """Return an ORM for each model, for `orms.update`; one request scores a batch for all of them.
-
-    Args:
-        models: aliases of the models, which are the names of the classes and in ms-swift's logs.
-        settings: see `SkyRewardORM`.
-    """
+    """Return an ORM for each model, for `orms.update`; one request scores a batch for all."""
     shared = SharedScores(models)
 
     def build(model: str) -> type[SkyRewardORM]:

@@ -35,12 +35,7 @@ class AgentInstance(AgentInstanceBase):
         }
 
     async def score(self, observation: str, action: str) -> float:
-        """Return the raw reward of an episode that ends with an action.
-
-        Args:
-            observation: rendered text before the action, from the prompt on.
-            action: the policy's last answer.
-        """
+        """Return the raw reward of a text from the prompt on, with the policy's last answer."""
         client = get_reward_client()
         client.reader.require_on_error("OpenRLHF")
         item = client.reader.parse_conversation(observation + action, observation)

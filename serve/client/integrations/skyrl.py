@@ -17,11 +17,9 @@ from serve.client.integrations.base import get_reward_client
 
 
 class SkyRewardEnv(BaseTextEnv):
-    """Ends after one answer, with its raw reward.
+    """Ends after one answer, with its raw reward. A column `tools` is rendered.
 
-    Args:
-        env_config: settings that take precedence over `SKYREWARD_CLIENT_*`.
-        extras: columns of the row; `tools` is rendered.
+    The settings in `env_config` take precedence over `SKYREWARD_CLIENT_*`.
     """
 
     def __init__(self, env_config: Any = None, extras: Mapping[str, Any] | None = None) -> None:

@@ -19,8 +19,7 @@ _FIELDS = ("role", "tool_call_id", "name")
 class SkyRewardPreferenceModel:
     """Scores a `Comparison`; `PairwisePreferenceGroupBuilder` awaits it for each pair of a group.
 
-    Args:
-        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
+    The settings take precedence over `SKYREWARD_CLIENT_*`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -29,11 +28,7 @@ class SkyRewardPreferenceModel:
         get_reward_client(**settings).reader.require_on_error("Tinker")
 
     async def __call__(self, comparison: Any) -> float:
-        """Return the score of a comparison; reasoning and calls that cannot be read are left out.
-
-        Raises:
-            ScoringFailedError: one of the completions cannot be scored.
-        """
+        """Score a comparison; reasoning and calls that cannot be read are left out."""
         prompt = _read_messages(comparison.prompt_conversation)
         sides = map(_read_messages, (comparison.completion_A, comparison.completion_B))
         scores = await get_reward_client(**self._settings).score_async(
@@ -45,12 +40,9 @@ class SkyRewardPreferenceModel:
 
 @dataclass(frozen=True)
 class SkyRewardPreferenceModelBuilder:
-    """Builds the preference model; for `preference_model_builder` of a dataset builder.
+    """Builds the preference model; for `preference_model_builder` of a dataset builder."""
 
-    Attributes:
-        settings: settings that take precedence over `SKYREWARD_CLIENT_*`.
-    """
-
+    # Settings that take precedence over `SKYREWARD_CLIENT_*`.
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> SkyRewardPreferenceModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rm_core import Reward, ScoreError
 from serve.client.async_client import AsyncScoringClient
@@ -26,13 +26,22 @@ from serve.client.responses import RankedResponse
 from serve.client.sansio import encode_json
 from serve.client.sync_client import ScoringClient
 
+ClientT = TypeVar("ClientT", bound=ScoringClient | AsyncScoringClient)
 Rewards = list[float | None]
 
 
-class _TRLRewardBase:
-    def __init__(self, reader: ConversationReader, name: str) -> None:
-        self.reader = reader
-        # TRL uses this name in its logs.
+class _TRLRewardBase(Generic[ClientT]):
+    """What the reward functions share.
+
+    Args:
+        client: client of the service.
+        name: name of the reward function in TRL's logs.
+        reading: fields of `ConversationReader`; with `models`, the reward is the weighted sum.
+    """
+
+    def __init__(self, client: ClientT, *, name: str = "skyreward", **reading: Any) -> None:
+        self.client = client
+        self.reader = ConversationReader(**reading)
         self.__name__ = name
 
     def _build_conversations(
@@ -62,18 +71,8 @@ class _TRLRewardBase:
                 log_extra(f"{name}_turns", turns)
 
 
-class TRLReward(_TRLRewardBase):
-    """A reward function for TRL; can be pickled.
-
-    Args:
-        client: client of the service.
-        name: name of the reward function in TRL's logs.
-        reading: fields of `ConversationReader`; with `models`, the reward is the weighted sum.
-    """
-
-    def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
-        super().__init__(ConversationReader(**reading), name)
-        self.client = client
+class TRLReward(_TRLRewardBase[ScoringClient]):
+    """A reward function for TRL; can be pickled."""
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -88,20 +87,8 @@ class TRLReward(_TRLRewardBase):
         return scores.rewards
 
 
-class AsyncTRLReward(_TRLRewardBase):
-    """An asynchronous reward function for TRL, which runs these concurrently; can be pickled.
-
-    Args:
-        client: client of the service.
-        name: name of the reward function in TRL's logs.
-        reading: see `TRLReward`.
-    """
-
-    def __init__(
-        self, client: AsyncScoringClient, *, name: str = "skyreward", **reading: Any
-    ) -> None:
-        super().__init__(ConversationReader(**reading), name)
-        self.client = client
+class AsyncTRLReward(_TRLRewardBase[AsyncScoringClient]):
+    """An asynchronous `TRLReward`, which TRL runs concurrently; can be pickled."""
 
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -116,21 +103,13 @@ class AsyncTRLReward(_TRLRewardBase):
         return scores.rewards
 
 
-class TRLModelReward(_TRLRewardBase):
-    """A reward function for TRL with the rewards of one of several models; can be pickled.
-
-    Args:
-        client: client of the service.
-        shared: scores of the batch, for all functions of these models.
-        model: model of this function, and its name in TRL's logs.
-        reader: reader with the models.
-    """
+class TRLModelReward(_TRLRewardBase[ScoringClient]):
+    """A reward function for TRL with the rewards of one of several models; can be pickled."""
 
     def __init__(
-        self, client: ScoringClient, shared: SharedScores, model: str, reader: ConversationReader
+        self, client: ScoringClient, shared: SharedScores, model: str, **reading: Any
     ) -> None:
-        super().__init__(reader, model)
-        self.client = client
+        super().__init__(client, name=model, **reading)
         self._shared = shared
 
     def __call__(
@@ -161,26 +140,18 @@ def build_reward_funcs(
         models: aliases of the models, which are the names in TRL's logs.
         reading: other fields of `ConversationReader`; `combine` and `clip` are not used.
     """
-    reader = ConversationReader(models=tuple(models), **reading)
+    reading["models"] = tuple(models)
     shared = SharedScores(models)
-    return [TRLModelReward(client, shared, model, reader) for model in models]
+    return [TRLModelReward(client, shared, model, **reading) for model in models]
 
 
-class TRLJudgeReward(_TRLRewardBase):
+class TRLJudgeReward(_TRLRewardBase[ScoringClient]):
     """A reward function for TRL from a judge, which compares the completions of each prompt.
 
     A reward is the mean margin against the other completions of the prompt in the batch of the
-    process, of which there has to be one at least. Can be pickled.
-
-    Args:
-        client: client of the service.
-        name: name of the reward function in TRL's logs.
-        reading: `truncation`, `policy_template`, `on_error`; see `ConversationReader`.
+    process, of which there has to be one at least. Can be pickled. Of the fields of
+    `ConversationReader`, it reads `truncation`, `policy_template` and `on_error`.
     """
-
-    def __init__(self, client: ScoringClient, *, name: str = "skyreward", **reading: Any) -> None:
-        super().__init__(ConversationReader(**reading), name)
-        self.client = client
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any

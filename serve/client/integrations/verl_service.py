@@ -60,9 +60,7 @@ async def compute_score(
 class SkyRewardServer(Worker):
     """A Ray actor with a GPU of the pool; it runs the service in a separate process.
 
-    Args:
-        model: `reward.reward_model.model_path`.
-        options: options of `skyreward serve` by name without dashes; True for a switch.
+    The options are those of `skyreward serve`, by name without dashes; True for a switch.
     """
 
     def __init__(self, model: str, options: Mapping[str, Any]) -> None:
@@ -73,11 +71,7 @@ class SkyRewardServer(Worker):
         self._port = 0
 
     def start(self) -> str:
-        """Start the service, and return its address once the model is loaded.
-
-        Raises:
-            ServiceError: it ended, or was not ready after half an hour.
-        """
+        """Start the service; return its address once the model is loaded, within half an hour."""
         ip = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind(("", 0))
@@ -104,11 +98,7 @@ class SkyRewardServer(Worker):
         return f"[{ip}]:{self._port}" if ":" in ip else f"{ip}:{self._port}"
 
     def control(self, action: str) -> None:
-        """Put the model to sleep (`sleep`) or wake it (`wake`).
-
-        Raises:
-            ServiceError: the service refused.
-        """
+        """Put the model to sleep (`sleep`) or wake it (`wake`)."""
         try:
             self._request(f"/v1/models/{_ALIAS}/{action}", {}, _CONTROL_TIMEOUT_S)
         except urllib.error.HTTPError as error:
