@@ -131,6 +131,7 @@ def _run_application(
 ) -> None:
     """Run the application until a signal comes and accepted requests are answered."""
     from ray import serve as ray_serve
+    from ray.serve.exceptions import DeploymentUnavailableError
     from ray.serve.schema import LoggingConfig
 
     from serve.app import APP_NAME
@@ -155,8 +156,11 @@ def _run_application(
     if may_have_accepted:
         # Before the application is deleted: Serve would stop gateways and scorers at the same
         # moment. A gateway that dies meanwhile has nothing left to finish.
-        gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
-        gateways.results(return_exceptions=True)
+        try:
+            gateways = ray_serve.get_app_handle(APP_NAME).broadcast("drain")
+            gateways.results(return_exceptions=True)
+        except DeploymentUnavailableError:
+            notify("no gateway is up; none has a request to finish")
         time.sleep(_LAST_BYTES_S)
 
 
