@@ -40,13 +40,13 @@ _CONTEXT.set_forkserver_preload(
 def run_service(*options: str) -> contextlib.AbstractContextManager[str]:
     """Run a service without Ray in a forked process; see `serve.cli.demo.run_service`."""
 
-    def start(command: Sequence[str], **_: Any) -> PreloadedProcess:
+    def fork(command: Sequence[str], **_: Any) -> PreloadedProcess:
         return PreloadedProcess(_run_command, command[len(SKYREWARD) :])
 
-    return run_in_new_process("--local", *options, start=start)  # type: ignore[arg-type]
+    return run_in_new_process("--local", *options, start=fork)  # type: ignore[arg-type]
 
 
-def start_job(arguments: Sequence[object], errors: Path, chunk_rows: int = 0) -> PreloadedProcess:
+def start(arguments: Sequence[object], errors: Path, chunk_rows: int = 0) -> PreloadedProcess:
     """Start a command in a forked process.
 
     Args:
@@ -54,8 +54,9 @@ def start_job(arguments: Sequence[object], errors: Path, chunk_rows: int = 0) ->
         errors: file for its standard error.
         chunk_rows: rows of a chunk of `skyreward score`; 0 for the default.
     """
+    errors.touch()
     words = [str(argument) for argument in arguments]
-    return PreloadedProcess(_run_job, words, errors, chunk_rows)
+    return PreloadedProcess(_run_with_log, words, errors, chunk_rows)
 
 
 class PreloadedProcess:
@@ -103,7 +104,7 @@ def _run_command(arguments: Sequence[str]) -> None:
     main(arguments)
 
 
-def _run_job(arguments: Sequence[str], errors: Path, chunk_rows: int) -> None:
+def _run_with_log(arguments: Sequence[str], errors: Path, chunk_rows: int) -> None:
     with errors.open("wb") as file:
         os.dup2(file.fileno(), 2)
     if chunk_rows:

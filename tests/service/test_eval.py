@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_files
+import preloaded
 import pytest
 from command_line import invoke
 from conftest import BENCHMARK_DATA
 from job_runs import count_chunks
 from peer_service import TINY_MAX_LENGTH, Served
-from preloaded import start_job
 from waiting import PATIENCE_S
 
 RM_BENCH, RMB = BENCHMARK_DATA / "rm-bench", BENCHMARK_DATA / "rmb"
@@ -112,7 +112,7 @@ def test_interrupted_evaluation_resumes(served: Served, tmp_path: Path) -> None:
     arguments = ("rewardbench", "--data", data, "--model", served.folders["tiny"])
     run_eval(*arguments, "-o", tmp_path / "uninterrupted")
     errors = tmp_path / "errors"
-    process = start_job(("eval", *arguments, "-o", tmp_path / "out"), errors)
+    process = preloaded.start(("eval", *arguments, "-o", tmp_path / "out"), errors)
     deadline = time.monotonic() + 2 * PATIENCE_S
     while not count_chunks(tmp_path / "out" / "rewards.jsonl"):
         assert process.poll() is None

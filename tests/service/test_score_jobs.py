@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pyarrow.parquet as pq
 import pytest
 from command_line import invoke
 from job_runs import count_chunks, records, write_lines
 from peer_service import Served
-from preloaded import start_job
 from waiting import PATIENCE_S
 
 from serve.jobs import command
@@ -58,7 +58,7 @@ def uninterrupted(source: Path, served: Served) -> bytes:
 def run_and_interrupt(arguments: list[object], output: Path, signal_number: int) -> tuple[int, str]:
     """Send a signal to a run after its next chunk; return its exit code and messages."""
     before, errors = count_chunks(output), output.with_name("errors")
-    process = start_job(arguments, errors, CHUNK_ROWS)
+    process = preloaded.start(arguments, errors, CHUNK_ROWS)
     deadline = time.monotonic() + 2 * PATIENCE_S
     while count_chunks(output) <= before:
         assert process.poll() is None

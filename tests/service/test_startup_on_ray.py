@@ -8,16 +8,17 @@ import signal
 import socket
 import ssl
 import stat
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import preloaded
 import pytest
 from certificates import write_certificate
 from checkpoints import PathOf
 from conftest import find_free_port
+from preloaded import PreloadedProcess
 from processes import processes_of
 from prometheus_text import parse
 from service_process import assert_refused, start
@@ -32,21 +33,19 @@ def test_checkpoint_refused_by_replica_stops_startup(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def local_service(checkpoint_of: PathOf) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = find_free_port()
+def local_service(checkpoint_of: PathOf, tmp_path: Path) -> Iterator[tuple[PreloadedProcess, str]]:
+    port, log = find_free_port(), tmp_path / "log"
     folder = checkpoint_of("llama-v0.1")
-    process = start("--local", "--model", str(folder), "--port", str(port))
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "ready: POST" in line:
-            break
-    yield process, f"http://127.0.0.1:{port}"
-    process.kill()
-    process.communicate()
+    process = preloaded.start(("serve", "--local", "--model", folder, "--port", port), log)
+    try:
+        until(lambda: "ready: POST" in log.read_text())
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
 
 
 def test_local_mode_returns_same_rewards_as_ray(
-    local_service: tuple[subprocess.Popen[str], str], http: httpx.Client
+    local_service: tuple[PreloadedProcess, str], http: httpx.Client
 ) -> None:
     process, url = local_service
     with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as local:
@@ -96,6 +95,7 @@ def test_accepted_requests_are_finished_before_shutdown(
     checkpoint_of: PathOf,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     signals: int,
     ingress: str,
 ) -> None:
@@ -113,13 +113,14 @@ def test_accepted_requests_are_finished_before_shutdown(
     options = ["--tls-cert", str(cert), "--tls-key", str(tls_key)]
     trust = ssl.create_default_context(cafile=str(cert))
     process = start("--model", str(folder), "--port", str(port), *options)
+    request.addfinalizer(process.kill)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
         if "ready: POST" in line:
             break
-    drain = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
+    drain = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
     drain.start()
     output = "".join(lines)
     assert "loading" in output
@@ -135,7 +136,7 @@ def test_accepted_requests_are_finished_before_shutdown(
     )
     answers: list[httpx.Response] = []
     num_sent = 400 if signals == 1 else 4000
-    many = [[{"role": "user", "content": f"{i} " * 400}, CONVERSATION[1]] for i in range(num_sent)]
+    many = [[{"role": "user", "content": f"{i} " * 200}, CONVERSATION[1]] for i in range(num_sent)]
 
     def post() -> None:
         with contextlib.suppress(httpx.HTTPError):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
+import preloaded
 import pytest
 from certificates import write_certificate
 from conftest import find_free_port
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 BODY = {
     "conversations": [
@@ -25,13 +24,11 @@ BODY = {
 def test_local_service_serves_https(tmp_path: Path) -> None:
     cert, key = write_certificate(tmp_path)
     port = find_free_port()
-    command = [sys.executable, "-m", "serve.cli.main", "serve", "--local", "--port", str(port)]
-    command += ["--tls-cert", str(cert), "--tls-key", str(key)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "log"
+    files = ("--tls-cert", cert, "--tls-key", key)
+    process = preloaded.start(("serve", "--local", "--port", port, *files), log)
     try:
-        assert process.stderr is not None
-        ready_line = next(line for line in process.stderr if "ready: POST" in line)
-        assert f"https://127.0.0.1:{port}/v1/score" in ready_line
+        until(lambda: f"ready: POST https://127.0.0.1:{port}/v1/score" in log.read_text())
         trust = ssl.create_default_context(cafile=str(cert))
         url = f"https://127.0.0.1:{port}"
         with httpx.Client(
@@ -52,4 +49,3 @@ def test_local_service_serves_https(tmp_path: Path) -> None:
             assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
-        process.communicate()

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from click.testing import CliRunner
 from job_runs import count_chunks, write_lines
 from job_service import Service
-from preloaded import start_job
 from waiting import PATIENCE_S, until
 
 from rm_core.inputs.conversations import Messages
@@ -124,7 +124,7 @@ def test_one_signal_ends_job_waiting_for_silent_service(
 
         monkeypatch.setattr(service, "score", silent_at_third_chunk)
     errors = tmp_path / "errors"
-    process = start_job(("score", source, "-o", output, "--url", service.url), errors, 5)
+    process = preloaded.start(("score", source, "-o", output, "--url", service.url), errors, 5)
     try:
         until(lambda: service.num_asked and count_chunks(output) == num_kept)
         process.send_signal(signal_number)
