@@ -168,7 +168,7 @@ def test_models_lists_catalogue() -> None:
     [
         (
             ["score", "IN", "-o", "no/such/out.jsonl"],
-            "the folder no/such does not exist; create it first",
+            "/no/such does not exist; create it first",
         ),
         (["score", "IN", "-o", "OUT", "--url", "http://h:80x"], "is not a valid address"),
         (["score", "IN", "-o", "OUT", "--model", ""], "the model's name is empty"),
