@@ -174,7 +174,7 @@ def main() -> int:
         document = service.get("/openapi.json").json()
         scoring = [o for o in operations_of(document) if not controls_models(o.path)]
         operations = [o for o in scoring if o.example is not None]
-        without = [o.path for o in scoring if o.method == "POST" and o.example is None]
+        without = [o.path for o in scoring if o.takes_body and o.example is None]
         before, pids = golden(service), {p.pid for p in service.scorers() + service.gateways()}
         unlike = conform(service.url, options.examples, options.seed)
         print(f"schemathesis: {len(unlike)} findings; now {options.mutants} mutants", flush=True)

@@ -98,7 +98,7 @@ def main() -> int:
         ):
             bearer = {"Authorization": f"Bearer {keys[0]}"}
             operations = operations_of(http.get("/openapi.json", headers=bearer).json())
-            pages = [Operation("GET", path, None) for path in PAGES]
+            pages = [Operation("GET", path, False, None) for path in PAGES]
             wrong = [w for o in [*operations, *pages] for w in wrong_in(http, o, keys)]
             told = [http.get(path, headers=bearer).text for path in ("/info", "/metrics")]
         log.seek(0)

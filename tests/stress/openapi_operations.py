@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one route; `example` is a body that works, None if it takes none."""
+    """One method of one route; `example` is a body that works, None if there is none."""
 
     method: str
     path: str
+    takes_body: bool
     example: Any
 
 
@@ -30,7 +31,7 @@ def controls_models(path: str) -> bool:
 def operations_of(document: Mapping[str, Any]) -> list[Operation]:
     """All of them, in the document's order."""
     return [
-        Operation(method.upper(), path, _example(operation, document))
+        Operation(method.upper(), path, "requestBody" in operation, _example(operation, document))
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
         if method in ("get", "post", "put", "patch", "delete")
