@@ -8,6 +8,7 @@ rollout, and that NeMo-Gym calls at the end of a collection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import statistics
 from collections import defaultdict
@@ -115,14 +116,28 @@ class CompareBody(CompatBody):
     skyreward: RowOptions = RowOptions()
 
 
+class VerifyAnswer(CompatBody):
+    """An answer of `/verify`: its numbers are summarized."""
+
+    model_config = ConfigDict(extra="allow")
+    task_index: int = Field(default=0, alias=_TASK, description="answers are grouped by it")
+
+
 class ResponsesBody(CompatBody):
     """Answers of `/verify`."""
 
-    verify_responses: MessageList
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"verify_responses": [{_TASK: 0, "reward": 1.5}, {"reward": -0.5}]}]
+        }
+    )
+    verify_responses: list[VerifyAnswer]
 
 
 class SeedBody(CompatBody):
     """A row of the data; nothing is read."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{_TASK: 0}]})
 
 
 @router.post("/verify", summary="Score a rollout of NeMo-Gym")
@@ -204,10 +219,10 @@ async def reverify_mode() -> JSONResponse:
 @router.post("/aggregate_metrics", summary="Summarize answers of /verify")
 async def aggregate_metrics(body: ResponsesBody) -> JSONResponse:
     """Return mean, max, min, median and standard deviation of `reward` and of each component."""
-    tasks: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in body.verify_responses:
-        tasks[row.get(_TASK, 0)].append(row)
-    overall = _summarize(body.verify_responses)
+    tasks: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for answer in body.verify_responses:
+        tasks[answer.task_index].append(answer.model_extra or {})
+    overall = _summarize([answer.model_extra or {} for answer in body.verify_responses])
     groups = [{_TASK: task, **_summarize(rows)} for task, rows in sorted(tasks.items())]
     key = {name: value for name, value in overall.items() if name.startswith("mean/")}
     return JSONResponse(
@@ -223,10 +238,12 @@ def _summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     summary: dict[str, float] = {}
     for name in names:
         values = [row.get(name) for row in rows]
-        numbers = [v for v in values if isinstance(v, int | float)]
+        numbers = [value for value in values if isinstance(value, int | float)]
         if len(numbers) < len(values):
             continue
-        summary |= {f"{kind}/{name}": float(compute(numbers)) for kind, compute in _STATISTICS}
+        found = {f"{kind}/{name}": compute for kind, compute in _STATISTICS}
         if len(numbers) > 1:
-            summary[f"std/{name}"] = statistics.stdev(numbers)
+            found[f"std/{name}"] = statistics.stdev
+        with contextlib.suppress(OverflowError):  # no float is the result
+            summary |= {key: float(compute(numbers)) for key, compute in found.items()}
     return summary

@@ -130,6 +130,24 @@ def test_routes_around_a_rollout(models: TestClient) -> None:
     assert [g["_ng_task_index"] for g in summary["group_level_metrics"]] == [0, 1]
     empty = models.post("/aggregate_metrics", json={"verify_responses": []}).json()
     assert empty == {"group_level_metrics": [], "agent_metrics": {}, "key_metrics": {}}
+    for value in (1.7e308, 10**400):  # whose mean is no float
+        rows = [{"reward": value, "reward_a": 1}, {"reward": value, "reward_a": 2}]
+        summary = models.post("/aggregate_metrics", json={"verify_responses": rows}).json()
+        assert summary["key_metrics"] == {"mean/reward_a": 1.5}
+    infinite = models.post(
+        "/aggregate_metrics",
+        content='{"verify_responses": [{"reward": 1e400}]}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert infinite.status_code == 400
+
+
+@pytest.mark.parametrize("index", ["a", [1], {"b": 1}, None, 1.5])
+def test_task_index_is_an_integer(models: TestClient, index: object) -> None:
+    rows = [{"_ng_task_index": index, "reward": 1}, {"_ng_task_index": 1, "reward": 1}]
+    refused = models.post("/aggregate_metrics", json={"verify_responses": rows})
+    assert refused.status_code == 400
+    assert "_ng_task_index" in refused.text
 
 
 def test_items_become_messages() -> None:
