@@ -101,6 +101,7 @@ def service(
     asked = threading.Event()
     model = {
         "state": "ready", "fingerprint": FINGERPRINT, "max_model_len": 9, "encoding_sha256": "e",
+        "kind": "classifier",
     }  # fmt: skip
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -203,7 +204,7 @@ def silence(folder: Path) -> tuple[Ran, dict[str, bool]]:
 
     source = lines(folder / "in.jsonl", ROW)
     with service(nothing) as (url, asked):
-        ran = score(source, folder / "out.jsonl", "--url", url, end=asked.wait)
+        ran = score(source, folder / "out.jsonl", "--url", url, end=lambda: asked.wait(60))
         released.set()
     good = {"reward": 1.0, "num_tokens": 1, "truncated": False}
     with service(lambda number: results(number, good)) as (url, _):
