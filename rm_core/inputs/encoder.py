@@ -368,7 +368,7 @@ class ChatEncoder(Encoder):
         if kept is None:
             never_cut = "the last turn and `tools`" if chat.tools else "the last turn"
             raise ConversationTooLongError(
-                _format_too_long(num_tokens, limit)
+                format_too_long(num_tokens, limit, 'shorten it, or choose truncation "right"')
                 + f"; `left` never cuts {never_cut}, and that alone is too long"
             )
         return replace(chat, messages=kept)

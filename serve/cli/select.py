@@ -40,6 +40,14 @@ class _Top(click.ParamType[int | Fraction]):
         self.fail(f"{value!r} is neither a number above 0 nor a percentage up to 100%", param, ctx)
 
 
+_GOES_WITH = {
+    "against": "--pairs",
+    "min_margin": "--pairs",
+    "max_length_ratio": "--pairs and --best-of-n",
+    "seed": "--pairs --against random",
+}
+
+
 @click.command(cls=SingleValueCommand)
 @click.argument("input")
 @click.option(
@@ -121,8 +129,7 @@ def select(
     for name in given:
         if name not in allowed:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} does not apply here; see what it goes with in "
-                "skyreward select --help"
+                f"--{name.replace('_', '-')} goes with {_GOES_WITH[name]}; leave it out"
             )
     choice = Choice("best-of-n" if best_of_n else "pairs" if pairs else "top", top, **given)
     push = pop_push(options)

@@ -125,7 +125,7 @@ class Sender:
             if delay_s is None:
                 raise ServiceError(
                     f"{endpoint.describe_failure(outcome)} "
-                    f"({num_tries} tries, request {request_id})",
+                    f"(tries: {num_tries}, request {request_id})",
                     retryable=is_retryable(outcome),
                     status=outcome.status_code if isinstance(outcome, httpx.Response) else None,
                     error_code=get_error_field(outcome, "code"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -164,11 +165,15 @@ def build_overview(benchmarks: Sequence[str], results: Iterable[LocalResult]) ->
         for model, by_benchmark in published.items()
     ]
     wanted = [one for one in results if one.benchmark in benchmarks]
-    for group in _group_by_model(wanted):
+    groups = list(_group_by_model(wanted))
+    counts = Counter(str(group[0].summary["model"]) for group in groups)
+    for group in groups:
         model = str(group[0].summary["model"])
         entry = find_entry(model)
         known = published.get(entry.id, {}) if entry else {}
         cells = {one.benchmark: _build_cell(one, known.get(one.benchmark)) for one in group}
+        if counts[model] > 1:
+            model += f" ({os.path.commonpath([one.folder for one in group])})"
         rows.append(_build_row(benchmarks, model, LOCAL, cells))
     return Overview(tuple(benchmarks), tuple(sorted(rows, key=_get_sort_key)))
 

@@ -86,7 +86,11 @@ def read_scores(
             lines[item.key] = number
             names.setdefault(_list_names(record), number)
     if not scored:
-        raise ScoreFileError(f"{path} has {number} lines but no rewards; write one line per item")
+        told = f"{number} lines but no rewards" if number else "no line"
+        raise ScoreFileError(
+            f"{path} has {told}; write one line for each item. An evaluation in which no item "
+            "could be scored writes none"
+        )
     if len(names) > 1:
         (first, first_line), (second, second_line) = list(names.items())[:2]
         raise ScoreFileError(

@@ -102,8 +102,14 @@ class Job:
             is_finished = manifest.completion and not (spec.retry_errors or self.store.retry)
             needs_identity = not (is_finished and manifest.model_spec == spec.model_spec)
             model = self._resolve_identity() if needs_identity else None
-            require_compatible(manifest, spec.source.files, model, spec)
-            return manifest
+            try:
+                require_compatible(manifest, spec.source.files, model, spec)
+            except JobRefusedError:
+                if manifest.completion or self.store.num_chunks:
+                    raise
+                # A job without results has nothing to keep: it begins again.
+            else:
+                return manifest
         if spec.retry_errors:
             raise JobRefusedError(
                 f"no job of {spec.output} is known, so nothing can be retried; run the command "
@@ -158,7 +164,11 @@ class Job:
             if manifest.completion:
                 self._require_output(manifest.completion)
             if not num_failed:
-                self.notify("no row has an error, so there is nothing to retry")
+                self.notify(
+                    "no row has an error, so there is nothing to retry"
+                    if manifest.completion
+                    else "the job is not finished and no row has an error so far; it goes on"
+                )
                 return
         completed = store.retry.summary.num_retried if store.retry else 0
         self.progress.start_phase("retrying", total=num_failed, completed=completed)
@@ -220,6 +230,8 @@ class Job:
                     f"{self.store.summary.num_rows:,} rows in {self.store.num_chunks:,} chunks are "
                     f"scored and kept in {self.store.path.parent}"
                 )
+            elif fetched := self.spec.source.fetched.kept_folder:
+                self.notify(f"copies of the input are kept in {fetched}")
             raise
 
     def _score(self, manifest: Manifest) -> None:

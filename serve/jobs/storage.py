@@ -635,7 +635,13 @@ class FetchedFiles:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._is_kept = folder is not None
         self._locations: dict[str, Location] = {}
+
+    @property
+    def kept_folder(self) -> Path | None:
+        """Folder of copies that stay when the process ends; None if there are none."""
+        return self._folder if self._is_kept and self._locations else None
 
     def fetch(self, file: InputFile, on_block: Callable[[], None] = lambda: None) -> Location:
         """Return where to read a file.

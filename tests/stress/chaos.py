@@ -171,7 +171,7 @@ def with_retries(
                 try:
                     results = scoring.results([pool[place] for place in places])
                 except ServiceError as error:
-                    failure = error.detail.split(" tries, request")[0][:160]
+                    failure = error.detail.split("(tries:")[0][:160]
                 with lock:
                     tally.seconds.append(time.perf_counter() - started)
                     if failure:

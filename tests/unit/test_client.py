@@ -127,7 +127,7 @@ def test_invalid_address_raises_error(address: str) -> None:
 def test_unreachable_address_raises_error() -> None:
     with (
         ScoringClient("http://127.0.0.1:9", retry_timeout_s=0) as client,
-        pytest.raises(ServiceError, match=r"is the service running there\? \(1 tries"),
+        pytest.raises(ServiceError, match=r"is the service running there\? \(tries: 1"),
     ):
         reward(client)
 
@@ -207,7 +207,7 @@ def test_final_error_has_number_of_tries_and_last_response(server: Server) -> No
         pytest.raises(ServiceError) as caught,
     ):
         reward(client)
-    assert "answered 503: no (2 tries, request client-" in caught.value.detail
+    assert "answered 503: no (tries: 2, request client-" in caught.value.detail
 
 
 def test_zero_retry_timeout_disables_retries(server: Server) -> None:

@@ -101,6 +101,8 @@ def test_invalid_line_raises_error(line: object, message: str, tmp_path: Path) -
 def test_file_without_rewards_raises_error(tmp_path: Path) -> None:
     with pytest.raises(ScoreFileError, match="no rewards"):
         read_rewards(write_lines(tmp_path / "scores.jsonl", "", ""))
+    with pytest.raises(ScoreFileError, match=r"has no line; .* no item could be scored"):
+        read_rewards(write_lines(tmp_path / "scores.jsonl"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])

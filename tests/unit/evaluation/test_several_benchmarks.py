@@ -87,6 +87,14 @@ def overview_of(folder: Path, *names: str) -> Overview:
     return build_overview(choose_benchmarks(names, results), results)
 
 
+def test_folders_tell_models_of_one_name_apart(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        write_summary(tmp_path / run / "rm-bench", "rm-bench", "mine", 0.5)
+    write_summary(tmp_path / "two" / "judgebench", "judgebench", "mine", 0.5)
+    local = {row.model for row in overview_of(tmp_path).rows if row.is_local}
+    assert local == {f"mine ({tmp_path / 'one/rm-bench'})", f"mine ({tmp_path / 'two'})"}
+
+
 def test_every_benchmark_has_leaderboard(results: Path) -> None:
     for name in BENCHMARKS:
         result = invoke("leaderboard", name, results)

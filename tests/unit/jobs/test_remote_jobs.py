@@ -139,6 +139,20 @@ def test_input_is_fetched_once_and_kept_for_resuming(
     assert fetched == [source]
 
 
+def test_folder_of_copies_is_named_if_nothing_was_scored(s3: S3Server, bucket: str) -> None:
+    s3.put(f"{bucket}/in.jsonl", encode(PAIRS, ""))
+    notices: list[str] = []
+    with pytest.raises(RuntimeError):
+        run_job(
+            f"s3://{bucket}/in.jsonl",
+            f"s3://{bucket}/out.jsonl",
+            FakeExecutor(fail_at=0),
+            notices=notices,
+        )
+    (told,) = (line for line in notices if line.startswith("copies of the input are kept in "))
+    assert any(Path(told.removeprefix("copies of the input are kept in ")).iterdir())
+
+
 def test_local_output_of_remote_input(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     s3.put(f"{bucket}/in.jsonl", encode(PAIRS, ""))
     run_job(f"s3://{bucket}/in.jsonl", tmp_path / "out.jsonl", FakeExecutor())

@@ -368,6 +368,17 @@ def test_job_without_errors_is_left_alone(tmp_path: Path) -> None:
     assert output.stat().st_mtime_ns == file.st_mtime_ns
 
 
+def test_retry_goes_on_with_unfinished_job(tmp_path: Path) -> None:
+    rows = [{"prompt": "2+2?", "response": str(number)} for number in range(30)]
+    source, output = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    with pytest.raises(RuntimeError):
+        run_job(source, output, FakeExecutor(fail_at=1))
+    notices = list[str]()
+    summary = run_job(source, output, FakeExecutor(), retry_errors=True, notices=notices)
+    assert notices[0] == "the job is not finished and no row has an error so far; it goes on"
+    assert summary.num_scored == 30
+
+
 def test_retry_needs_the_job(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     with pytest.raises(JobRefusedError, match="is known, so nothing can be retried"):

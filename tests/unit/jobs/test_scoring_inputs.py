@@ -90,10 +90,19 @@ def test_verdicts_are_log_odds_of_the_first_response(tmp_path: Path) -> None:
 
 def test_inputs_of_a_job_cannot_change(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", ROWS)
+    output, begun = tmp_path / "out.jsonl", FakeExecutor(fail_at=1)
     with pytest.raises(RuntimeError):
-        run_job(source, tmp_path / "out.jsonl", FakeExecutor(fail_at=0), inputs="steps")
+        run_job(source, output, begun, inputs="steps", chunk_rows=2)
     with pytest.raises(JobRefusedError, match="inputs"):
-        run_job(source, tmp_path / "out.jsonl", FakeExecutor(), inputs="pairs")
+        run_job(source, output, FakeExecutor(), inputs="pairs", chunk_rows=2)
+
+
+def test_job_without_results_begins_again_with_other_options(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", ROWS)
+    with pytest.raises(RuntimeError):
+        run_job(source, tmp_path / "out.jsonl", FakeExecutor(fail_at=0), limit=3)
+    run_job(source, tmp_path / "out.jsonl", FakeExecutor(), limit=2)
+    assert len(read_lines(tmp_path / "out.jsonl")) == 2
 
 
 def test_step_rewards_of_answers_are_written() -> None:
