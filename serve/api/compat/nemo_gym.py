@@ -131,7 +131,7 @@ class ResponsesBody(CompatBody):
             "examples": [{"verify_responses": [{_TASK: 0, "reward": 1.5}, {"reward": -0.5}]}]
         }
     )
-    verify_responses: list[VerifyAnswer]
+    verify_responses: list[VerifyAnswer] = Field(fail_fast=True)
 
 
 class SeedBody(CompatBody):
