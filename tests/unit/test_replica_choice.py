@@ -163,6 +163,15 @@ async def test_answer_waits_for_replica_that_computes_its_prompt(harness: Harnes
 
 
 @scenario(2)
+async def test_idle_replicas_share_what_is_pending(harness: Harness) -> None:
+    await harness.warm_up()
+    await asyncio.gather(*[harness.score(prompt, 0) for prompt in range(8)])
+    warm_up, shares = harness.replicas.sent[:2], harness.replicas.sent[2:]
+    assert len(warm_up) == 2
+    assert sorted(name for name, *_ in shares) == ["0", "1"]
+
+
+@scenario(2)
 async def test_answers_go_where_their_prompt_is(harness: Harness) -> None:
     prompts = await harness.warm_up()
     for number in range(1, 20):
