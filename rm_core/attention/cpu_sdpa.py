@@ -1,4 +1,4 @@
-"""Attention on CPUs: SDPA's kernel without a mask, in blocks merged by their log-sum-exp.
+"""Attention on CPUs without a compiler: SDPA's kernel, in blocks merged by their log-sum-exp.
 
 Attention of a segment to its own tokens is causal, which the kernel supports at full speed.
 Attention to ancestors needs no mask, and all segments under one ancestor share one call. A mask
@@ -35,7 +35,14 @@ class CpuSdpaPlan:
 
 
 class CpuSdpaBackend:
-    """SDPA backend for CPUs, see `AttentionBackend`. Supports neither softcap nor window."""
+    """SDPA backend for CPUs, see `AttentionBackend`. Supports neither softcap nor window.
+
+    Args:
+        kernel_failure: why the faster kernel of `cpu_flash` is not used.
+    """
+
+    def __init__(self, kernel_failure: str = "") -> None:
+        self.kernel_failure = kernel_failure
 
     def plan(self, segments: Sequence[Segment], num_keys: int, device: torch.device) -> CpuSdpaPlan:
         """See `AttentionBackend`."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
+from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.segments import build_segments, build_token_segments
 from rm_core.attention.select import AttentionChoice, make_backend
@@ -76,9 +77,10 @@ def select_validated_backend(
             logger.warning("attention: %s; trying %s next%s", failure, next_name, slower)
             failures.append(failure)
         else:
-            if not failures:
-                return choice, backend
-            return AttentionChoice(name, "; ".join(failures)), backend
+            reasons = failures or [choice.reason]
+            if isinstance(backend, CpuSdpaBackend):
+                reasons = [*reasons, backend.kernel_failure]
+            return AttentionChoice(name, "; ".join(reasons)), backend
     reason = "; ".join(failures) or choice.reason
     return AttentionChoice("eager", reason), make_backend("eager", deterministic)
 

@@ -154,7 +154,7 @@ def _choose_on_cpu(target: AttentionTarget) -> AttentionChoice:
     ):
         if applies:
             return AttentionChoice("eager", f"the model runs on the CPU; {reason}")
-    return AttentionChoice("sdpa", "the model runs on the CPU; its flash kernel needs no mask")
+    return AttentionChoice("sdpa", "the model runs on the CPU; its kernel needs no mask")
 
 
 def _refusal_reason(
@@ -196,9 +196,9 @@ def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
 
             return EagerBackend(aligned=deterministic)
         case "sdpa":
-            from rm_core.attention.cpu_sdpa import CpuSdpaBackend
+            from rm_core.attention.cpu_flash import make_cpu_backend
 
-            return CpuSdpaBackend()
+            return make_cpu_backend()
         case "varlen":
             from rm_core.attention.torch_varlen import TorchVarlenBackend
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from rm_core import ModelConfig, ModelLoadError, RewardScorer
 from rm_core.attention import (
     AttentionParams,
     AttentionTarget,
+    Segment,
     choose_attention,
-    cpu_sdpa,
     select_validated_backend,
 )
-from rm_core.attention.cpu_sdpa import CpuSdpaBackend, CpuSdpaPlan
+from rm_core.attention.cpu_flash import CpuFlashBackend, CpuFlashPlan, make_cpu_backend
+from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.kernel_check import AttentionHeads, check_backend
 
@@ -60,6 +62,7 @@ def test_correct_backend_passes(dtype: torch.dtype) -> None:
     check_backend(EagerBackend(), HEADS, PARAMS, CPU, dtype)
     check_backend(EagerBackend(aligned=True), HEADS, PARAMS, CPU, dtype)
     check_backend(CpuSdpaBackend(), HEADS, PARAMS[:1], CPU, dtype)
+    check_backend(make_cpu_backend(), HEADS, PARAMS[:1], CPU, dtype)
 
 
 @pytest.mark.parametrize("without", ["softcap", "window", "one position of the window"])
@@ -70,12 +73,10 @@ def test_incomplete_backend_fails(dtype: torch.dtype, without: str) -> None:
 
 
 def drop_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = CpuSdpaBackend.plan
+    def lossy(self: CpuFlashBackend, segments: Sequence[Segment], *_: object) -> CpuFlashPlan:
+        return CpuFlashPlan([replace(segment, keys=segment.keys[-1:]) for segment in segments])
 
-    def lossy(self: CpuSdpaBackend, *args: object) -> CpuSdpaPlan:
-        return CpuSdpaPlan(plan(self, *args).own, [])  # type: ignore[arg-type]
-
-    monkeypatch.setattr(cpu_sdpa.CpuSdpaBackend, "plan", lossy)
+    monkeypatch.setattr(CpuFlashBackend, "plan", lossy)
 
 
 def test_auto_falls_back_with_reason(

@@ -275,7 +275,7 @@ def test_describe_reports_settings_and_reasons(scorer: RewardScorer) -> None:
         "readout_layer": "readout tokens only",
         "device": "cpu",
         "attention": "sdpa",
-        "attention_reason": "the model runs on the CPU; its flash kernel needs no mask",
+        "attention_reason": "the model runs on the CPU; its kernel needs no mask",
         "max_length": 2048,
         "max_batch_tokens": 100,
         "max_batch_tokens_reason": "requested by the setting `max_batch_tokens`",
