@@ -1,37 +1,31 @@
-"""Attention on CPUs with a kernel in C++, `cpu_flash.cpp`, which g++ compiles at load.
+"""Attention on CPUs with the kernel of `rm_core/cpu_kernels/attention.cpp`.
 
-torch's SDPA kernel has a third of the speed on two cores of an AMD EPYC
-(`tests/bench/cpu_attention.py`), because MKL computes its products without AVX-512 there. Compiling
-takes half a second of CPU in each process.
+torch's SDPA kernel has a third of its speed on two cores of an AMD EPYC, because MKL computes its
+products without AVX-512 there (`tests/bench/cpu_attention.py`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from rm_core.attention.base import AttentionBackend, AttentionParams
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.segments import Segment
+from rm_core.cpu_kernels import KernelBuildError, compile_kernels
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 # Queries of a tile, times the heads that share a key. Measured: 96 are no faster.
 _MAX_ROWS = 48
 
 
 class _Heads(ctypes.Structure):
-    """`Heads` of the source file."""
+    """`Heads` of attention.cpp."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -41,7 +35,7 @@ class _Heads(ctypes.Structure):
 
 
 class _Attention(ctypes.Structure):
-    """`Attention` of the source file."""
+    """`Attention` of attention.cpp."""
 
     _fields_ = (
         *((name, _Heads) for name in ("query", "key", "value", "out")),
@@ -57,33 +51,13 @@ class _Attention(ctypes.Structure):
     )
 
 
-@functools.cache
-def compile_kernel(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
-    """Compile and load the kernel, once in a process.
-
-    Raises:
-        OSError: there is no g++, or the library cannot be written or loaded.
-        subprocess.SubprocessError: g++ failed.
-    """
-    with tempfile.TemporaryDirectory(prefix="skyreward-") as folder:
-        library = Path(folder) / "cpu_flash.so"
-        command = ["g++", *flags, str(_SOURCE), "-o", str(library)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        # Its OpenMP is torch's, which is loaded already, so that both use the same threads.
-        kernel = ctypes.CDLL(str(library))
-    kernel.skyreward_get_workspace_size.restype = ctypes.c_int64
-    return kernel
-
-
 def make_cpu_backend() -> AttentionBackend:
     """Return the backend for this machine: the compiled kernel, or torch's where that fails."""
     try:
-        return CpuFlashBackend(compile_kernel())
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        failure = f"g++ cannot compile the kernel for CPUs: {output.strip().splitlines()[0]}"
-        logger.warning("attention: %s; torch's SDPA kernel is used, which is slower", failure)
-        return CpuSdpaBackend(failure)
+        return CpuFlashBackend(compile_kernels())
+    except KernelBuildError as error:
+        logger.warning("attention: %s; torch's SDPA kernel is used, which is slower", error)
+        return CpuSdpaBackend(str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +69,7 @@ class CpuFlashPlan:
 
     segments: Sequence[Segment]
     # By the number of queries: int32 `[num_tiles, 4]` and `[num_slices, 2]`, see `Tile` and `Slice`
-    # of the source file.
+    # of attention.cpp.
     tiles: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 

@@ -39,6 +39,7 @@ from rm_core.inputs.step_encoder import StepEncoder
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint, open_text_files
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
+from rm_core.model.fused_layers import fuse_layers
 from rm_core.model.offload import keep_freed_memory
 from rm_core.model.placement import (
     install_transfer_hooks,
@@ -423,6 +424,7 @@ def prepare_layers(
     # Compilers do not know the packed layout of weights, and choose a layout themselves.
     plain = not quantized and not deterministic and not compiled
     if plain and model.device.type == "cpu" and model.dtype == torch.float32:
+        fuse_layers(layers)
         prepack_linears(layers)
     if compiled:
         for layer in list(layers)[:-1]:

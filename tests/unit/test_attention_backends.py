@@ -24,12 +24,13 @@ from rm_core.attention import (
     build_token_segments,
     eager,
 )
-from rm_core.attention.cpu_flash import CpuFlashBackend, compile_kernel
+from rm_core.attention.cpu_flash import CpuFlashBackend
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.flash import FlashAttn4Backend, FlashAttnBackend
 from rm_core.attention.flex import BLOCK, FlexBackend, _build_block_mask
 from rm_core.attention.torch_varlen import TorchVarlenBackend
+from rm_core.cpu_kernels import compile_kernels
 from rm_core.packing import PrefixTree, TokenIds, pack
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -62,7 +63,7 @@ def attention(
 BACKENDS: dict[str, tuple[Callable[[], AttentionBackend], list[AttentionParams]]] = {
     "eager": (EagerBackend, [PLAIN, CAPPED, WINDOWED, BOTH]),
     "eager, aligned": (lambda: EagerBackend(aligned=True), [PLAIN, CAPPED, WINDOWED, BOTH]),
-    "compiled": (lambda: CpuFlashBackend(compile_kernel()), [PLAIN]),
+    "compiled": (lambda: CpuFlashBackend(compile_kernels()), [PLAIN]),
     "split": (CpuSdpaBackend, [PLAIN]),
     "torch's varlen": (lambda: TorchVarlenBackend(kernel=torch_kernel), [PLAIN, WINDOWED]),
     "flash-attn": (lambda: FlashAttnBackend(flash_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),

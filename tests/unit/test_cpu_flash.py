@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rm_core import ModelConfig, RewardScorer
 from rm_core.attention import AttentionParams, Segment, build_segments, build_token_segments
-from rm_core.attention.cpu_flash import FLAGS, CpuFlashBackend, compile_kernel
+from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.cpu_kernels import FLAGS, compile_kernels
 from rm_core.packing import PrefixTree, pack
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def draw_tensors(num_queries: int, num_keys: int, heads: tuple[int, int], dim: i
 def attend(
     segments: list[Segment], tensors: Tensors, scaling: float, flags: tuple[str, ...] = FLAGS
 ) -> torch.Tensor:
-    backend = CpuFlashBackend(compile_kernel(flags))
+    backend = CpuFlashBackend(compile_kernels(flags))
     plan = backend.plan(segments, len(tensors[1]), CPU)
     return backend.attend(plan, *tensors, AttentionParams(scaling))
 
@@ -188,7 +189,7 @@ def test_without_a_working_compiler_torch_computes_attention(
     compiled = RewardScorer.load(ModelConfig(folder, device="cpu")).score([conversation])
     prepare(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    compile_kernel.cache_clear()
+    compile_kernels.cache_clear()
     scorer = RewardScorer.load(ModelConfig(folder, device="cpu"))
     info = scorer.describe()
     assert info.attention == "sdpa"

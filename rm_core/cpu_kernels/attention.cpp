@@ -2,69 +2,23 @@
 //
 // Both products run in registers, kRows rows by kColumns vectors at a time. A vector of the first
 // product has the scores of consecutive keys, so keys are transposed first, once for all queries.
-// Compiled at load by cpu_flash.py, for the machine that runs it.
 
-#include <algorithm>
 #include <omp.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "vector.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kColumns = 4;  // 32 registers
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kColumns = 2;  // 16 registers
-#else
-constexpr int kLanes = 4, kColumns = 4;
-#endif
-constexpr int kRows = 6;
+constexpr int kRows = 6, kColumns = kLanes == 8 ? 2 : 4;  // of registers: AVX has only 16
 constexpr int kBlock = 64;  // keys of a block
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void store(float* to, Vector vector) { *reinterpret_cast<Vector*>(to) = vector; }
-inline Vector broadcast(float value) { return value - Vector{}; }
-inline int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-// Combines all lanes: after each step, a lane holds what the lane `distance` away held too.
-template <typename Combine>
-inline float reduce(Vector vector, Combine combine) {
-  Integers lanes;
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
-  for (int distance = kLanes / 2; distance > 0; distance /= 2)
-    vector = combine(vector, __builtin_shuffle(vector, lanes ^ distance));
-  return vector[0];
-}
-
-inline Vector max(Vector left, Vector right) { return left > right ? left : right; }
-inline Vector add(Vector left, Vector right) { return left + right; }
-
-// 2 to the power of x <= 0 with a relative error below 2e-7; 0 below -126, and NaN for NaN.
-inline Vector exp2(Vector x) {
-  x = x < -126.0f ? broadcast(-127.0f) : x;
-  // The sum has no bits left for a fraction; its lowest bits are the integer nearest to x.
-  const Vector rounded = x + 0x1.8p23f;
-  const Vector fraction = x - (rounded - 0x1.8p23f);
-  // Taylor series of exp(fraction * log(2)).
-  Vector series = broadcast(1.5252734e-5f);
-  for (float coefficient : {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f,
-                            2.4022651e-1f, 6.9314718e-1f, 1.0f})
-    series = series * fraction + coefficient;
-  // 0x4B400000 are the bits of 1.5 * 2^23, 127 is the bias of the exponent.
-  const Integers power = (reinterpret_cast<const Integers&>(rounded) - 0x4B400000 + 127) << 23;
-  return series * reinterpret_cast<const Vector&>(power);
-}
-
-// out[kRows, Columns vectors] = left[kRows, depth] * right[depth, Columns vectors], added if `is_added`.
+// out[kRows, Columns vectors] = left[kRows, depth] * right[depth, Columns vectors]; `is_added`: +=.
 template <int Columns>
 inline __attribute__((always_inline)) void multiply_panel(
     const float* left, int64_t left_stride, const float* right, int64_t right_stride, float* out,
@@ -235,13 +189,12 @@ class TileRows {
     const int64_t vectors = round_up(last - aligned, kLanes) / kLanes;
     multiply(query, a.padded_dim(), a.packed_keys(key_value_head, block) + aligned, kBlock,
              scores + aligned, kBlock, padded_count, vectors, a.head_dim, false);
-    for (int64_t row = 0; row < padded_count; ++row) {
-      float* row_scores = scores + row * kBlock;
-      const int64_t num_later = (count - 1 - row) / a.heads_per_key();
-      const int64_t visible = causal ? std::clamp<int64_t>(stop - num_later, aligned, last) : last;
-      std::fill(row_scores + aligned, row_scores + start, -kInfinity);
-      std::fill(row_scores + visible, row_scores + aligned + vectors * kLanes, -kInfinity);
-      update_softmax(row, row_scores + aligned, vectors);
+    int64_t num_later = tile.stop - tile.start - 1;
+    for (int64_t row = 0; row < count; --num_later) {
+      const int64_t visible = causal ? std::clamp<int64_t>(stop - num_later, start, last) : last;
+      for (int64_t head = 0; head < a.heads_per_key(); ++head, ++row)
+        update_softmax(row, scores + row * kBlock + aligned, vectors, start - aligned,
+                       visible - aligned);
     }
     multiply(scores + start, kBlock,
              a.packed_values(key_value_head, block) + start * a.padded_dim(), a.padded_dim(), out,
@@ -249,7 +202,15 @@ class TileRows {
   }
 
   // Exponentiates the scores of a row, relative to the maximum so far, and scales its output to it.
-  void update_softmax(int64_t row, float* row_scores, int64_t vectors) {
+  // Scores before `start` and from `stop` on are hidden.
+  void update_softmax(int64_t row, float* row_scores, int64_t vectors, int32_t start,
+                      int32_t stop) {
+    if (start > 0 || stop < vectors * kLanes)
+      for (int64_t i = 0; i < vectors; ++i) {
+        const Integers index = get_lane_indices() + static_cast<int32_t>(i * kLanes);
+        float* to = row_scores + i * kLanes;
+        store(to, (index >= start) & (index < stop) ? load(to) : broadcast(-kInfinity));
+      }
     Vector maximum = load(row_scores);
     for (int64_t i = 1; i < vectors; ++i) maximum = max(maximum, load(row_scores + i * kLanes));
     const float before = maxima[row];
@@ -264,16 +225,11 @@ class TileRows {
       store(row_scores + i * kLanes, weight);
       total += weight;
     }
-    if (after != before) {
-      const float factor = std::exp2(before - after);
-      total += load(sums + row * kLanes) * factor;
-      float* to = out + row * a.padded_dim();
-      for (int64_t i = 0; i < a.padded_dim(); i += kLanes) store(to + i, load(to + i) * factor);
-      maxima[row] = after;
-    } else {
-      total += load(sums + row * kLanes);
-    }
-    store(sums + row * kLanes, total);
+    maxima[row] = after;
+    const Vector factor = exp2(broadcast(before - after));
+    store(sums + row * kLanes, load(sums + row * kLanes) * factor + total);
+    float* to = out + row * a.padded_dim();
+    for (int64_t i = 0; i < a.padded_dim(); i += kLanes) store(to + i, load(to + i) * factor);
   }
 
   float* locate(const Heads& heads, int64_t row) const {
