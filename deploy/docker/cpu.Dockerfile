@@ -31,9 +31,10 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM ${BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# g++ compiles the kernels for CPUs when a model is loaded.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends wget tini \
+    && apt-get install -y --no-install-recommends g++ wget tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin skyreward \
     && install -d -o skyreward -g skyreward /models

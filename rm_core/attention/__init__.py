@@ -4,6 +4,7 @@ from rm_core.attention.base import AttentionBackend, AttentionParams
 from rm_core.attention.hooks import (
     PackedAttention,
     get_readouts,
+    get_running_backend,
     install_packed_attention,
     run_packed_attention,
     run_readout_attention,
@@ -20,6 +21,6 @@ from rm_core.attention.select import (
 __all__ = [
     "AttentionBackend", "AttentionChoice", "AttentionHeads", "AttentionParams", "AttentionTarget",
     "PackedAttention", "Segment", "build_segments", "build_token_segments", "choose_attention",
-    "get_readouts", "install_packed_attention", "make_backend", "run_packed_attention",
-    "run_readout_attention", "select_validated_backend",
+    "get_readouts", "get_running_backend", "install_packed_attention", "make_backend",
+    "run_packed_attention", "run_readout_attention", "select_validated_backend",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 transformers calls the attention function registered here from every layer of a decoder.
 The function calls the backend of the batch that runs in the current context. No mask function is
 registered, so that transformers builds no mask and does not look for one in the positions, for
-which it would wait for the device. No model code of transformers is changed or copied.
+which it would wait for the device. No model code of transformers is copied.
 
 To the compiler of the layers, attention is one operator whose contents it does not see, so that a
 compiled layer is one graph. The plan of a batch is therefore not an argument.
@@ -100,6 +100,12 @@ def get_readouts(device: torch.device) -> torch.Tensor | None:
     """Return the readout tokens for which the last layer runs; None if it runs for all tokens."""
     running = _running.get(None)
     return None if running is None else running.get_attention(device).readouts
+
+
+def get_running_backend(device: torch.device) -> AttentionBackend | None:
+    """Return the backend of the packed batch that runs in this context; None without one."""
+    running = _running.get(None)
+    return None if running is None else running.get_attention(device).backend
 
 
 def install_packed_attention(model: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
 """Kernels for CPUs in C++, which g++ compiles at load for the vectors of the machine.
 
-They take half a second of CPU to compile, in each process. Where there is no g++, torch's
-operations do the same more slowly.
+Compiling takes a second of CPU in each process. Without g++, torch's operations do the same more
+slowly.
 """
 
 from rm_core.cpu_kernels.build import FLAGS, KernelBuildError, compile_kernels

@@ -26,7 +26,7 @@ def compile_kernels(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
     """Compile and load the kernels, once in a process.
 
     Raises:
-        KernelBuildError: there is no g++, it failed, or the library cannot be loaded.
+        KernelBuildError: g++ is missing or failed, or the library cannot be loaded.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="skyreward-") as folder:

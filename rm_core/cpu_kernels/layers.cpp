@@ -43,3 +43,24 @@ extern "C" void skyreward_silu_multiply(float* gate, const float* up, int64_t si
   for (int64_t i = 0; i < end; i += kLanes) store(gate + i, silu(load(gate + i)) * load(up + i));
   for (int64_t i = end; i < size; ++i) gate[i] = silu(broadcast(gate[i]))[0] * up[i];
 }
+
+// Rotary position embedding of `[num_tokens, num_heads, size]`, out with the same strides:
+// out = x * cos + (-x of the second half, x of the first half) * sin; cos and sin are `[num_tokens, size]`.
+extern "C" void skyreward_rotate(const float* rows, float* out, const float* cos, const float* sin,
+                                 int64_t num_tokens, int64_t num_heads, int64_t size,
+                                 int64_t token_stride, int64_t head_stride, int64_t num_threads) {
+  const int64_t half = size / 2;
+#pragma omp parallel for num_threads(num_threads)
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    const float *token_cos = cos + token * size, *token_sin = sin + token * size;
+    for (int64_t head = 0; head < num_heads; ++head) {
+      const float* from = rows + token * token_stride + head * head_stride;
+      float* to = out + token * token_stride + head * head_stride;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < half; ++i) {
+        to[i] = from[i] * token_cos[i] - from[i + half] * token_sin[i];
+        to[i + half] = from[i + half] * token_cos[i + half] + from[i] * token_sin[i + half];
+      }
+    }
+  }
+}

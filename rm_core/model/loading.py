@@ -40,6 +40,7 @@ from rm_core.model.checkpoint import Checkpoint, open_checkpoint, open_text_file
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
 from rm_core.model.fused_layers import fuse_layers
+from rm_core.model.fused_rotary import fuse_rotary
 from rm_core.model.offload import keep_freed_memory
 from rm_core.model.placement import (
     install_transfer_hooks,
@@ -425,6 +426,7 @@ def prepare_layers(
     plain = not quantized and not deterministic and not compiled
     if plain and model.device.type == "cpu" and model.dtype == torch.float32:
         fuse_layers(layers)
+        fuse_rotary(layers[0])
         prepack_linears(layers)
     if compiled:
         for layer in list(layers)[:-1]:

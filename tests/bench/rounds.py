@@ -2,7 +2,8 @@
 
 A machine's speed wanders, by a factor of two on shared ones. So every round runs every way once,
 each round begins with another one, the matrix rate is measured before and after each, ratios are
-taken within a round, and what is told is the median of the rounds.
+taken within a round, and what is told is the median of the rounds. A way begins when the last one
+has come to rest.
 
 Prompts outlive batches in the caches of services, so every way gets conversations in every round
 that nobody has seen: the workload behind another salt. Rewards are compared in a warm-up, which
@@ -22,6 +23,8 @@ from ways import ONE_BY_ONE, Way
 from workloads import Conversations, draw_salt, with_salt
 
 _WARM_UP = 8  # conversations
+# Pause after each way. For a second after its last answer, vLLM's worker polls on a whole core.
+_SETTLE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ def measure(
             started = time.perf_counter()
             scored = ways[name](fresh)
             seconds[name].append(time.perf_counter() - started)
+            time.sleep(_SETTLE_S)
             if len(scored.rewards) != len(fresh):
                 raise SystemExit(f"{name}: {len(scored.rewards)} rewards of {len(fresh)}")
             if scored.num_computed_tokens is not None:
