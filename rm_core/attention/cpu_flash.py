@@ -20,8 +20,11 @@ from rm_core.cpu_kernels import KernelBuildError, compile_kernels
 
 logger = logging.getLogger(__name__)
 
-# Queries of a tile, times the heads that share a key. Measured: 96 are no faster.
+# Rows of a tile, each a query of one of the heads that share a key, and their scores: 1 MiB. A
+# core caches them. Measured: more rows are no faster.
 _MAX_ROWS = 48
+_MIN_ROWS = 6
+_MAX_SCORES = 2**18
 
 
 class _Heads(ctypes.Structure):
@@ -45,7 +48,10 @@ class _Attention(ctypes.Structure):
         ),
         ("tiles", ctypes.c_void_p),
         ("slices", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("num_tiles", "max_tile", "num_threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("num_tiles", "max_queries", "max_scores", "num_threads")
+        ),
         ("scaling", ctypes.c_float),
         ("workspace", ctypes.c_void_p),
     )
@@ -61,16 +67,22 @@ def make_cpu_backend() -> AttentionBackend:
 
 
 @dataclass(frozen=True, slots=True)
-class CpuFlashPlan:
-    """Segments of a batch, and their division into tiles, made when a layer first attends.
+class Tiles:
+    """Division of a batch's segments into tiles, see `Tile` and `Slice` of attention.cpp."""
 
-    The number of queries in a tile depends on how many heads of a layer share a key.
-    """
+    tiles: torch.Tensor  # int32 `[num_tiles, 4]`
+    slices: torch.Tensor  # int32 `[num_slices, 2]`
+    max_queries: int  # largest number of queries of a tile
+    max_scores: int  # largest product of the queries and the keys of a tile
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFlashPlan:
+    """Segments of a batch, and their division into tiles, made when a layer first attends."""
 
     segments: Sequence[Segment]
-    # By the number of queries: int32 `[num_tiles, 4]` and `[num_slices, 2]`, see `Tile` and `Slice`
-    # of attention.cpp.
-    tiles: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    # By the number of heads that share a key.
+    tiles: dict[int, Tiles] = field(default_factory=dict)
 
 
 class CpuFlashBackend:
@@ -101,10 +113,10 @@ class CpuFlashBackend:
         assert params.window is None
         num_keys, num_key_value_heads, head_dim = key.shape
         num_heads = query.shape[1]
-        max_tile = max(1, _MAX_ROWS * num_key_value_heads // num_heads)
-        if max_tile not in plan.tiles:
-            plan.tiles[max_tile] = _build_tiles(plan.segments, max_tile)
-        tiles, slices = plan.tiles[max_tile]
+        repeats = num_heads // num_key_value_heads
+        if repeats not in plan.tiles:
+            plan.tiles[repeats] = _build_tiles(plan.segments, repeats)
+        tiles = plan.tiles[repeats]
         dtype = query.dtype
         query, key, value = (
             tensor.float() if tensor.stride(-1) == 1 else tensor.float().contiguous()
@@ -117,8 +129,8 @@ class CpuFlashBackend:
                 for tensor in (query, key, value, out)
             ),
             *(num_keys, num_heads, num_key_value_heads, head_dim),
-            *(tiles.data_ptr(), slices.data_ptr()),
-            *(len(tiles), max_tile, torch.get_num_threads()),
+            *(tiles.tiles.data_ptr(), tiles.slices.data_ptr()),
+            *(len(tiles.tiles), tiles.max_queries, tiles.max_scores, torch.get_num_threads()),
             params.scaling,
         )
         workspace = torch.empty(self._kernel.skyreward_get_workspace_size(ctypes.byref(arguments)))
@@ -127,14 +139,24 @@ class CpuFlashBackend:
         return out.to(dtype)
 
 
-def _build_tiles(segments: Sequence[Segment], size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide segments into tiles of at most `size` queries."""
+def _build_tiles(segments: Sequence[Segment], repeats: int) -> Tiles:
+    """Divide segments into tiles whose rows and scores are limited."""
     tiles: list[tuple[int, int, int, int]] = []
     slices: list[tuple[int, int]] = []
+    max_queries = max_scores = 0
     for segment in segments:
+        rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_SCORES // segment.num_keys))
+        size = max(1, rows // repeats)
         *ancestors, (first, last) = segment.keys
         for start in range(segment.start, segment.stop, size):
             stop = min(start + size, segment.stop)
             tiles.append((start, stop, len(slices), len(slices) + len(segment.keys)))
             slices += [*ancestors, (first, last - (segment.stop - stop))]
-    return torch.tensor(tiles, dtype=torch.int32), torch.tensor(slices, dtype=torch.int32)
+            max_queries = max(max_queries, stop - start)
+            max_scores = max(max_scores, (stop - start) * segment.num_keys)
+    return Tiles(
+        torch.tensor(tiles, dtype=torch.int32),
+        torch.tensor(slices, dtype=torch.int32),
+        max_queries,
+        max_scores,
+    )

@@ -1,7 +1,13 @@
-// FlashAttention-2 (Dao, 2023) on CPUs, in float32, over the segments of a packed row.
+// Attention on CPUs in float32 over the segments of a packed row.
 //
-// Both products run in registers, kRows rows by kColumns vectors at a time. A vector of the first
-// product has the scores of consecutive keys, so keys are transposed first, once for all queries.
+// A tile of queries is attended to in the cache of a core: scores of all its keys, softmax, sum of
+// values. Both products run in registers, kRows rows by kColumns vectors at a time. A vector of the
+// first product has the scores of consecutive keys, so keys are transposed first, once for all
+// queries.
+//
+// Nothing is added up in an order that depends on how a conversation is divided into slices, so that
+// the output of a query is the same to the last bit in any batch, with any part of its conversation
+// in the prefix cache.
 
 #include <omp.h>
 
@@ -95,7 +101,8 @@ struct Attention {
   int64_t num_keys, num_heads, num_key_value_heads, head_dim;
   const Tile* tiles;
   const Slice* slices;
-  int64_t num_tiles, max_tile;  // number of tiles; largest number of queries of a tile
+  // Number of tiles; largest number of queries of a tile; largest product of queries and keys.
+  int64_t num_tiles, max_queries, max_scores;
   int64_t num_threads;
   float scaling;
   float* workspace;  // skyreward_get_workspace_size floats
@@ -103,17 +110,21 @@ struct Attention {
   int64_t heads_per_key() const { return num_heads / num_key_value_heads; }
   int64_t padded_dim() const { return round_up(head_dim, kLanes); }
   int64_t num_blocks() const { return (num_keys + kBlock - 1) / kBlock; }
-  int64_t max_rows() const { return round_up(max_tile * heads_per_key(), kRows); }
   int64_t block_size() const { return kBlock * padded_dim(); }
   int64_t packed_size() const { return num_key_value_heads * num_blocks() * block_size(); }
-  // Keys as `[head_dim, kBlock]`, values as `[kBlock, padded_dim]`.
-  float* packed_keys(int64_t head, int64_t block) const {
+  // Values as `[kBlock, padded_dim]`, keys as `[head_dim, kBlock]`.
+  float* packed_values(int64_t head, int64_t block) const {
     return workspace + (head * num_blocks() + block) * block_size();
   }
-  float* packed_values(int64_t head, int64_t block) const {
-    return packed_keys(head, block) + packed_size();
+  float* packed_keys(int64_t head, int64_t block) const {
+    return packed_values(head, block) + packed_size();
   }
-  int64_t buffer_size() const { return round_up(max_rows() * (2 * padded_dim() + kBlock + kLanes + 1), 16); }
+  int64_t max_rows() const { return round_up(max_queries * heads_per_key(), kRows); }
+  int64_t buffer_size() const {
+    // Scores have up to two vectors more than a row has keys, and up to kRows rows of padding.
+    const int64_t scores = max_scores * heads_per_key() + kRows * num_keys;
+    return round_up(scores + max_rows() * (2 * padded_dim() + 2 * kLanes + 1), 16);
+  }
   float* buffer(int64_t thread) const {
     return workspace + 2 * packed_size() + thread * buffer_size();
   }
@@ -138,8 +149,8 @@ void pack_block(const Attention& a, int64_t head, int64_t block) {
                 sizeof(float) * a.head_dim);
 }
 
-// The rows of a tile on their way through the keys. A row is a query of one head; heads that share
-// keys and values are next to each other.
+// The queries of a tile for the heads that share keys and values. A row is a query of one head; the
+// heads of a query are next to each other.
 class TileRows {
  public:
   TileRows(const Attention& attention, const Tile& tile, int64_t key_value_head, float* buffer)
@@ -148,15 +159,14 @@ class TileRows {
         key_value_head(key_value_head),
         count((tile.stop - tile.start) * a.heads_per_key()),
         padded_count(round_up(count, kRows)),
+        num_keys(count_keys()),
+        stride(round_up(num_keys, kLanes) + kLanes),
         query(buffer),
         out(query + padded_count * a.padded_dim()),
-        scores(out + padded_count * a.padded_dim()),
-        sums(scores + padded_count * kBlock),
-        maxima(sums + padded_count * kLanes) {
+        factors(out + padded_count * a.padded_dim()),
+        scores(factors + padded_count) {
     const float factor = a.scaling * 1.44269504f;  // log2(e): powers of 2 are faster than of e
-    std::fill_n(query, 2 * padded_count * a.padded_dim(), 0.0f);
-    std::fill_n(maxima, padded_count, -kInfinity);
-    std::fill_n(sums, padded_count * kLanes, 0.0f);
+    std::fill_n(query, padded_count * a.padded_dim(), 0.0f);
     for (int64_t row = 0; row < count; ++row) {
       const float* from = locate(a.query, row);
       float* to = query + row * a.padded_dim();
@@ -165,71 +175,73 @@ class TileRows {
   }
 
   void attend() {
-    for (int32_t index = tile.first_slice; index < tile.stop_slice; ++index) {
-      const Slice slice = a.slices[index];
-      const bool causal = index == tile.stop_slice - 1;
-      for (int64_t block = slice.start / kBlock; block * kBlock < slice.stop; ++block) {
-        const int64_t base = block * kBlock;
-        attend_to_block(block, std::max<int64_t>(slice.start - base, 0), slice.stop - base, causal);
-      }
-    }
+    // Vectors of scores may go beyond their block; what is there is written afterwards, or masked.
+    for_each_block([&](int64_t block, int64_t start, int64_t size, int64_t position) {
+      multiply(query, a.padded_dim(), a.packed_keys(key_value_head, block) + start, kBlock,
+               scores + position, stride, padded_count, round_up(size, kLanes) / kLanes,
+               a.head_dim, false);
+    });
+    apply_softmax();
+    for_each_block([&](int64_t block, int64_t start, int64_t size, int64_t position) {
+      multiply(scores + position, stride,
+               a.packed_values(key_value_head, block) + start * a.padded_dim(), a.padded_dim(),
+               out, a.padded_dim(), padded_count, a.padded_dim() / kLanes, size, position > 0);
+    });
     for (int64_t row = 0; row < count; ++row) {
       const float* from = out + row * a.padded_dim();
       float* to = locate(a.out, row);
-      const float sum = reduce(load(sums + row * kLanes), add);
-      for (int64_t i = 0; i < a.head_dim; ++i) to[i] = from[i] / sum;
+      for (int64_t i = 0; i < a.head_dim; ++i) to[i] = from[i] * factors[row];
     }
   }
 
  private:
-  // The keys of the block from `start` on; `stop`, the end of the slice, may be beyond the block.
-  void attend_to_block(int64_t block, int64_t start, int64_t stop, bool causal) {
-    const int64_t last = std::min<int64_t>(stop, kBlock);
-    const int64_t aligned = start / kLanes * kLanes;
-    const int64_t vectors = round_up(last - aligned, kLanes) / kLanes;
-    multiply(query, a.padded_dim(), a.packed_keys(key_value_head, block) + aligned, kBlock,
-             scores + aligned, kBlock, padded_count, vectors, a.head_dim, false);
-    int64_t num_later = tile.stop - tile.start - 1;
-    for (int64_t row = 0; row < count; --num_later) {
-      const int64_t visible = causal ? std::clamp<int64_t>(stop - num_later, start, last) : last;
-      for (int64_t head = 0; head < a.heads_per_key(); ++head, ++row)
-        update_softmax(row, scores + row * kBlock + aligned, vectors, start - aligned,
-                       visible - aligned);
-    }
-    multiply(scores + start, kBlock,
-             a.packed_values(key_value_head, block) + start * a.padded_dim(), a.padded_dim(), out,
-             a.padded_dim(), padded_count, a.padded_dim() / kLanes, last - start, true);
+  int64_t count_keys() const {
+    int64_t sum = 0;
+    for (int32_t index = tile.first_slice; index < tile.stop_slice; ++index)
+      sum += a.slices[index].stop - a.slices[index].start;
+    return sum;
   }
 
-  // Exponentiates the scores of a row, relative to the maximum so far, and scales its output to it.
-  // Scores before `start` and from `stop` on are hidden.
-  void update_softmax(int64_t row, float* row_scores, int64_t vectors, int32_t start,
-                      int32_t stop) {
-    if (start > 0 || stop < vectors * kLanes)
-      for (int64_t i = 0; i < vectors; ++i) {
-        const Integers index = get_lane_indices() + static_cast<int32_t>(i * kLanes);
-        float* to = row_scores + i * kLanes;
-        store(to, (index >= start) & (index < stop) ? load(to) : broadcast(-kInfinity));
+  // Calls `visit` with a block, the first of its keys and how many are in a slice, and the position
+  // of the first key in the conversation.
+  template <typename Visit>
+  void for_each_block(Visit visit) const {
+    int64_t position = 0;
+    for (int32_t index = tile.first_slice; index < tile.stop_slice; ++index) {
+      const Slice slice = a.slices[index];
+      for (int64_t key = slice.start; key < slice.stop;) {
+        const int64_t start = key % kBlock;
+        const int64_t size = std::min<int64_t>(kBlock - start, slice.stop - key);
+        visit(key / kBlock, start, size, position);
+        key += size;
+        position += size;
       }
-    Vector maximum = load(row_scores);
-    for (int64_t i = 1; i < vectors; ++i) maximum = max(maximum, load(row_scores + i * kLanes));
-    const float before = maxima[row];
-    const float after = std::max(before, reduce(maximum, max));
-    if (after == -kInfinity) {  // the row sees no key of these blocks, nor of any before
-      std::fill_n(row_scores, vectors * kLanes, 0.0f);
-      return;
     }
-    Vector total = {};
-    for (int64_t i = 0; i < vectors; ++i) {
-      const Vector weight = exp2(load(row_scores + i * kLanes) - after);
-      store(row_scores + i * kLanes, weight);
-      total += weight;
+  }
+
+  // Exponentiates the scores of the keys that each row sees, and writes 0 for later keys. The factors
+  // make the sum of each row 1.
+  void apply_softmax() {
+    const int64_t repeats = a.heads_per_key();
+    int64_t num_visible = num_keys - (tile.stop - tile.start);
+    for (int64_t row = 0; row < count; ++row) {
+      if (row % repeats == 0) ++num_visible;
+      float* row_scores = scores + row * stride;
+      const int64_t end = round_up(num_visible, kLanes);
+      std::fill(row_scores + num_visible, row_scores + end, -kInfinity);
+      Vector maxima = load(row_scores);
+      for (int64_t i = kLanes; i < end; i += kLanes) maxima = max(maxima, load(row_scores + i));
+      const float maximum = reduce(maxima, max);
+      Vector sums = {};
+      for (int64_t i = 0; i < end; i += kLanes) {
+        const Vector weights = exp2(load(row_scores + i) - maximum);
+        store(row_scores + i, weights);
+        sums += weights;
+      }
+      factors[row] = 1.0f / reduce(sums, add);
+      std::fill(row_scores + end, row_scores + std::max(end, num_keys), 0.0f);
     }
-    maxima[row] = after;
-    const Vector factor = exp2(broadcast(before - after));
-    store(sums + row * kLanes, load(sums + row * kLanes) * factor + total);
-    float* to = out + row * a.padded_dim();
-    for (int64_t i = 0; i < a.padded_dim(); i += kLanes) store(to + i, load(to + i) * factor);
+    std::fill(scores + count * stride, scores + padded_count * stride, 0.0f);
   }
 
   float* locate(const Heads& heads, int64_t row) const {
@@ -240,10 +252,10 @@ class TileRows {
   const Attention& a;
   const Tile tile;
   const int64_t key_value_head, count, padded_count;  // count: rows without padding
+  const int64_t num_keys, stride;                     // of the tile; floats from row to row
   float *const query, *const out;                     // `[padded_count, padded_dim]`
-  float* const scores;                                // `[padded_count, kBlock]`
-  float* const sums;                                  // `[padded_count, kLanes]`, of the weights
-  float* const maxima;                                // `[padded_count]`, of the scores
+  float* const factors;                               // `[padded_count]`
+  float* const scores;                                // `[padded_count, stride]`
 };
 
 }  // namespace
