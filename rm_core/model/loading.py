@@ -36,6 +36,7 @@ from rm_core.inputs.images import ImageLimits
 from rm_core.inputs.judge_encoder import JudgeEncoder
 from rm_core.inputs.policy_tokenizer import PolicyTokenizer
 from rm_core.inputs.step_encoder import StepEncoder
+from rm_core.model.batch_invariance import is_batch_invariant
 from rm_core.model.checkpoint import Checkpoint, open_checkpoint, open_text_files
 from rm_core.model.checkpoint_files import MAX_JSON_BYTES
 from rm_core.model.decoder import get_decoder, get_decoder_layers
@@ -91,6 +92,8 @@ class LoadedModel:
     attention: AttentionChoice  # name of the attention backend, and the reason for the choice
     backend: AttentionBackend
     deterministic: bool  # whether a reward must not depend on its batch, to the last bit
+    # Whether a reward does not depend on its batch, to the last bit, although nothing requires it.
+    batch_invariant: bool
     quantized: bool  # whether the linear layers are quantized
     # Whether the decoder layers are compiled, once for rows of any length.
     compilation: CompilationChoice
@@ -344,6 +347,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         attention=attention,
         backend=backend,
         deterministic=config.deterministic,
+        batch_invariant=vision_tower is None
+        and is_batch_invariant(get_decoder(model), checkpoint.family, backend),
         quantized=quantized,
         compilation=compilation,
         devices=devices,
@@ -425,7 +430,7 @@ def prepare_layers(
     # Compilers do not know the packed layout of weights, and choose a layout themselves.
     plain = not quantized and not deterministic and not compiled
     if plain and model.device.type == "cpu" and model.dtype == torch.float32:
-        fuse_layers(layers)
+        fuse_layers(get_decoder(model))
         fuse_rotary(layers[0])
         prepack_linears(layers)
     if compiled:

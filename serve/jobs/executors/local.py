@@ -151,11 +151,13 @@ class LocalExecutor(Executor):
     def _load(self) -> RewardScorer:
         if self._scorer is None:
             kept_budget = self._max_batch_tokens
-            # What is cached depends on where a job was stopped, and rewards on what is cached, in
-            # their last bits: the output of a resumed job would be another one.
-            cache_bytes = None if self._config.deterministic else 0
+            scorer = RewardScorer.load(self._config, BatchConfig(kept_budget, 0, 0))
+            # What is cached depends on where a job was stopped. Where rewards depend on that in
+            # their last bits, the output of a resumed job would be another one.
+            loaded = scorer.loaded_model
+            cache_bytes = None if loaded.deterministic or loaded.batch_invariant else 0
             batching = BatchConfig(kept_budget, cache_bytes, cache_bytes)
-            scorer = RewardScorer.load(self._config, batching)
+            scorer = RewardScorer(loaded, batching)
             try:
                 scorer.warm_up()
             except DeviceMemoryError:
