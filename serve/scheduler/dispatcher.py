@@ -50,7 +50,7 @@ from serve.worker.worker import RateEstimator, SequenceBatch
 
 logger = logging.getLogger(__name__)
 
-BatchRunner: TypeAlias = Callable[[list[PendingSequence]], Awaitable[None]]
+BatchRunner: TypeAlias = Callable[[list[PendingSequence], "InFlightBatch"], Awaitable[None]]
 
 # A batch is formed from the next sequences of the queue, as many as fill this many token budgets.
 # That bounds how far newer sequences overtake older ones, and the time that forming a batch takes:
@@ -383,17 +383,17 @@ class Dispatcher:
         self, batch: list[PendingSequence], run: BatchRunner, in_flight: InFlightBatch
     ) -> None:
         try:
-            await run(batch)
+            await run(batch, in_flight)
         finally:
             self._throughput.end(in_flight)
             # Of a call that was cancelled, or of suspects behind one that was lost.
             self._suspect([entry for entry in batch if entry.is_running])
             self._schedule_soon()
 
-    async def _run_together(self, batch: list[PendingSequence]) -> None:
+    async def _run_together(self, batch: list[PendingSequence], in_flight: InFlightBatch) -> None:
         """Run a batch on a replica, and handle every outcome."""
         try:
-            while not await self._try_to_run(batch):
+            while not await self._try_to_run(batch, in_flight):
                 if self._is_paused:  # the replicas sleep
                     self._requeue(batch)
                     return
@@ -406,7 +406,9 @@ class Dispatcher:
         except Exception as error:
             self._handle_failure(batch, error)
 
-    async def _run_one_by_one(self, suspects: list[PendingSequence]) -> None:
+    async def _run_one_by_one(
+        self, suspects: list[PendingSequence], _in_flight: InFlightBatch
+    ) -> None:
         """Run suspects on a replica, one at a time, until one is lost or fails."""
         left, has_begun = deque(suspects), False
         try:
@@ -416,7 +418,8 @@ class Dispatcher:
                 if result is None:
                     has_begun = True
                 else:
-                    self._finish([left[0]], result, sent_at)
+                    self._record([left[0]], result, sent_at)
+                    self._resolve([left[0]], result)
                     left.popleft()
         except ReplicaLostError as error:
             if has_begun and left:
@@ -431,8 +434,11 @@ class Dispatcher:
         finally:
             self._suspects_are_running = False
 
-    async def _try_to_run(self, batch: list[PendingSequence]) -> bool:
-        """Return whether the batch is done: it has its rewards, or no request waits for it."""
+    async def _try_to_run(self, batch: list[PendingSequence], in_flight: InFlightBatch) -> bool:
+        """Return whether the batch is done: it has its rewards, or no request waits for it.
+
+        The replica of `in_flight` gets its next batch before the rewards are answered.
+        """
         sent_at = asyncio.get_running_loop().time()
         if not any(entry.bursts for entry in batch):
             self._pool.requeue(batch)
@@ -444,7 +450,10 @@ class Dispatcher:
         except ReplicaBusyError:
             self._metrics.record_retry(self._alias, "overloaded", len(batch))
             return False
-        self._finish(batch, result, sent_at)
+        self._record(batch, result, sent_at)
+        self._throughput.end(in_flight)
+        self._schedule()
+        self._resolve(batch, result)
         return True
 
     def _requeue(self, batch: Collection[PendingSequence]) -> None:
@@ -462,9 +471,7 @@ class Dispatcher:
             tuple({image.key: image for entry in batch for image in entry.images}.values()),
         )
 
-    def _finish(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:
-        counts = [len(entry.readouts) or 1 for entry in batch]
-        assert len(result.outputs) == self.num_outputs * sum(counts)
+    def _record(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:
         self._throughput.rate.observe(result.num_computed_tokens, result.inference_s)
         self._metrics.record_batch(
             self._alias,
@@ -484,10 +491,15 @@ class Dispatcher:
             flow.fingerprints.add(result.fingerprint)
             flow.inference_s += result.inference_s
         self._apportion_computed_tokens(batch, result.num_computed_tokens)
-        outputs = iter(result.outputs)
-        for entry, count in zip(batch, counts, strict=True):
+        for entry in batch:
             if entry.prompt is not None:
                 self.prompts.add(entry.prompt, result.replica)
+
+    def _resolve(self, batch: list[PendingSequence], result: BatchResult) -> None:
+        counts = [len(entry.readouts) or 1 for entry in batch]
+        assert len(result.outputs) == self.num_outputs * sum(counts)
+        outputs = iter(result.outputs)
+        for entry, count in zip(batch, counts, strict=True):
             self._crash_history.forget(entry.sequence)
             self._pool.resolve(entry, tuple(islice(outputs, self.num_outputs * count)))
 
@@ -617,8 +629,9 @@ class ThroughputEstimator:
         return batch
 
     def end(self, batch: InFlightBatch) -> None:
-        """Record that the result of a batch arrived, or will not arrive."""
-        self._in_flight.remove(batch)
+        """Record, once or more, that the result of a batch arrived or will not arrive."""
+        if batch in self._in_flight:
+            self._in_flight.remove(batch)
 
     def estimate_wait(self, now: float, num_replicas: int) -> float | None:
         """Estimate the seconds until a replica may get a batch; None: not before a result."""

@@ -60,6 +60,20 @@ async def test_sequence_in_flight_is_not_scored_again(harness: DispatcherHarness
 
 
 @scenario
+async def test_replica_gets_its_next_batch_before_rewards_are_answered(
+    harness: DispatcherHarness,
+) -> None:
+    """Answering takes the event loop milliseconds, for which the device would be idle."""
+    requests = [await harness.hold(), harness.submit((5,))]
+    await until(lambda: harness.dispatcher.num_waiting == 1)
+    num_batches: list[int] = []
+    requests[0].add_done_callback(lambda _: num_batches.append(len(harness.replicas.batches)))
+    harness.release()
+    await asyncio.gather(*requests)
+    assert num_batches == [2]
+
+
+@scenario
 async def test_later_sequences_join_batch_of_their_prompt(harness: DispatcherHarness) -> None:
     await harness.hold()
     prompt, other = (7,) * 12, (3,) * 12

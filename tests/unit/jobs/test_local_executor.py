@@ -45,6 +45,27 @@ def test_local_executor_equals_scorer(
         executor.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "is_kept"), [("qwen3", True), ("llama-v0.2", True), ("gemma2", False)]
+)
+def test_prompts_are_kept_between_chunks_where_that_changes_no_bit(
+    name: str, is_kept: bool, checkpoint_of: Callable[[str], Path]
+) -> None:
+    """A job that is stopped after the first chunk and run again has the same bytes."""
+    config = ModelConfig(str(checkpoint_of(name)), device="cpu")
+    question = "Which river " + "flows through a valley and " * 10 + "ends here?"
+    chunks = [[turns(f"answer {10 * chunk + i}", question) for i in range(4)] for chunk in (0, 1)]
+    uninterrupted, resumed = LocalExecutor(config), LocalExecutor(config)
+    try:
+        _, warm = [uninterrupted.submit(chunk, "error").result(PATIENCE_S) for chunk in chunks]
+        cold = resumed.submit(chunks[1], "error").result(PATIENCE_S)
+    finally:
+        uninterrupted.close()
+        resumed.close()
+    assert warm.results == cold.results
+    assert (warm.num_computed_tokens < cold.num_computed_tokens / 2) == is_kept
+
+
 def test_token_budget_of_first_start_is_kept(
     checkpoint_of: Callable[[str], Path],
 ) -> None:
