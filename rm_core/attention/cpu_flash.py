@@ -21,7 +21,7 @@ from rm_core.cpu_kernels import KernelBuildError, compile_kernels
 logger = logging.getLogger(__name__)
 
 # Rows of a tile, each a query of one of the heads that share a key, and their scores: 1 MiB. A
-# core caches them. Measured: more rows are no faster.
+# core caches them; with more rows it was not faster.
 _MAX_ROWS = 48
 _MIN_ROWS = 6
 _MAX_SCORES = 2**18
@@ -89,10 +89,14 @@ class CpuFlashBackend:
     """Backend on the kernel in C++, see `AttentionBackend`. Computes in float32.
 
     Supports neither softcap nor window.
+
+    Attributes:
+        rotates_fused: whether rows of the model are rotated by `rm_core.model.fused_rotary`.
     """
 
     def __init__(self, kernel: ctypes.CDLL) -> None:
         self._kernel = kernel
+        self.rotates_fused = False
 
     def plan(
         self, segments: Sequence[Segment], num_keys: int, device: torch.device

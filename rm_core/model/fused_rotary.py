@@ -18,7 +18,7 @@ from torch import nn
 
 from rm_core.attention import get_running_backend
 from rm_core.attention.cpu_flash import CpuFlashBackend
-from rm_core.cpu_kernels import KernelBuildError, compile_kernels
+from rm_core.cpu_kernels import compile_kernels
 
 _NAME = "apply_rotary_pos_emb"
 _TOLERANCE = 1e-5
@@ -26,18 +26,18 @@ _Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 @torch.inference_mode()
-def fuse_rotary(layer: nn.Module) -> None:
-    """Replace the function by which a decoder layer rotates; do nothing if results differ."""
+def fuse_rotary(layer: nn.Module, backend: CpuFlashBackend) -> None:
+    """Let the backend's model rotate in the kernel, if the results are those of its function."""
     module = sys.modules[type(getattr(layer, "self_attn", layer)).__module__]
-    original: _Rotate | None = getattr(module, _NAME, None)
-    if original is None or hasattr(original, "is_fused"):
+    function: _Rotate | None = getattr(module, _NAME, None)
+    if function is None:
         return
-    try:
-        kernel = compile_kernels().skyreward_rotate
-    except KernelBuildError:
-        return
+    original: _Rotate = getattr(function, "original", function)
+    kernel = compile_kernels().skyreward_rotate
     if _is_equal(original, kernel):
-        setattr(module, _NAME, _wrap(original, kernel))
+        backend.rotates_fused = True
+        if function is original:
+            setattr(module, _NAME, _wrap(original, kernel))
 
 
 def _wrap(original: _Rotate, kernel: Any) -> _Rotate:
@@ -50,16 +50,19 @@ def _wrap(original: _Rotate, kernel: Any) -> _Rotate:
         *args: Any,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if (
-            not (args or options)
-            and isinstance(get_running_backend(query.device), CpuFlashBackend)
-            and all(_is_supported(rows, cos, sin) for rows in (query, key))
-        ):
-            return _rotate(kernel, query, cos, sin), _rotate(kernel, key, cos, sin)
-        return original(query, key, cos, sin, *args, **options)
+        if torch.compiler.is_compiling() or args or options or not _is_running_fused():
+            return original(query, key, cos, sin, *args, **options)
+        if not all(_is_supported(rows, cos, sin) for rows in (query, key)):
+            return original(query, key, cos, sin)
+        return _rotate(kernel, query, cos, sin), _rotate(kernel, key, cos, sin)
 
-    rotate.is_fused = True  # type: ignore[attr-defined]
+    rotate.original = original  # type: ignore[attr-defined]
     return rotate
+
+
+def _is_running_fused() -> bool:
+    backend = get_running_backend(torch.device("cpu"))
+    return isinstance(backend, CpuFlashBackend) and backend.rotates_fused
 
 
 def _is_supported(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:

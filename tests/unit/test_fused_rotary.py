@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from rm_core import ModelConfig, RewardScorer
+from rm_core.attention.cpu_flash import CpuFlashBackend
 from rm_core.cpu_kernels import FLAGS, compile_kernels
 from rm_core.model import fused_rotary
 from rm_core.model.fused_rotary import fuse_rotary
@@ -72,11 +73,25 @@ def test_function_is_replaced_only_by_one_that_gives_the_same_rows(
     function: Any, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, module = define_layer(function, monkeypatch)
-    fuse_rotary(layer)
-    assert hasattr(getattr(module, "apply_rotary_pos_emb", None), "is_fused") == is_fused
+    backend, other = CpuFlashBackend(compile_kernels()), CpuFlashBackend(compile_kernels())
+    fuse_rotary(layer, backend)
+    assert backend.rotates_fused == is_fused
     replaced = getattr(module, "apply_rotary_pos_emb", None)
-    fuse_rotary(layer)  # another model of the same architecture
+    assert (replaced is not function) == is_fused
+    fuse_rotary(layer, other)  # another model of the same architecture
+    assert other.rotates_fused == is_fused
     assert getattr(module, "apply_rotary_pos_emb", None) is replaced
+
+
+def test_another_rotation_of_a_later_model_is_kept(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each load compares with the function as it is now, not as it was for an earlier model."""
+    folder = str(checkpoint_of("qwen3"))
+    assert RewardScorer.load(ModelConfig(folder, device="cpu")).loaded_model.backend.rotates_fused
+    monkeypatch.setattr(modeling_qwen3, "rotate_half", modeling_cohere.rotate_half)
+    later = RewardScorer.load(ModelConfig(folder, device="cpu")).loaded_model
+    assert not later.backend.rotates_fused
 
 
 @pytest.mark.parametrize(
@@ -92,7 +107,7 @@ def test_only_models_with_the_compiled_attention_rotate_in_the_kernel(
     """The module of an architecture is shared by all models of the process."""
     folder = str(checkpoint_of("qwen3"))
     fused = RewardScorer.load(ModelConfig(folder, device="cpu"))
-    assert hasattr(modeling_qwen3.apply_rotary_pos_emb, "is_fused")
+    assert fused.loaded_model.backend.rotates_fused
     calls: list[int] = []
     rotate = fused_rotary._rotate
 
