@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "vector.h"
 
@@ -61,16 +62,17 @@ void multiply(const float* left, int64_t left_stride, const float* right, int64_
               bool is_added) {
   for (int64_t column = 0; column < vectors; column += kColumns)
     for (int64_t row = 0; row < rows; row += kRows) {
-      const auto run = [&](auto multiply_columns) {
-        multiply_columns(left + row * left_stride, left_stride, right + column * kLanes,
-                         right_stride, out + row * out_stride + column * kLanes, out_stride, depth,
-                         is_added);
+      const auto run = [&](auto columns) {
+        multiply_panel<columns.value>(left + row * left_stride, left_stride,
+                                      right + column * kLanes, right_stride,
+                                      out + row * out_stride + column * kLanes, out_stride, depth,
+                                      is_added);
       };
       switch (std::min<int64_t>(kColumns, vectors - column)) {
-        case 1: run(multiply_panel<1>); break;
-        case 2: run(multiply_panel<2>); break;
-        case 3: run(multiply_panel<3>); break;
-        default: run(multiply_panel<kColumns>);
+        case 1: run(std::integral_constant<int, 1>()); break;
+        case 2: run(std::integral_constant<int, 2>()); break;
+        case 3: run(std::integral_constant<int, 3>()); break;
+        default: run(std::integral_constant<int, kColumns>());
       }
     }
 }

@@ -36,8 +36,10 @@ def compile_kernels(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
             kernels = ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        output = getattr(error, "stderr", None) or ""
+        output = output.decode(errors="replace") if isinstance(output, bytes) else output
+        lines = output.strip().splitlines() or [str(error)]
         cause = next((line for line in lines if "error" in line), lines[0])
-        raise KernelBuildError(f"g++ cannot compile the kernels for CPUs: {cause}") from error
+        raise KernelBuildError(f"the kernels for CPUs are not compiled: {cause}") from error
     kernels.skyreward_get_workspace_size.restype = ctypes.c_int64
     return kernels

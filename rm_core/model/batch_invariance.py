@@ -34,12 +34,12 @@ def is_batch_invariant(decoder: Any, family: str, backend: AttentionBackend) -> 
     if not known or not isinstance(decoder.norm, FusedRmsNorm):
         return False
     linears = {
-        (leaf.in_features, leaf.out_features): leaf
+        (leaf.in_features, leaf.out_features, leaf.has_bias): leaf
         for leaf in leaves
         if isinstance(leaf, PrepackedLinear)
     }
     return _rotates_each_position_alike(decoder.rotary_emb) and all(
-        _computes_each_row_alike(linear, size) for (size, _), linear in linears.items()
+        _computes_each_row_alike(linear, size) for (size, *_), linear in linears.items()
     )
 
 

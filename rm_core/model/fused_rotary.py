@@ -50,7 +50,7 @@ def _wrap(original: _Rotate, kernel: Any) -> _Rotate:
         *args: Any,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if torch.compiler.is_compiling() or args or options or not _is_running_fused():
+        if torch.compiler.is_compiling() or args or options or not _is_running_fused(query):
             return original(query, key, cos, sin, *args, **options)
         if not all(_is_supported(rows, cos, sin) for rows in (query, key)):
             return original(query, key, cos, sin)
@@ -60,8 +60,10 @@ def _wrap(original: _Rotate, kernel: Any) -> _Rotate:
     return rotate
 
 
-def _is_running_fused() -> bool:
-    backend = get_running_backend(torch.device("cpu"))
+def _is_running_fused(query: torch.Tensor) -> bool:
+    if query.device.type != "cpu":
+        return False
+    backend = get_running_backend(query.device)
     return isinstance(backend, CpuFlashBackend) and backend.rotates_fused
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MMAP_THRESHOLD = (-3, 2**30, "MALLOC_MMAP_THRESHOLD_")
 _TRIM_THRESHOLD = (-1, 2**31 - 1, "MALLOC_TRIM_THRESHOLD_")
 _ARENA_MAX = (-8, 1, "MALLOC_ARENA_MAX")
+_TUNABLES = "GLIBC_TUNABLES"
 
 
 def offload_weights(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
@@ -74,13 +75,13 @@ def keep_freed_memory() -> None:
 
     By default glibc gives large blocks back to the kernel as soon as they are free, so that each
     layer of each batch gets its tensors as new pages, which the kernel fills with zeros first. On
-    two cores that took up to a tenth of the time of batches in float32. All threads share one
-    heap, since that of a thread is mapped and unmapped in parts of 64 MiB. Values set by the user
+    two cores that took up to a tenth of the time of batches in float32. Threads that start later
+    get no separate heaps, which are mapped and unmapped in parts of 64 MiB. Values set by the user
     stay. Call this after the weights are loaded: what loading freed is then back with the kernel.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
     for parameter, value, variable in (_MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX):
-        if variable not in os.environ:
+        if variable not in os.environ and "glibc.malloc" not in os.environ.get(_TUNABLES, ""):
             mallopt(parameter, value)

@@ -37,6 +37,7 @@ class PrepackedLinear(nn.Module):
         )
         self._bias = None if linear.bias is None else linear.bias.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.has_bias = linear.bias is not None
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map `[..., in_features]` to `[..., out_features]`.

@@ -43,6 +43,7 @@ from serve.scheduler.pending import (
     PendingSequence,
     RequestFlow,
     build_quarantine_error,
+    set_results,
 )
 from serve.telemetry.metrics import Metrics
 from serve.worker.backends import Backend
@@ -247,6 +248,8 @@ class Dispatcher:
 
     def _schedule(self) -> None:
         """While a replica is free, form the next batch and send it."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = None
         if self._is_paused:
             return
@@ -419,7 +422,7 @@ class Dispatcher:
                     has_begun = True
                 else:
                     self._record([left[0]], result, sent_at)
-                    self._resolve([left[0]], result)
+                    set_results(self._resolve([left[0]], result))
                     left.popleft()
         except ReplicaLostError as error:
             if has_begun and left:
@@ -451,9 +454,12 @@ class Dispatcher:
             self._metrics.record_retry(self._alias, "overloaded", len(batch))
             return False
         self._record(batch, result, sent_at)
+        resolved = self._resolve(batch, result)
         self._throughput.end(in_flight)
-        self._schedule()
-        self._resolve(batch, result)
+        try:
+            self._schedule()
+        finally:
+            set_results(resolved)
         return True
 
     def _requeue(self, batch: Collection[PendingSequence]) -> None:
@@ -472,6 +478,8 @@ class Dispatcher:
         )
 
     def _record(self, batch: list[PendingSequence], result: BatchResult, sent_at: float) -> None:
+        num_readouts = sum(len(entry.readouts) or 1 for entry in batch)
+        assert len(result.outputs) == self.num_outputs * num_readouts
         self._throughput.rate.observe(result.num_computed_tokens, result.inference_s)
         self._metrics.record_batch(
             self._alias,
@@ -495,13 +503,17 @@ class Dispatcher:
             if entry.prompt is not None:
                 self.prompts.add(entry.prompt, result.replica)
 
-    def _resolve(self, batch: list[PendingSequence], result: BatchResult) -> None:
-        counts = [len(entry.readouts) or 1 for entry in batch]
-        assert len(result.outputs) == self.num_outputs * sum(counts)
+    def _resolve(
+        self, batch: list[PendingSequence], result: BatchResult
+    ) -> list[asyncio.Future[None]]:
+        """Distribute outputs; return the futures of the requests that wait for nothing else."""
         outputs = iter(result.outputs)
-        for entry, count in zip(batch, counts, strict=True):
+        resolved: list[asyncio.Future[None]] = []
+        for entry in batch:
             self._crash_history.forget(entry.sequence)
-            self._pool.resolve(entry, tuple(islice(outputs, self.num_outputs * count)))
+            count = self.num_outputs * (len(entry.readouts) or 1)
+            resolved += self._pool.resolve(entry, tuple(islice(outputs, count)))
+        return resolved
 
     def _apportion_computed_tokens(self, batch: list[PendingSequence], num_computed: int) -> None:
         """Attribute computed tokens to requests; a client learns nothing of others in its batch."""
@@ -559,7 +571,7 @@ class Dispatcher:
     def _fail(self, entry: PendingSequence, error: ScoreError) -> None:
         """Give an entry an error at each of its readouts."""
         num_outputs = self.num_outputs * (len(entry.readouts) or 1)
-        self._pool.resolve(entry, (error,) * num_outputs)
+        set_results(self._pool.resolve(entry, (error,) * num_outputs))
 
     def _quarantine(self, entry: PendingSequence) -> None:
         self._metrics.record_abandonment(self._alias, 1)

@@ -218,15 +218,23 @@ class PendingPool:
             else:
                 self._drop(entry)
 
-    def resolve(self, entry: PendingSequence, outputs: tuple[float | ScoreError, ...]) -> None:
-        """Give the outputs of an entry in flight to all requests that wait for them."""
+    def resolve(
+        self, entry: PendingSequence, outputs: tuple[float | ScoreError, ...]
+    ) -> list[asyncio.Future[None]]:
+        """Give the outputs of an entry in flight to all requests that wait for them.
+
+        Returns:
+            The futures of the requests that have all outputs now, for `set_results`.
+        """
+        resolved = []
         for burst in entry.bursts:
             burst.outputs[entry.sequence, entry.readouts] = outputs
             self._adjust_tokens(burst.flow, -len(entry.sequence))
             burst.num_missing -= 1
-            if not burst.num_missing and not burst.future.done():
-                burst.future.set_result(None)
+            if not burst.num_missing:
+                resolved.append(burst.future)
         self._drop(entry)
+        return resolved
 
     def fail(self, batch: Collection[PendingSequence], error: RewardError) -> None:
         """Fail all requests that wait for an entry of the batch, and drop the entries."""
@@ -305,6 +313,13 @@ class CrashHistory:
         """Forget a sequence that was scored: it did not cause the crashes."""
         if self._crashes:
             self._crashes.pop(_hash_sequence(sequence), None)
+
+
+def set_results(resolved: Iterable[asyncio.Future[None]]) -> None:
+    """Wake the requests of `PendingPool.resolve`, except those that were cancelled."""
+    for future in resolved:
+        if not future.done():
+            future.set_result(None)
 
 
 def build_quarantine_error(sequence: TokenIds) -> ScoreError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from rm_core import ModelConfig, RewardScorer
 from rm_core.attention import AttentionParams, Segment, build_segments, build_token_segments
 from rm_core.attention.cpu_flash import CpuFlashBackend
-from rm_core.cpu_kernels import FLAGS, compile_kernels
+from rm_core.cpu_kernels import FLAGS, KernelBuildError, compile_kernels
 from rm_core.packing import PrefixTree, pack
 
 CPU = torch.device("cpu")
@@ -196,3 +197,22 @@ def test_without_a_working_compiler_torch_computes_attention(
     assert reason in info.attention_reason
     assert "torch's SDPA kernel is used, which is slower" in caplog.text
     assert scorer.score([conversation]) == pytest.approx(compiled, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (subprocess.TimeoutExpired("g++", 1, stderr=b"slow: error\n"), "slow: error"),
+        (subprocess.CalledProcessError(1, "g++", stderr=" \n"), "returned non-zero exit status 1"),
+        (OSError("cannot open shared object file"), "cannot open shared object file"),
+    ],
+)
+def test_every_failure_to_build_is_one_error(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("subprocess.run", fail)
+    with pytest.raises(KernelBuildError, match=message):
+        compile_kernels((*FLAGS, "-DUNUSED"))

@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from rm_core import ModelConfig, RewardScorer
+from rm_core.attention import PackedAttention, run_packed_attention
 from rm_core.attention.cpu_flash import CpuFlashBackend
 from rm_core.cpu_kernels import FLAGS, compile_kernels
 from rm_core.model import fused_rotary
@@ -135,3 +136,18 @@ def test_plain_transformers_keeps_its_function(checkpoint_of: Callable[[str], Pa
     swapped = rows.transpose(1, 2)
     by_option = modeling_qwen3.apply_rotary_pos_emb(swapped, swapped, cos, sin, unsqueeze_dim=2)
     assert torch.equal(by_option[0], expected[0].transpose(1, 2))
+
+
+def test_later_model_on_other_devices_is_left_alone(
+    checkpoint_of: Callable[[str], Path],
+) -> None:
+    """A model over several devices has no stage on the CPU for which a backend could be asked."""
+    RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
+    rows = torch.empty(1, 5, 3, 16, device="meta").transpose(1, 2)
+    cos = torch.empty(1, 5, 16, device="meta")
+    stage = PackedAttention(CpuFlashBackend(compile_kernels()), None, 5, 5)
+    devices = [torch.device("cuda", index) for index in range(2)]
+    with run_packed_attention([(device, stage) for device in devices]):
+        rotated, _ = modeling_qwen3.apply_rotary_pos_emb(rows, rows, cos, cos, unsqueeze_dim=1)
+        again, _ = modeling_qwen3.apply_rotary_pos_emb(rows, rows, cos, cos)
+    assert rotated.shape == again.shape == rows.shape

@@ -151,13 +151,15 @@ class LocalExecutor(Executor):
     def _load(self) -> RewardScorer:
         if self._scorer is None:
             kept_budget = self._max_batch_tokens
-            scorer = RewardScorer.load(self._config, BatchConfig(kept_budget, 0, 0))
             # What is cached depends on where a job was stopped. Where rewards depend on that in
             # their last bits, the output of a resumed job would be another one.
-            loaded = scorer.loaded_model
-            cache_bytes = None if loaded.deterministic or loaded.batch_invariant else 0
+            cache_bytes = None if self._config.deterministic else 0
             batching = BatchConfig(kept_budget, cache_bytes, cache_bytes)
-            scorer = RewardScorer(loaded, batching)
+            scorer = RewardScorer.load(self._config, batching)
+            if scorer.loaded_model.batch_invariant:
+                cache_bytes = None
+                batching = BatchConfig(kept_budget)
+                scorer = RewardScorer(scorer.loaded_model, batching)
             try:
                 scorer.warm_up()
             except DeviceMemoryError:
