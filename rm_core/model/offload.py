@@ -76,8 +76,9 @@ def keep_freed_memory() -> None:
     By default glibc gives large blocks back to the kernel as soon as they are free, so that each
     layer of each batch gets its tensors as new pages, which the kernel fills with zeros first. On
     two cores that took up to a tenth of the time of batches in float32. Threads that start later
-    get no separate heaps, which are mapped and unmapped in parts of 64 MiB. Values set by the user
-    stay. Call this after the weights are loaded: what loading freed is then back with the kernel.
+    share the heaps that are there: another one would be mapped and unmapped in parts of 64 MiB.
+    Values set by the user stay. Call this after the weights are loaded: what loading freed is then
+    back with the kernel.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
