@@ -38,7 +38,7 @@ class CpuSdpaBackend:
     """SDPA backend for CPUs, see `AttentionBackend`. Supports neither softcap nor window.
 
     Args:
-        kernel_failure: why the faster kernel of `cpu_flash` is not used.
+        kernel_failure: why the faster kernel of `cpu_kernel` is not used.
     """
 
     def __init__(self, kernel_failure: str = "") -> None:

@@ -196,7 +196,7 @@ def make_backend(name: str, deterministic: bool = False) -> AttentionBackend:
 
             return EagerBackend(aligned=deterministic)
         case "sdpa":
-            from rm_core.attention.cpu_flash import make_cpu_backend
+            from rm_core.attention.cpu_kernel import make_cpu_backend
 
             return make_cpu_backend()
         case "varlen":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rm_core.attention import AttentionBackend
-from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.attention.cpu_kernel import CpuKernelBackend
 from rm_core.model.fused_layers import FusedRmsNorm
 from rm_core.model.prepacked_linear import PrepackedLinear
 
@@ -27,7 +27,7 @@ _PARTS = (1, 2, 3, 17, 64, 129)
 @torch.inference_mode()
 def is_batch_invariant(decoder: Any, family: str, backend: AttentionBackend) -> bool:
     """Return whether a decoder that is prepared for packed rows is batch-invariant to the bit."""
-    if family not in _FAMILIES or not isinstance(backend, CpuFlashBackend):
+    if family not in _FAMILIES or not isinstance(backend, CpuKernelBackend):
         return False
     leaves = [module for module in decoder.layers.modules() if not any(module.children())]
     known = all(isinstance(leaf, PrepackedLinear | FusedRmsNorm) for leaf in leaves)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rm_core.attention import get_running_backend
-from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.attention.cpu_kernel import CpuKernelBackend
 from rm_core.cpu_kernels import compile_kernels
 
 _NAME = "apply_rotary_pos_emb"
@@ -26,7 +26,7 @@ _Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 @torch.inference_mode()
-def fuse_rotary(layer: nn.Module, backend: CpuFlashBackend) -> None:
+def fuse_rotary(layer: nn.Module, backend: CpuKernelBackend) -> None:
     """Let the backend's model rotate in the kernel, if the results are those of its function."""
     module = sys.modules[type(getattr(layer, "self_attn", layer)).__module__]
     function: _Rotate | None = getattr(module, _NAME, None)
@@ -64,7 +64,7 @@ def _is_running_fused(query: torch.Tensor) -> bool:
     if query.device.type != "cpu":
         return False
     backend = get_running_backend(query.device)
-    return isinstance(backend, CpuFlashBackend) and backend.rotates_fused
+    return isinstance(backend, CpuKernelBackend) and backend.rotates_fused
 
 
 def _is_supported(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:

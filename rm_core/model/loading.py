@@ -23,7 +23,7 @@ from rm_core.attention import (
     install_packed_attention,
     select_validated_backend,
 )
-from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.attention.cpu_kernel import CpuKernelBackend
 from rm_core.compilation import CompilationChoice, choose_compilation, recompile_options
 from rm_core.config import ModelConfig, read_date
 from rm_core.errors import ModelLoadError, RewardError
@@ -299,7 +299,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         on_all_tokens=probe.readout_layer_fault is not None,
     )
     # Not with quantized layers, whose rounding of activations enlarges a difference of one bit.
-    if isinstance(backend, CpuFlashBackend) and config.quantization == "none":
+    if isinstance(backend, CpuKernelBackend) and config.quantization == "none":
         fuse_rotary(get_decoder_layers(model)[0], backend)
     check_precision(model, devices, checkpoint.max_positions - 1)
     if device.type == "cpu":

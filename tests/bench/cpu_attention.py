@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from rm_core.attention import AttentionParams, Segment
-from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.attention.cpu_kernel import CpuKernelBackend
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.cpu_kernels import compile_kernels
 from rm_core.model.offload import keep_freed_memory
@@ -50,7 +50,7 @@ def main() -> None:
     linear = PrepackedLinear(torch.nn.Linear(MATRIX, MATRIX, bias=False))
     product = {"oneDNN": lambda: linear(matrix), "torch": lambda: matrix @ matrix}
     print("GFLOP/s; matrix product:", *measure(product, 2 * MATRIX**3))
-    kernels = {"kernel": CpuFlashBackend(compile_kernels()), "SDPA": CpuSdpaBackend()}
+    kernels = {"kernel": CpuKernelBackend(compile_kernels()), "SDPA": CpuSdpaBackend()}
     for num_heads, num_key_value_heads, head_dim in HEADS:
         for length, count in LENGTHS:
             num_tokens = length * count

@@ -24,7 +24,7 @@ from rm_core.attention import (
     build_token_segments,
     eager,
 )
-from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.attention.cpu_kernel import CpuKernelBackend
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.flash import FlashAttn4Backend, FlashAttnBackend
@@ -63,7 +63,7 @@ def attention(
 BACKENDS: dict[str, tuple[Callable[[], AttentionBackend], list[AttentionParams]]] = {
     "eager": (EagerBackend, [PLAIN, CAPPED, WINDOWED, BOTH]),
     "eager, aligned": (lambda: EagerBackend(aligned=True), [PLAIN, CAPPED, WINDOWED, BOTH]),
-    "compiled": (lambda: CpuFlashBackend(compile_kernels()), [PLAIN]),
+    "compiled": (lambda: CpuKernelBackend(compile_kernels()), [PLAIN]),
     "split": (CpuSdpaBackend, [PLAIN]),
     "torch's varlen": (lambda: TorchVarlenBackend(kernel=torch_kernel), [PLAIN, WINDOWED]),
     "flash-attn": (lambda: FlashAttnBackend(flash_kernel), [PLAIN, CAPPED, WINDOWED, BOTH]),

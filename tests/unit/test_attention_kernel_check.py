@@ -19,7 +19,7 @@ from rm_core.attention import (
     choose_attention,
     select_validated_backend,
 )
-from rm_core.attention.cpu_flash import CpuFlashBackend, CpuFlashPlan, make_cpu_backend
+from rm_core.attention.cpu_kernel import CpuKernelBackend, CpuKernelPlan, make_cpu_backend
 from rm_core.attention.cpu_sdpa import CpuSdpaBackend
 from rm_core.attention.eager import EagerBackend
 from rm_core.attention.kernel_check import AttentionHeads, check_backend
@@ -73,10 +73,10 @@ def test_incomplete_backend_fails(dtype: torch.dtype, without: str) -> None:
 
 
 def drop_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lossy(self: CpuFlashBackend, segments: Sequence[Segment], *_: object) -> CpuFlashPlan:
-        return CpuFlashPlan([replace(segment, keys=segment.keys[-1:]) for segment in segments])
+    def lossy(self: CpuKernelBackend, segments: Sequence[Segment], *_: object) -> CpuKernelPlan:
+        return CpuKernelPlan([replace(segment, keys=segment.keys[-1:]) for segment in segments])
 
-    monkeypatch.setattr(CpuFlashBackend, "plan", lossy)
+    monkeypatch.setattr(CpuKernelBackend, "plan", lossy)
 
 
 def test_auto_falls_back_with_reason(

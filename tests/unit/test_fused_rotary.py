@@ -16,7 +16,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from rm_core import ModelConfig, RewardScorer
 from rm_core.attention import PackedAttention, run_packed_attention
-from rm_core.attention.cpu_flash import CpuFlashBackend
+from rm_core.attention.cpu_kernel import CpuKernelBackend
 from rm_core.cpu_kernels import FLAGS, compile_kernels
 from rm_core.model import fused_rotary
 from rm_core.model.fused_rotary import fuse_rotary
@@ -74,7 +74,7 @@ def test_function_is_replaced_only_by_one_that_gives_the_same_rows(
     function: Any, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, module = define_layer(function, monkeypatch)
-    backend, other = CpuFlashBackend(compile_kernels()), CpuFlashBackend(compile_kernels())
+    backend, other = CpuKernelBackend(compile_kernels()), CpuKernelBackend(compile_kernels())
     fuse_rotary(layer, backend)
     assert backend.rotates_fused == is_fused
     replaced = getattr(module, "apply_rotary_pos_emb", None)
@@ -145,7 +145,7 @@ def test_later_model_on_other_devices_is_left_alone(
     RewardScorer.load(ModelConfig(str(checkpoint_of("qwen3")), device="cpu"))
     rows = torch.empty(1, 5, 3, 16, device="meta").transpose(1, 2)
     cos = torch.empty(1, 5, 16, device="meta")
-    stage = PackedAttention(CpuFlashBackend(compile_kernels()), None, 5, 5)
+    stage = PackedAttention(CpuKernelBackend(compile_kernels()), None, 5, 5)
     devices = [torch.device("cuda", index) for index in range(2)]
     with run_packed_attention([(device, stage) for device in devices]):
         rotated, _ = modeling_qwen3.apply_rotary_pos_emb(rows, rows, cos, cos, unsqueeze_dim=1)

@@ -60,7 +60,7 @@ class _Attention(ctypes.Structure):
 def make_cpu_backend() -> AttentionBackend:
     """Return the backend for this machine: the compiled kernel, or torch's where that fails."""
     try:
-        return CpuFlashBackend(compile_kernels())
+        return CpuKernelBackend(compile_kernels())
     except KernelBuildError as error:
         logger.warning("attention: %s; torch's SDPA kernel is used, which is slower", error)
         return CpuSdpaBackend(str(error))
@@ -77,7 +77,7 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
-class CpuFlashPlan:
+class CpuKernelPlan:
     """Segments of a batch, and their division into tiles, made when a layer first attends."""
 
     segments: Sequence[Segment]
@@ -85,7 +85,7 @@ class CpuFlashPlan:
     tiles: dict[int, Tiles] = field(default_factory=dict)
 
 
-class CpuFlashBackend:
+class CpuKernelBackend:
     """Backend on the kernel in C++, see `AttentionBackend`. Computes in float32.
 
     Supports neither softcap nor window.
@@ -100,13 +100,13 @@ class CpuFlashBackend:
 
     def plan(
         self, segments: Sequence[Segment], num_keys: int, device: torch.device
-    ) -> CpuFlashPlan:
+    ) -> CpuKernelPlan:
         """See `AttentionBackend`."""
-        return CpuFlashPlan(segments)
+        return CpuKernelPlan(segments)
 
     def attend(
         self,
-        plan: CpuFlashPlan,
+        plan: CpuKernelPlan,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
